@@ -1,0 +1,126 @@
+"""The noise predictor of the toy: a small MLP over (x_t, t, words), and a stack of them as one set of tensors.
+
+Parameters are a dict of tensors with a leading stack dimension M, so that one batched matmul advances every run of a sweep.
+A single network is a stack of one. Words are embedded and *summed*: "V dog" shares "dog" with "dog".
+Shapes: M members, B batch, 2 the plane.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
+
+
+def _silu_and_slope(a: Tensor) -> tuple[Tensor, Tensor]:
+    s = torch.sigmoid(a)
+    h = a * s
+    return h, s * (1 + a - h)
+
+
+SLOPES = {"silu": _silu_and_slope, "relu": lambda a: (a.relu(), (a > 0).to(a.dtype))}
+
+
+def _layer(theta: Mapping[str, Tensor], i: int, h: Tensor) -> Tensor:
+    return torch.baddbmm(theta[f"bias{i}"], h, theta[f"weight{i}"])
+
+
+@dataclass(frozen=True)
+class EpsMLP:
+    """The architecture (hashable, no tensors): `init` makes parameters, calling it with them predicts the noise.
+
+    `time` = "cosine": cos(pi k t / T), k = 1..time_dim, fixed and smooth; "table": a learned row per step, as in the paper's toy.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]  # the words of every prompt
+    num_timesteps: int
+    width: int = 64
+    depth: int = 3  # hidden layers
+    token_dim: int = 8
+    time_dim: int = 8
+    activation: Literal["silu", "relu"] = "silu"
+    time: Literal["cosine", "table"] = "cosine"
+
+    def init(self, rngs: list[torch.Generator]) -> dict[str, Tensor]:
+        """One member per generator: PyTorch's defaults (embeddings N(0, 1), linear layers U(-1/sqrt(fan_in), ...))."""
+
+        def normal(*shape):
+            return torch.stack([torch.randn(*shape, generator=r) for r in rngs])
+
+        def uniform(fan_in, *shape):
+            return torch.stack(
+                [(torch.rand(*shape, generator=r) * 2 - 1) / fan_in**0.5 for r in rngs]
+            )
+
+        theta = {"token": normal(1 + max(max(p) for p in self.tokens), self.token_dim)}
+        if self.time == "table":
+            theta["time"] = normal(self.num_timesteps, self.time_dim)
+        sizes = [2 + self.time_dim + self.token_dim, *[self.width] * self.depth, 2]
+        for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            theta[f"weight{i}"] = uniform(n_in, n_in, n_out)
+            theta[f"bias{i}"] = uniform(n_in, 1, n_out)
+        return theta
+
+    def __call__(self, theta: Mapping[str, Tensor], x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """eps_hat of shape (M, B, 2) for x_t (M, B, 2) and t, cond (M, B) or broadcastable to it."""
+        h = self._features(theta, x_t, t, cond)
+        for i in range(self.depth):
+            h = ACTIVATIONS[self.activation](_layer(theta, i, h))
+        return _layer(theta, self.depth, h)
+
+    def with_divergence(
+        self, theta: Mapping[str, Tensor], x_t: Tensor, t: Tensor, cond: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(eps_hat, tr(d eps_hat / dx_t)): the tangents along both axes pass through the layers beside the values."""
+        h = self._features(theta, x_t, t, cond)
+        rows = theta["weight0"][:, :2, None]  # M 2 1 W: d(first layer) / dx
+        tangent = rows.expand(-1, -1, h.shape[1], -1).flatten(1, 2)  # M 2B W
+        for i in range(self.depth):
+            h, slope = SLOPES[self.activation](_layer(theta, i, h))
+            tangent = tangent * torch.cat([slope, slope], 1) @ theta[f"weight{i + 1}"]
+        along_x, along_y = tangent.chunk(2, 1)
+        return _layer(theta, self.depth, h), along_x[..., 0] + along_y[..., 1]
+
+    def bind(self, theta: Mapping[str, Tensor]) -> "Bound":
+        """predict(x_t, t, cond) with these parameters."""
+        return Bound(self, theta)
+
+    def _features(self, theta, x_t, t, cond):
+        """x_t, the time and the summed words, side by side."""
+        stack, batch = x_t.shape[:2]
+        t, cond = t.expand(stack, batch), cond.expand(stack, batch)
+        row = torch.arange(stack, device=x_t.device)[:, None]
+        words = torch.tensor(self.tokens, device=x_t.device)[cond]
+        token = theta["token"][row[..., None], words].sum(-2)
+        time = theta["time"][row, t] if self.time == "table" else self.time_features(x_t)[t]
+        return torch.cat([x_t, time, token], -1)
+
+    def time_features(self, like: Tensor) -> Tensor:
+        u = torch.arange(self.num_timesteps, dtype=torch.float64) / self.num_timesteps
+        k = torch.arange(1, self.time_dim + 1, dtype=torch.float64)
+        return torch.cos(math.pi * u[:, None] * k).to(like)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A network with its parameters: what the rest of driftlab calls `predict`."""
+
+    net: EpsMLP
+    theta: Mapping[str, Tensor]
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return self.net(self.theta, x_t, t, cond)
+
+    def with_divergence(self, x_t: Tensor, t: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net.with_divergence(self.theta, x_t, t, cond)
+
+
+def members(theta: Mapping[str, Tensor], which) -> dict[str, Tensor]:
+    """These members of a stack (an index, slice or list), as a stack."""
+    index = [which] if isinstance(which, int) else which
+    return {name: p[index] for name, p in theta.items()}

@@ -1,0 +1,202 @@
+"""One training loop for a stack of runs: pretraining and all five objectives, every weight and seed, at once.
+
+Runs that use the same terms, network and learning rate form a `Group`: one dict of stacked parameters. The loop draws one minibatch
+per seed and role, hands every group its seeds' part (so the instance noise is bit-identical across objectives), sums the losses,
+and makes one Adam step. Adam is elementwise, so each run moves as if it were alone.
+Shapes: M runs of a group, S seeds, B batch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from toy2d.data import Pool, draw, generator
+from toy2d.model import EpsMLP
+from toy2d.objectives import Anchor, Example, Objective
+from toy2d.schedule import Schedule
+
+Params = dict[str, Tensor]
+
+
+@dataclass
+class Group:
+    """Runs that differ by weight and seed only. `objective` holds weights of shape (M,)."""
+
+    net: EpsMLP
+    theta: Params  # M ...
+    theta_star: Params  # M ...: where each run started
+    objective: Objective
+    seed_index: Tensor  # M: which of the S seeds
+    names: list[str]  # M
+    pools: Mapping[str, str]  # role -> name of the pool that its examples come from
+    learning_rate: float = 1e-3
+    fisher: Params | None = None  # M ...
+    stopped: dict[int, str] = field(default_factory=dict)  # member -> why it stopped
+
+    def __post_init__(self):
+        self.theta = {k: v.detach().clone().requires_grad_() for k, v in self.theta.items()}
+        self.anchors = {
+            "anchor": Anchor(self.theta, self.theta_star, None, self.objective.reduction, runs=1)
+        }
+        if self.fisher is not None:
+            self.anchors["fisher"] = Anchor(self.theta, self.theta_star, self.fisher, runs=1)
+        self.last_loss = torch.full((len(self.names),), float("nan"))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def roles(self) -> list[str]:
+        return [
+            r for r in ("instance", "prior", "output") if r == "instance" or self.objective.uses(r)
+        ]
+
+    def terms(self, schedule: Schedule, batch: Mapping[str, Example]) -> dict[str, Tensor]:
+        """The denoising terms of every run of the group, (M,) each, differentiable; `batch` is keyed by pool."""
+        mine = {
+            role: Example(*(part[self.seed_index] for part in batch[self.pools[role]]))
+            for role in self.roles
+        }
+        star = self.net.bind(self.theta_star)
+        return self.objective.terms(self.net.bind(self.theta), schedule, mine, star)
+
+    def all_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`terms` and the distance terms, detached: what is logged, and what must stay finite."""
+        with torch.no_grad():
+            return {
+                k: v.detach()
+                for k, v in (terms | self.objective.anchor_terms(self.anchors)).items()
+            }
+
+    def stop_diverged(self, loss: Tensor, step: int) -> None:
+        """Note the runs whose loss is no longer finite; `fit` moves them no more."""
+        for m in (~torch.isfinite(loss)).nonzero().flatten().tolist():
+            if m not in self.stopped:
+                self.stopped[m] = (
+                    f"{self.names[m]}: loss {loss[m]:.3g} at step {step}, last finite loss {self.last_loss[m]:.4g}"
+                )
+        self.last_loss = torch.where(torch.isfinite(loss), loss, self.last_loss)
+
+
+class Streams:
+    """The minibatches: one generator per (pool, seed), so that a run's data never depend on the other runs."""
+
+    def __init__(
+        self, pools: Mapping[str, Pool], seeds: tuple[int, ...], batch_size: int, phase: str
+    ):
+        self.pools, self.batch_size = pools, batch_size
+        self.rngs = {name: [generator(s, f"{phase}/{name}") for s in seeds] for name in pools}
+
+    def next(self, num_timesteps: int) -> dict[str, Example]:
+        return {
+            name: draw(pool, self.rngs[name], self.batch_size, num_timesteps)
+            for name, pool in self.pools.items()
+        }
+
+
+def fit(
+    groups: list[Group],
+    streams: Streams,
+    schedule: Schedule,
+    steps: int,
+    observe: Callable[[int, list[dict[str, Tensor]]], None] | None = None,
+    observe_at: tuple[int, ...] = (),
+    save: Callable[[dict[str, Tensor], dict], None] | None = None,
+    save_every: int = 0,
+    resume: tuple[dict[str, Tensor], dict] | None = None,
+    moments: list[dict[str, Tensor]] | None = None,
+    label: str = "train",
+) -> torch.optim.Adam:
+    """Train every run of every group for `steps` Adam steps; returns the optimizer (its moments may be carried over).
+
+    observe(step, terms of each group) is called before the steps in `observe_at` and never draws from the training generators.
+    save(tensors, scalars) receives the exact state every `save_every` steps; `resume` takes it back. A run whose loss stops being finite
+    is left as it was before the bad step, with a reason in `Group.stopped`; the others go on.
+    """
+    optimizer = torch.optim.Adam(
+        [{"params": list(g.theta.values()), "lr": g.learning_rate} for g in groups], fused=True
+    )
+    if moments is not None:
+        carry_moments(optimizer, groups, moments)
+    start = 0
+    if resume is not None:
+        start = restore(groups, optimizer, streams, *resume)
+    for step in tqdm(range(start, steps), desc=label, initial=start, total=steps, disable=None):
+        batch = streams.next(len(schedule))
+        terms = [g.terms(schedule, batch) for g in groups]
+        if step in observe_at and observe is not None:
+            observe(step, [g.all_terms(t) for g, t in zip(groups, terms, strict=True)])
+        optimizer.zero_grad()
+        torch.cat([sum(t.values()) for t in terms]).sum().backward()
+        for g, t in zip(groups, terms, strict=True):
+            g.stop_diverged(sum(g.all_terms(t).values()), step)
+            g.objective.add_anchor_gradients_(g.anchors)
+        kept = [(p, list(g.stopped), p[list(g.stopped)].clone()) for g in groups if g.stopped
+                for p in map(torch.Tensor.detach, g.theta.values())]  # fmt: skip
+        optimizer.step()
+        for g in groups:
+            g.objective.pull_to_anchors_(g.anchors, g.learning_rate)
+        for p, which, value in kept:
+            p[which] = value
+        if save is not None and save_every and (step + 1) % save_every == 0 and step + 1 < steps:
+            save(*state(groups, optimizer, streams, step + 1))
+    if observe is not None and steps in observe_at:
+        terms = [g.terms(schedule, streams.next(len(schedule))) for g in groups]
+        observe(steps, [g.all_terms(t) for g, t in zip(groups, terms, strict=True)])
+    return optimizer
+
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def state(
+    groups: list[Group], optimizer: torch.optim.Adam, streams: Streams, step: int
+) -> tuple[dict[str, Tensor], dict]:
+    """Everything that an exact continuation needs: flat tensors, and scalars for JSON."""
+    tensors = {}
+    for i, g in enumerate(groups):
+        tensors[f"{i}/last_loss"] = g.last_loss
+        for name, p in g.theta.items():
+            tensors[f"{i}/theta/{name}"] = p.detach()
+            for m in MOMENTS:
+                tensors[f"{i}/{m}/{name}"] = optimizer.state[p][m]
+    for pool, rngs in streams.rngs.items():
+        for s, rng in enumerate(rngs):
+            tensors[f"rng/{pool}/{s}"] = rng.get_state()
+    return tensors, {
+        "step": step,
+        "stopped": [{str(k): v for k, v in g.stopped.items()} for g in groups],
+    }
+
+
+def restore(
+    groups: list[Group],
+    optimizer: torch.optim.Adam,
+    streams: Streams,
+    tensors: dict[str, Tensor],
+    scalars: dict,
+) -> int:
+    """The inverse of `state`; returns the step to go on from."""
+    for i, g in enumerate(groups):
+        g.last_loss = tensors[f"{i}/last_loss"]
+        g.stopped = {int(k): v for k, v in scalars["stopped"][i].items()}
+        for name, p in g.theta.items():
+            with torch.no_grad():
+                p.copy_(tensors[f"{i}/theta/{name}"])
+            optimizer.state[p] = {m: tensors[f"{i}/{m}/{name}"].clone() for m in MOMENTS}
+    for pool, rngs in streams.rngs.items():
+        for s, rng in enumerate(rngs):
+            rng.set_state(tensors[f"rng/{pool}/{s}"])
+    return scalars["step"]
+
+
+def carry_moments(
+    optimizer: torch.optim.Adam, groups: list[Group], moments: list[dict[str, Tensor]]
+) -> None:
+    """Begin with Adam's moments of another run, as the paper's toy does. `moments[i]`: "exp_avg/name" -> (M, ...), "step/name"."""
+    for g, of in zip(groups, moments, strict=True):
+        for name, p in g.theta.items():
+            optimizer.state[p] = {m: of[f"{m}/{name}"].clone() for m in MOMENTS}
