@@ -150,9 +150,9 @@ class Objective:
             raise ValueError(f"reduction must be sum or tensor_mean, not {self.reduction!r}")
 
     def __add__(self, other: "Objective") -> "Objective":
-        if self.uses("anchor", "fisher") and other.uses("anchor", "fisher"):
-            if (self.reduction, self.decoupled) != (other.reduction, other.decoupled):
-                raise ValueError("a sum of two distance terms needs one reduction and one coupling")
+        mine, theirs = ((o.reduction, o.decoupled) for o in (self, other))
+        if self.uses("anchor", "fisher") and other.uses("anchor", "fisher") and mine != theirs:
+            raise ValueError("a sum of two distance terms needs one reduction and one coupling")
         distance = other if other.uses("anchor", "fisher") else self
         added = {name: getattr(self, name) + getattr(other, name) for name in TERMS}
         return replace(distance, **added)

@@ -43,7 +43,9 @@ class Group:
         }
         if self.fisher is not None:
             self.anchors["fisher"] = Anchor(self.theta, self.theta_star, self.fisher, runs=1)
-        self.last_loss = torch.full((len(self.names),), float("nan"))
+        self.last_loss = torch.full(
+            (len(self.names),), float("nan"), device=self.theta["bias0"].device
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,8 +58,9 @@ class Group:
 
     def terms(self, schedule: Schedule, batch: Mapping[str, Example]) -> dict[str, Tensor]:
         """The denoising terms of every run of the group, (M,) each, differentiable; `batch` is keyed by pool."""
+        device = self.theta["bias0"].device
         mine = {
-            role: Example(*(part[self.seed_index] for part in batch[self.pools[role]]))
+            role: Example(*(part[self.seed_index].to(device) for part in batch[self.pools[role]]))
             for role in self.roles
         }
         star = self.net.bind(self.theta_star)
@@ -108,12 +111,13 @@ def fit(
     save_every: int = 0,
     resume: tuple[dict[str, Tensor], dict] | None = None,
     moments: list[dict[str, Tensor]] | None = None,
+    decay: bool = False,
     label: str = "train",
 ) -> torch.optim.Adam:
     """Train every run of every group for `steps` Adam steps; returns the optimizer (its moments may be carried over).
 
     observe(step, terms of each group) is called before the steps in `observe_at` and never draws from the training generators.
-    save(tensors, scalars) receives the exact state every `save_every` steps; `resume` takes it back. A run whose loss stops being finite
+    `decay`: the learning rate falls linearly to 0. save(tensors, scalars) receives the exact state every `save_every` steps; `resume` takes it back. A run whose loss stops being finite
     is left as it was before the bad step, with a reason in `Group.stopped`; the others go on.
     """
     optimizer = torch.optim.Adam(
@@ -129,6 +133,8 @@ def fit(
         terms = [g.terms(schedule, batch) for g in groups]
         if step in observe_at and observe is not None:
             observe(step, [g.all_terms(t) for g, t in zip(groups, terms, strict=True)])
+        for setting, g in zip(optimizer.param_groups, groups, strict=True):
+            setting["lr"] = g.learning_rate * (1 - step / steps if decay else 1.0)
         optimizer.zero_grad()
         torch.cat([sum(t.values()) for t in terms]).sum().backward()
         for g, t in zip(groups, terms, strict=True):
@@ -181,12 +187,14 @@ def restore(
 ) -> int:
     """The inverse of `state`; returns the step to go on from."""
     for i, g in enumerate(groups):
-        g.last_loss = tensors[f"{i}/last_loss"]
+        g.last_loss = tensors[f"{i}/last_loss"].to(g.last_loss.device)
         g.stopped = {int(k): v for k, v in scalars["stopped"][i].items()}
         for name, p in g.theta.items():
             with torch.no_grad():
                 p.copy_(tensors[f"{i}/theta/{name}"])
-            optimizer.state[p] = {m: tensors[f"{i}/{m}/{name}"].clone() for m in MOMENTS}
+            optimizer.state[p] = {
+                m: tensors[f"{i}/{m}/{name}"].clone().to(p.device) for m in MOMENTS
+            }
     for pool, rngs in streams.rngs.items():
         for s, rng in enumerate(rngs):
             rng.set_state(tensors[f"rng/{pool}/{s}"])

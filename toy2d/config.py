@@ -1,0 +1,272 @@
+"""What a toy run is: one frozen dataclass, its presets as functions, and the words that name an objective.
+
+A run of the stack is written kind:weight, e.g. "standard", "prior:1", "l2:0.01", "prior:1+l2:0.01".
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from toy2d.data import Pentagon, World
+from toy2d.model import EpsMLP
+from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Objective
+from toy2d.runfolder import UserError
+from toy2d.schedule import Schedule
+
+KINDS = {
+    "standard": (lambda: STANDARD, "denoising loss on the subject's points alone"),
+    "prior": (PRIOR, "+ weight * denoising loss on the base's samples of one class"),
+    "replay_all": (PRIOR, "the same on samples of every old prompt"),
+    "l2": (L2, "+ weight * ||theta - theta_star||^2"),
+    "l2_tensor_mean": (lambda w: L2(w, "tensor_mean"), "the paper's code: mean per tensor"),
+    "l2_decoupled": (lambda w: L2(w, decoupled=True), "l2 as a proximal step after Adam's"),
+    "output": (OUTPUT, "+ weight * mean (eps - eps_base)^2 on samples of every old prompt"),
+    "fisher": (FISHER, "+ weight * sum F (theta - theta_star)^2"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One parsed run: `objective` (its kind, as logged), `weight` (None for standard), the value, and what prior replays."""
+
+    spec: str
+    objective: str
+    weight: float | None
+    value: Objective
+    replay: Literal["class", "all"]
+
+
+def parse_run(spec: str) -> Run:
+    """ "l2:0.01" -> Run. Raises UserError naming the spec, the fault and the remedy."""
+    parts = [_parse_term(term, spec) for term in spec.split("+")]
+    value = parts[0][2]
+    for _, _, more in parts[1:]:
+        try:
+            value = value + more
+        except ValueError as e:
+            raise UserError(f"run {spec!r}: {e}") from e
+    kinds = [kind for kind, _, _ in parts]
+    if "replay_all" in kinds and "prior" in kinds:
+        raise UserError(
+            f"run {spec!r}: prior and replay_all are one term with two sample sets; choose one"
+        )
+    replay = "all" if "replay_all" in kinds else "class"
+    # a sum is told apart by its spec; its last weight is the one that is swept
+    label = "+".join([*(s for s in spec.split("+")[:-1]), kinds[-1]])
+    return Run(spec, label, parts[-1][1], value, replay)
+
+
+def _parse_term(term: str, spec: str) -> tuple[str, float | None, Objective]:
+    kind, _, text = term.partition(":")
+    if kind not in KINDS:
+        raise UserError(f"run {spec!r}: unknown objective {kind!r}; choose from {', '.join(KINDS)}")
+    if kind == "standard":
+        if text:
+            raise UserError(f"run {spec!r}: the standard objective has no weight; write 'standard'")
+        return kind, None, STANDARD
+    try:
+        weight = float(text)
+    except ValueError:
+        raise UserError(
+            f"run {spec!r}: {kind} needs a number as its weight, e.g. {kind}:0.1"
+        ) from None
+    if not math.isfinite(weight) or weight < 0:
+        raise UserError(f"run {spec!r}: the weight must be a finite number >= 0, not {text}")
+    return kind, weight, KINDS[kind][0](weight)
+
+
+def grid(**weights: tuple[float, ...]) -> tuple[str, ...]:
+    """grid(l2=(0.1, 1)) -> ("l2:0.1", "l2:1")."""
+    return tuple(f"{kind}:{w:g}" for kind, values in weights.items() for w in values)
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Every setting of a toy run; presets below. All counts are per seed unless said."""
+
+    name: str = "course"
+    """name of the run folder: <out>/toy2d/<name>"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """each seed has its own base model, few-shot points and noise"""
+    runs: tuple[str, ...] = ("standard",)
+    """objectives to compare, written kind:weight (see `toy2d run --help`)"""
+
+    # world and schedule
+    world: Literal["pentagon"] = "pentagon"
+    schedule: Literal["log_snr", "cosine", "linear"] = "log_snr"
+    num_timesteps: int = 100
+
+    # network
+    width: int = 64
+    depth: int = 2
+    activation: Literal["silu", "relu"] = "silu"
+    time: Literal["cosine", "table"] = "cosine"
+    preconditioned: bool = True
+    """eps_hat = b (x + a * layers); False: the layers answer directly, as in the paper's toy"""
+
+    # pretraining, on true samples of every old class
+    pretrain_samples: int = 2000
+    """points per class"""
+    pretrain_steps: int = 2500
+    pretrain_batch_size: int = 256
+    pretrain_learning_rate: float = 3e-3
+    pretrain_decay: bool = True
+    """linear decay of the learning rate to 0"""
+
+    # fine-tuning
+    shots: int = 6
+    """points of the new class"""
+    steps: int = 600
+    batch_size: int = 24
+    learning_rate: float = 5e-4
+    carry_moments: bool = False
+    """start from pretraining's Adam moments, as the paper's toy does"""
+    prior_from: Literal["base", "world"] = "base"
+    """who makes the replayed samples: the frozen base (DreamBooth) or the world (the paper's toy)"""
+    prior_samples: int = 200
+    """replayed points: all of one class for prior, spread over the old prompts for replay_all and output"""
+    fisher_samples: int = 1200
+
+    # measuring
+    snapshots: tuple[int, ...] = (0, 10, 30, 100, 300)
+    """steps measured on the way (coarser rule); the last step is always measured"""
+    quadrature: int = 6
+    """Gauss-Hermite points per axis; KLs below 1 nat whose error exceeds 0.01 are repeated with more"""
+    ode_nodes: int = 50
+    """nodes of the schedule used by the likelihood's ODE"""
+    chains: int = 32
+    """ancestral chains per old prompt for path KL"""
+    chunk: int = 33
+    """runs measured at once: bounds memory"""
+
+    device: str = "cpu"
+
+    def __post_init__(self):
+        counts = "num_timesteps width depth pretrain_samples pretrain_steps pretrain_batch_size shots steps batch_size prior_samples fisher_samples chunk"
+        for field in counts.split():
+            if getattr(self, field) < 1:
+                raise UserError(f"--{field} must be at least 1, not {getattr(self, field)}")
+        for field in ("pretrain_learning_rate", "learning_rate"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UserError(f"--{field} must be a positive number, not {getattr(self, field)}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"--seeds must be different numbers >= 0, not {self.seeds}")
+        if not self.runs or len(set(self.runs)) != len(self.runs):
+            raise UserError("--runs needs at least one objective, each written once")
+        if self.quadrature < 4 or self.chains < 2:
+            raise UserError(
+                "--quadrature must be at least 4 and --chains at least 2: errors need them"
+            )
+        if not 3 <= self.ode_nodes <= self.num_timesteps:
+            raise UserError(
+                f"--ode_nodes must be between 3 and num_timesteps = {self.num_timesteps}"
+            )
+        if not self.name or set(self.name) - set(NAME_CHARACTERS) or self.name[0] == ".":
+            raise UserError(f"--name {self.name!r}: use letters, digits, '.', '_' and '-' only")
+        for spec in self.runs:
+            parse_run(spec)
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    def make_schedule(self) -> Schedule:
+        if self.schedule == "log_snr":
+            return Schedule.log_snr(self.num_timesteps, 5.0, -15.0)
+        return getattr(Schedule, self.schedule)(self.num_timesteps)
+
+    def make_world(self) -> World:
+        return WORLDS[self.world](self.make_schedule())
+
+    def make_net(self, world: World) -> EpsMLP:
+        ab = tuple(world.schedule.alpha_bar.tolist()) if self.preconditioned else None
+        return EpsMLP(
+            tokens=world.tokens,
+            num_timesteps=self.num_timesteps,
+            width=self.width,
+            depth=self.depth,
+            activation=self.activation,
+            time=self.time,
+            alpha_bar=ab,
+        )
+
+
+NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+WORLDS = {"pentagon": Pentagon}
+FIVE_WEIGHTS = {
+    "prior": (0.1, 0.3, 1, 3, 10),
+    "l2": (0.001, 0.01, 0.03, 0.1, 1),
+    "output": (0.1, 0.3, 1, 3, 10),
+    "fisher": (0.01, 0.1, 1, 10, 100),
+}
+
+
+def smoke() -> ToyConfig:
+    """Seconds: every objective once, two seeds, little of everything. Its numbers mean nothing."""
+    return ToyConfig(
+        name="smoke",
+        seeds=(0, 1),
+        runs=("standard", "prior:1", "replay_all:1", "l2:0.1", "output:1", "fisher:1"),
+        num_timesteps=40,
+        width=24,
+        pretrain_samples=200,
+        pretrain_steps=120,
+        pretrain_batch_size=64,
+        steps=40,
+        batch_size=12,
+        prior_samples=50,
+        fisher_samples=60,
+        snapshots=(0, 20),
+        quadrature=4,
+        ode_nodes=20,
+        chains=8,
+    )
+
+
+def course() -> ToyConfig:
+    """The course's experiment (about 1.5 minutes on two cores): five objectives, five weights each, three seeds, six shots."""
+    return ToyConfig(
+        name="course",
+        runs=("standard", *grid(**FIVE_WEIGHTS), "replay_all:1", "l2_tensor_mean:50"),
+    )
+
+
+def paper() -> ToyConfig:
+    """The published toy (github.com/rlgnswk/Preserve-and-Personalize, toy/): network, data, optimizer and weights as there.
+
+    ReLU network 96 wide on concatenated embeddings of 8, learned time table; T = 100 cosine, betas clipped at 0.999 (theirs are not, and
+    the first reverse step is infinite); Adam 2e-3, moments carried over; 1,000 points a class, batch 512, 10,000 + 10,000 steps; prior =
+    1,000 *real* points of class 0, weight 100; lam = 50 averaged per tensor. Ours beside it: output and fisher, and three seeds.
+    About 25 minutes on two cores.
+    """
+    return ToyConfig(
+        name="paper",
+        runs=(
+            "standard",
+            *grid(
+                prior=(100,), l2_tensor_mean=(5, 50, 500), replay_all=(1,), output=(1,), fisher=(1,)
+            ),
+        ),
+        schedule="cosine",
+        width=96,
+        activation="relu",
+        time="table",
+        preconditioned=False,
+        pretrain_samples=1000,
+        pretrain_steps=10_000,
+        pretrain_batch_size=512,
+        pretrain_learning_rate=2e-3,
+        pretrain_decay=False,
+        shots=1000,
+        steps=10_000,
+        batch_size=512,
+        learning_rate=2e-3,
+        carry_moments=True,
+        prior_from="world",
+        prior_samples=1000,
+        snapshots=(0, 10, 100, 1000),
+        quadrature=10,
+        ode_nodes=100,
+    )
+
+
+PRESETS = {"smoke": smoke, "course": course, "paper": paper}

@@ -1,0 +1,286 @@
+"""Measuring a stack of runs: exact KL per prompt in both directions, and drift. Measuring never trains.
+
+    kl_truth[c] = KL(p*(. | c) || p_theta(. | c))            against the world
+    kl_base[c]  = KL(p_theta*(. | c) || p_theta(. | c))      against the model before fine-tuning
+    "mixture"   = the same for the equal mixture of the old prompts
+    kl_new      = KL(p*(. | new) || p_theta(. | new))
+
+All in nats, of the probability-flow ODE's law at t = 0's noise level (likelihood.py). An expectation over a law is one over N(0, I)
+pushed through the exact map to it (a Gaussian's affine map; the base's own ODE), taken by a `Rule`:
+
+    gauss_hermite(k)       k*k points; spectrally accurate for smooth integrands; error = distance to the rule with k - 2
+    sobol(n, scrambles)    randomized quasi-Monte Carlo for laws with several modes; error = standard error over scrambles
+
+Shapes: M runs, S seeds, P prompts, N points of the rule, Q estimates of the rule.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import norm, qmc
+from torch import Tensor
+
+from toy2d.data import World, generator
+from toy2d.drift import delta_eps, delta_theta, path_kl
+from toy2d.likelihood import flow_sample, log_prob
+from toy2d.model import Bound, EpsMLP, members
+from toy2d.sample import ancestral
+from toy2d.schedule import Schedule
+from toy2d.train import Group, Params
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, standard error) of log_p - log_q over independent samples of p (last dimension), in nats: plain Monte Carlo KL(p || q).
+
+    Raises ValueError for fewer than 2 samples.
+    """
+    ratio = (log_p - log_q).double()
+    if ratio.shape[-1] < 2:
+        raise ValueError("kl: a standard error needs at least 2 samples")
+    return ratio.mean(-1), ratio.std(-1) / ratio.shape[-1] ** 0.5
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Points of N(0, I) in the plane and Q sets of weights on them, each an estimate of an expectation."""
+
+    points: Tensor  # N 2
+    weights: Tensor  # Q N
+    nested: bool  # two quadratures, the better one first; otherwise Q independent, equally good estimates
+
+    def expect(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """(E f, its error) for values f (..., N) at the points."""
+        estimates = f.double() @ self.weights.mT
+        if self.nested:
+            return estimates[..., 0], (estimates[..., 0] - estimates[..., 1]).abs()
+        return estimates.mean(-1), estimates.std(-1) / len(self.weights) ** 0.5
+
+    def per_component(self, components: int) -> "Rule":
+        """The rule for an equal mixture whose points are listed component by component."""
+        return Rule(self.points, self.weights.repeat(1, components) / components, self.nested)
+
+
+def hermite_grid(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(points (k*k, 2), weights (k*k,)) with sum_i w_i f(x_i) = E f(N(0, I)) exactly for polynomials up to degree 2k - 1."""
+    x, w = np.polynomial.hermite_e.hermegauss(k)
+    points = np.stack(np.meshgrid(x, x, indexing="ij"), -1).reshape(-1, 2)
+    return points, np.outer(w, w).reshape(-1) / (2 * math.pi)
+
+
+def gauss_hermite(k: int = 8) -> Rule:
+    """k*k points, and (k - 2)^2 more to know the error."""
+    (x, w), (x2, w2) = hermite_grid(k), hermite_grid(k - 2)
+    weights = np.zeros((2, len(w) + len(w2)))
+    weights[0, : len(w)], weights[1, len(w) :] = w, w2
+    return Rule(torch.from_numpy(np.concatenate([x, x2])), torch.from_numpy(weights), nested=True)
+
+
+def sobol(n: int = 32, scrambles: int = 8, seed: int = 0) -> Rule:
+    """`scrambles` independently scrambled Sobol sets of n (a power of 2) points: unbiased, error falling faster than 1/sqrt(n)."""
+    sets = [qmc.Sobol(2, rng=np.random.default_rng([seed, r])).random(n) for r in range(scrambles)]
+    points = norm.ppf(np.clip(np.concatenate(sets), 1e-12, 1 - 1e-12))
+    weights = torch.eye(scrambles, dtype=torch.float64).repeat_interleave(n, 1) / n
+    return Rule(torch.from_numpy(points), weights, nested=False)
+
+
+def world_points(world: World, cond: int, normal: Tensor) -> Tensor:
+    """Standard normal points (N, 2) mapped to every component of `cond` at t = 0's noise level: (C N, 2), float64."""
+    ab = world.schedule.alpha_bar[0]
+    cov = ab * world.covs[cond] + (1 - ab) * torch.eye(2, dtype=torch.float64)
+    root = torch.linalg.cholesky(cov)
+    return (ab.sqrt() * world.means[cond][:, None] + normal @ root.mT).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where densities are compared: x (K, P, N, 2) float32, with every law's exact log density there.
+
+    K is 1 for the world (one truth for all seeds) or S for the bases. `log_p` (K, P, N) is prompt i's law at prompt i's points,
+    `log_mix` (K, P, N) the equal mixture of all P prompts at them.
+    """
+
+    conds: tuple[int, ...]
+    rule: Rule
+    x: Tensor
+    log_p: Tensor
+    log_mix: Tensor
+
+
+def truth_points(world: World, conds: tuple[int, ...], rule: Rule) -> Points:
+    """Points of the world's own prompts, with its exact densities."""
+    x = torch.stack([world_points(world, c, rule.points) for c in conds]).float()
+    log_all = torch.stack([world.log_prob(x, c, 0) for c in conds])  # law, point's prompt, N
+    log_p = torch.stack([log_all[i, i] for i in range(len(conds))])
+    rule = rule.per_component(world.num_components)
+    return Points(conds, rule, x[None], log_p[None], _log_mixture(log_all)[None])
+
+
+def base_points(
+    net: EpsMLP, theta: Params, schedule: Schedule, conds: tuple[int, ...], rule: Rule
+) -> Points:
+    """Points of S base models' own laws: the rule pushed through their ODEs, and their log-likelihoods there."""
+    seeds = theta["bias0"].shape[0]
+    normal = rule.points.float().to(schedule.alpha_bar.device).expand(seeds, -1, -1)
+    predict = net.bind(theta)
+    x = torch.stack(
+        [flow_sample(predict, schedule, normal, torch.tensor(c), runs=1) for c in conds], 1
+    )
+    log_all = log_prob_table(predict, schedule, x, conds).movedim(1, 0)
+    log_p = torch.stack([log_all[i, :, i] for i in range(len(conds))], 1)
+    return Points(conds, rule, x.cpu(), log_p, _log_mixture(log_all))
+
+
+def _log_mixture(log_all: Tensor) -> Tensor:
+    """log of the equal mixture; the laws are the first dimension."""
+    return torch.logsumexp(log_all.double(), 0) - math.log(len(log_all))
+
+
+def log_prob_table(predict: Bound, schedule: Schedule, x: Tensor, conds: tuple[int, ...]) -> Tensor:
+    """log q(x | c) of every law c at every prompt's points: (M, law, P, N) for x (M, P, N, 2)."""
+    flat = x.flatten(1, -2)
+    cond = torch.tensor(conds).repeat_interleave(flat.shape[1])
+    table = log_prob(predict, schedule, flat.repeat(1, len(conds), 1), cond, runs=1).cpu()
+    return table.reshape(x.shape[0], len(conds), *x.shape[1:-1])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Everything measurements need, made once from the world and the bases; saved with the run."""
+
+    truth: Points
+    new: Points
+    base: Points
+    chain: Tensor  # T S N 2: ancestral chains of the bases under the old prompts
+    chain_cond: Tensor  # N
+    schedule: Schedule  # of the chains
+    ode: Schedule  # of the likelihoods: every second node is exact enough (tests/toy2d/test_likelihood.py)
+
+
+def make_probe(
+    world: World,
+    net: EpsMLP,
+    theta_star: Params,
+    truth_rule: Rule,
+    base_rule: Rule,
+    chains: int,
+    ode_nodes: int,
+) -> Probe:
+    """`chains` ancestral chains for each old prompt and seed; likelihoods on `ode_nodes` nodes of the schedule."""
+    schedule = world.schedule.to(theta_star["bias0"].device)
+    ode = schedule.strided(ode_nodes)
+    seeds = theta_star["bias0"].shape[0]
+    cond = torch.tensor(world.old).repeat_interleave(chains)
+    rng = generator(0, "probe")
+    device = theta_star["bias0"].device
+    x_T = torch.randn(seeds, len(cond), 2, generator=rng).to(device)
+    chain = ancestral(net.bind(theta_star), schedule, x_T, cond, rng, runs=1, chain=True)
+    return Probe(
+        truth=truth_points(world, world.old, truth_rule),
+        new=truth_points(world, (world.new,), truth_rule),
+        base=base_points(net, theta_star, ode, world.old, base_rule),
+        chain=torch.stack(chain),
+        chain_cond=cond,
+        schedule=schedule,
+        ode=ode,
+    )
+
+
+def measure(
+    world: World, group: Group, probe: Probe, mixture: bool = True, chunk: int = 32
+) -> list[dict]:
+    """One record per run of the group: kl_truth, kl_base ({name: [mean, error, n]}), kl_new, path_kl, delta_theta, delta_eps.
+
+    Runs that diverged have None where a number would be. `chunk` bounds memory: runs measured at once.
+    """
+    records = []
+    for start in range(0, len(group), chunk):
+        which = list(range(start, min(start + chunk, len(group))))
+        records += _measure_chunk(world, group, probe, which, mixture)
+    return [
+        record if m not in group.stopped else dict.fromkeys(record, None)
+        for m, record in enumerate(records)
+    ]
+
+
+def _measure_chunk(world, group, probe, which, mixture):
+    theta = members({k: v.detach() for k, v in group.theta.items()}, which)
+    star = members(group.theta_star, which)
+    seeds = group.seed_index[which]
+    predict, predict_star = group.net.bind(theta), group.net.bind(star)
+    truth = _compare(predict, probe.ode, probe.truth, torch.zeros_like(seeds), world, mixture)
+    base = _compare(predict, probe.ode, probe.base, seeds, world, mixture)
+    new = _compare(predict, probe.ode, probe.new, torch.zeros_like(seeds), world, False)
+    chain = probe.chain[:, seeds]  # on the network's device
+    path = path_kl(predict, predict_star, probe.schedule, chain, probe.chain_cond, runs=1)
+    d_theta = delta_theta(theta, star, runs=1)
+    d_eps = delta_eps(predict, predict_star, probe.schedule, *eps_probe(chain, probe.chain_cond))
+    return [
+        {
+            "kl_truth": truth[m],
+            "kl_base": base[m],
+            "kl_new": new[m][world.names[world.new]],
+            "delta_theta": float(d_theta[m]),
+            "delta_eps": float(d_eps[m]),
+            "path_kl": _triple(path[0][m], path[1][m], chain.shape[2]),
+        }
+        for m in range(len(which))
+    ]
+
+
+def eps_probe(chain: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A fixed set of (x_t, t, cond): chain i at node 1 + i mod (T - 1), so that every node and prompt is visited."""
+    i = torch.arange(chain.shape[2])
+    t = 1 + (i * 37) % (
+        chain.shape[0] - 1
+    )  # 37 is coprime to the usual T - 1: neighbours are far apart in t
+    return (
+        chain[t, :, i].movedim(1, 0),
+        t.expand(chain.shape[1], -1),
+        cond.expand(chain.shape[1], -1),
+    )
+
+
+def _compare(
+    predict: Bound, ode: Schedule, points: Points, k: Tensor, world: World, mixture: bool
+) -> list[dict]:
+    """{prompt name: [mean, error, n]} per run, and "mixture" if asked (which needs every law at every point)."""
+    conds, x = points.conds, points.x[k].to(ode.alpha_bar.device)
+    n = x.shape[2]
+    if mixture:
+        table = log_prob_table(predict, ode, x, conds)
+        log_q = torch.stack([table[:, i, i] for i in range(len(conds))], 1)
+    else:
+        cond = torch.tensor(conds).repeat_interleave(n)
+        log_q = log_prob(predict, ode, x.flatten(1, -2), cond, runs=1).reshape(x.shape[:-1]).cpu()
+    kls = dict(
+        zip(
+            (world.names[c] for c in conds),
+            _expect(points.rule, points.log_p[k] - log_q),
+            strict=True,
+        )
+    )
+    if mixture:
+        ratio = points.log_mix[k] - _log_mixture(table.movedim(1, 0))
+        kls["mixture"] = _expect(points.rule, ratio.mean(1, keepdim=True))[0]
+    count = {name: n * (len(conds) if name == "mixture" else 1) for name in kls}
+    return [
+        {
+            name: [float(mean[m]), float(error[m]), count[name]]
+            for name, (mean, error) in kls.items()
+        }
+        for m in range(len(x))
+    ]
+
+
+def _triple(mean: Tensor, error: Tensor, n: int) -> list:
+    """[mean, error, n], with None for what is not a number (JSON has no NaN)."""
+    finite = bool(torch.isfinite(mean) and torch.isfinite(error))
+    return [float(mean), float(error), n] if finite else [None, None, n]
+
+
+def _expect(rule: Rule, ratio: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Per prompt, (mean, error) over the runs, for log ratios (M, P, N)."""
+    mean, error = rule.expect(ratio)
+    return list(zip(mean.unbind(1), error.unbind(1), strict=True))
