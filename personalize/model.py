@@ -217,6 +217,18 @@ class Model:
             for layer in layers:
                 layer.enable_adapters(True)
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator["Model"]:
+        """Inside, dropout is off; the modes of before come back."""
+        modes = {name: part.training for name, part in self.parts.items()}
+        for part in self.parts.values():
+            part.eval()
+        try:
+            yield self
+        finally:
+            for name, part in self.parts.items():
+                part.train(modes[name])
+
     def hash(self) -> str:
         """16 hex digits of the base's weights (denoiser, text encoders, VAE) as loaded; `choose` takes it before anything trains."""
         if not self._hash:
