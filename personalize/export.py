@@ -1,0 +1,237 @@
+"""Weights in the formats that others open.
+
+    save_pipeline   a diffusers folder                      DiffusionPipeline.from_pretrained(folder)
+    save_lora       pytorch_lora_weights.safetensors        pipeline.load_lora_weights(folder)          scale kept in the header
+    save_peft       unet/ and text_encoder/, PEFT's own     PeftModel.from_pretrained(pipeline.unet, folder / "unet")
+    save_merged     the pipeline with W + s B A             DiffusionPipeline.from_pretrained(folder)
+
+A folder appears whole under its name (temporary name, fsync, manifest.json last, rename) or the old one stays. `load_run` opens what a
+run left. Model cards name no home folder; prompts in them are data, never markup.
+"""
+
+import contextlib
+import copy
+import html
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from personalize.model import Model, load
+from toy2d.runfolder import RunFailure, UserError, verify_manifest, write_atomic, write_manifest
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder to fill; on leaving it takes the name `folder`, replacing one of ours.
+
+    Raises UserError if `folder` holds something without a manifest, RunFailure if the disk refuses.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
+        raise UserError(f"{folder} holds files that are not ours; choose another folder")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _flush(temporary)
+        write_manifest(temporary)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+    except OSError as e:
+        raise RunFailure(f"cannot write {folder}: {e.strerror or e}; free some space") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+
+
+# ---- the four formats
+def save_pipeline(model: Model, folder: str | Path) -> None:
+    """The whole pipeline as it is now. Raises ValueError while it carries adapters: `save_merged` is meant then."""
+    if model.trained == "lora":
+        raise ValueError(
+            "save_pipeline of a model with adapters: use save_merged, save_lora or save_peft"
+        )
+    with whole_folder(folder) as f:
+        model.pipeline.save_pretrained(f)
+
+
+def save_merged(model: Model, folder: str | Path) -> None:
+    """The pipeline with every adapter merged into its weight (a copy: the model goes on training)."""
+    merged = {name: _merged(part) for name, part in _adapted(model).items()}
+    pipeline = type(model.pipeline)(**{**model.pipeline.components, **merged}, **_flags(model))
+    with whole_folder(folder) as f:
+        pipeline.save_pretrained(f)
+
+
+def save_lora(model: Model, folder: str | Path) -> None:
+    """`pytorch_lora_weights.safetensors` with diffusers' keys, and PEFT's configuration in its header so that alpha != rank survives."""
+    layers = {}
+    for name, part in _adapted(model).items():
+        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(part))
+        layers[f"{name}_lora_layers"] = {k: v.detach().cpu() for k, v in state.items()}
+        layers[f"{name}_lora_adapter_metadata"] = part.peft_config["default"].to_dict()
+    with whole_folder(folder) as f:
+        type(model.pipeline).save_lora_weights(f, **layers)
+
+
+def save_peft(model: Model, folder: str | Path) -> None:
+    """One PEFT folder per adapted network: adapter_config.json and adapter_model.safetensors."""
+    with whole_folder(folder) as f:
+        for name, part in _adapted(model).items():
+            config = copy.deepcopy(part.peft_config["default"])
+            config.inference_mode = True
+            config.base_model_name_or_path = public_name(model.source)
+            config.save_pretrained(f / name)
+            state = get_peft_model_state_dict(part)
+            tensors = {
+                f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in state.items()
+            }
+            save_file(tensors, f / name / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _adapted(model: Model) -> dict[str, nn.Module]:
+    adapted = {n: p for n, p in model.parts.items() if getattr(p, "peft_config", None)}
+    if not adapted:
+        raise ValueError("the model has no adapters; use save_pipeline")
+    return adapted
+
+
+@torch.no_grad()
+def _merged(part: nn.Module) -> nn.Module:
+    part = copy.deepcopy(part).cpu()
+    for layer in part.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+    part = recurse_remove_peft_layers(part)
+    del part.peft_config
+    part._hf_peft_config_loaded = False  # what both libraries' save_pretrained look at
+    return part
+
+
+def _flags(model: Model) -> dict:
+    return {"requires_safety_checker": model.pipeline.config.requires_safety_checker}
+
+
+# ---- opening what a run left
+def load_run(folder: str | Path, base: bool = False, dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a run folder with its trained weights; `base` leaves them out.
+
+    LoRA weights are loaded by diffusers' own loader onto the base that config.json names, so `Model.base()` works.
+    Raises UserError for a folder that is no run, is not finished, is damaged, or whose base has changed since.
+    """
+    folder = Path(folder).expanduser()
+    config = _read_json(folder / "config.json")
+    pipeline, lora = folder / "pipeline", folder / "lora"
+    trained = pipeline if pipeline.is_dir() else lora
+    if not base and not trained.is_dir():
+        raise UserError(
+            f"{folder} holds no trained weights yet (pipeline/ or lora/): finish the run"
+        )
+    if not base and not verify_manifest(trained):
+        raise UserError(
+            f"{trained} is damaged: a file differs from its manifest; run the same command again"
+        )
+    if trained == pipeline and not base:
+        model = load(str(pipeline), dtype=dtype)
+        model.trained = "full"
+        return model
+    name = config.get("pretrained_model_name_or_path")
+    if not isinstance(name, str):
+        raise UserError(f"{folder}/config.json names no base model")
+    model = load(name, config.get("revision"), config.get("variant"), dtype)
+    _check_base(model, folder)
+    if not base:
+        model.hash()
+        model.pipeline.load_lora_weights(str(lora), weight_name="pytorch_lora_weights.safetensors")
+        model.trained = "lora"
+    return model
+
+
+def _check_base(model: Model, folder: Path) -> None:
+    recorded = (
+        _read_json(folder / "env.json").get("base_hash") if (folder / "env.json").exists() else None
+    )
+    if recorded and recorded != model.hash():
+        raise UserError(
+            f"the base model {model.source} has changed since this run ({recorded} then, {model.hash()} now); "
+            "put the old one back"
+        )
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path.parent} is no run folder: {path.name} cannot be read ({e})") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path.parent} is no run folder: {path.name} is not an object")
+    return value
+
+
+# ---- the model card
+def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mapping) -> None:
+    """README.md in `folder`: what was trained how, the exact command, the numbers. Home folders become ~."""
+    values = {k: _shown(v) for k, v in config.items() if v is not None}
+    prompt = config.get("instance_prompt") or ""
+    front = {
+        "base_model": public_name(config.get("pretrained_model_name_or_path")),
+        "instance_prompt": prompt,
+        "library_name": "diffusers",
+        "tags": ["text-to-image", "diffusers", "driftlab", f"objective-{config.get('objective')}"],
+    }
+    front = {k: v for k, v in front.items() if v}
+    lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in front.items()), "---", ""]
+    lines += [f"# {_inline(prompt) or 'A personalized model'}", "", "Made by driftlab with", ""]
+    lines += [_fenced(_shown(command)), "", *_table("setting", values)]
+    lines += ["", *_table("measured", metrics)]
+    write_atomic(Path(folder) / "README.md", "\n".join(lines) + "\n")
+
+
+def public_name(source: str | None) -> str | None:
+    """A hub id as it is, a folder by its last name only."""
+    if source and Path(source).expanduser().exists():
+        return Path(source).expanduser().resolve().name
+    return source
+
+
+def _shown(value) -> str:
+    home = str(Path.home())
+    text = str(value)
+    return text if home == "/" else re.sub(rf"{re.escape(home)}(?=/|\b)", "~", text)
+
+
+def _inline(text) -> str:
+    """Text inside Markdown: one line, no markup of its own, no table cell ended."""
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]|$#~])", r"\\\1", line)[:500]
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _table(title: str, values: Mapping) -> list[str]:
+    rows = [f"| {_inline(k)} | {_inline(v)} |" for k, v in values.items()]
+    return [f"| {title} | |", "|---|---|", *rows] if rows else []
