@@ -1,0 +1,154 @@
+"""TrainConfig: every choice of one run, with the flag names and defaults of diffusers' DreamBooth scripts.
+
+Nothing heavy is imported here. `rules.resolve` fills in what was left open (None) and refuses flags that would do nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+UNRELATED = ("a photo of a red car", "a bowl of fruit on a table", "a painting of a house", "a city at night")  # fmt: skip
+
+
+def alias(name: str):
+    return tyro.conf.arg(aliases=[name])
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Personalize a Stable Diffusion model with your own photos.
+
+    Change only --objective and everything else, down to the noise, stays equal:
+
+        personalize train --pretrained_model_name_or_path sd15/ --instance_data_dir photos/
+            --instance_prompt "a photo of sks dog" --class_prompt "a photo of a dog" --objective l2 --train lora --output_dir runs/rex
+    """
+
+    # ---- model
+    pretrained_model_name_or_path: str  # a diffusers pipeline folder, or a hub id
+    # ---- pictures
+    instance_data_dir: str  # folder of jpg / png / webp files, each perhaps with a .txt caption
+    instance_prompt: str | None = None  # the prompt of every picture without a caption
+    revision: str | None = None  # branch, tag or commit of the hub id
+    variant: str | None = None  # e.g. fp16: which of the published weight files to read
+    class_data_dir: str | None = None  # where the base's own pictures of the class are kept
+    class_prompt: str | None = None  # e.g. "a photo of a dog": no identifier in it
+    resolution: int | None = None  # pixels; default: the model's own (512 for SD-1.5)
+    center_crop: bool = False  # cut the middle square instead of a random one
+    pad: bool = False  # pad to a square instead of cutting
+    random_flip: bool = False  # mirror every second picture, at random
+    repeats: int = 1  # an epoch shows each picture this often
+    ignore_captions: bool = False  # NAME.txt beside NAME.jpg is its prompt, unless you say this
+    # ---- what trains
+    train: Literal["full", "lora"] = "full"
+    train_text_encoder: bool = False
+    rank: int = 4  # of the LoRA factors
+    lora_alpha: float | None = None  # scale = alpha / rank; default: rank, so scale 1
+    lora_dropout: float = 0.0
+    lora_target_modules: tuple[str, ...] = ()  # default: the attention's to_q to_k to_v to_out.0
+    # ---- objective
+    objective: str = "standard"  # standard, prior, l2, output, fisher, or a sum such as prior+l2
+    with_prior_preservation: bool = False  # diffusers' name for adding the prior term
+    prior_loss_weight: float = 1.0
+    l2_reg_weight: Annotated[float, alias("--l2_weight")] = (
+        1e-3  # loss per squared distance, in the unit of --reg_reduction
+    )
+    output_weight: float = 1.0
+    fisher_weight: float = 1e-3  # loss per nat of the base's local path KL, times 2
+    reg_reduction: Literal["sum", "tensor_mean"] = (
+        "sum"  # tensor_mean: the paper's code, e.g. 500 for SD-1.5
+    )
+    reg_decoupled: bool = False  # a proximal step after Adam's instead of a gradient
+    anchor_dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored base weights
+    anchor_device: Literal["train", "cpu"] = "train"  # cpu: base weights wait on the host
+    snr_gamma: float | None = None  # min-SNR weighting, usually 5.0
+    offset_noise: bool = False  # add 0.1 * one normal number per channel to the noise
+    output_source: Literal["class", "instance"] = (
+        "class"  # what --objective output noises: the base's pictures, or yours
+    )
+    output_draws: int = 1000  # full training: at most this many stored answers of the base
+    fisher_samples: int = 64  # draws from the base's own chains
+    # ---- class images
+    num_class_images: int = 100  # at least so many; existing ones count
+    sample_batch_size: int = 4  # pictures made at once (class images, validation, measuring)
+    class_sampler: Literal["dpmsolver++", "unipc", "ddim", "euler", "pndm"] = "dpmsolver++"
+    class_steps: int = 20
+    class_guidance: float = 7.5
+    class_keep: Literal["png", "latents"] = "png"  # latents: smaller, no pictures to look at
+    prior_generation_precision: Literal["no", "fp32", "bf16", "fp16"] = "no"
+    # ---- engine
+    output_dir: str = "runs/personalize/dreambooth-model"  # the run folder
+    seed: int = 0
+    train_batch_size: int = 4
+    num_train_epochs: int = 1  # used when --max_train_steps is not given
+    max_train_steps: int | None = None  # optimizer steps
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False  # recompute activations: less memory, more time
+    mixed_precision: Literal["no", "fp16", "bf16"] = (
+        "no"  # of what is frozen and computed; trained weights stay fp32
+    )
+    allow_tf32: bool = False
+    learning_rate: float | None = None  # default: 5e-6 full, 5e-4 LoRA
+    text_encoder_lr: float | None = None  # default: the learning rate
+    scale_lr: bool = False  # learning rate times batch size times accumulation
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = "constant"
+    lr_warmup_steps: int | None = (
+        None  # default where there is a warmup: a tenth of the steps, at most 500
+    )
+    lr_num_cycles: int = 1
+    lr_power: float = 1.0
+    use_8bit_adam: bool = False
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-2
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0  # 0: no clipping
+    use_ema: bool = False  # export the running average of the trained weights
+    ema_decay: float = 0.9999
+    # ---- checkpoints
+    checkpointing_steps: int = 500  # 0: none but the last
+    checkpoints_total_limit: int = 2  # how many stay; 0: all
+    checkpoint_weights_only: bool = False  # a third of the size, but resuming is then not bit-equal
+    resume_from_checkpoint: str | None = (
+        None  # by itself a run resumes; or: latest, or a checkpoint folder of any run
+    )
+    # ---- what is seen while it runs
+    log_every: int = 10  # steps between rows of history.csv; terms are means since the row before
+    probe_steps: int = 50  # steps between measurements of delta eps (a multiple of log_every)
+    path_kl_steps: int = 0  # steps between measurements of path KL; 0: at start and end only
+    measure_chains: int = 4  # base chains for each prompt
+    measure_nodes: int = 10  # ancestral steps of those chains
+    context_prompts: tuple[str, ...] = ()  # default: the class prompt in three places
+    unrelated_prompts: tuple[str, ...] = UNRELATED
+    validation_prompt: Annotated[tuple[str, ...], alias("--validation_prompts")] = ()
+    num_validation_images: int = 4  # for each prompt
+    validation_steps: int = 100  # steps between grids
+    validation_inference_steps: int = 25
+    validation_guidance: float = 7.5
+    report_to: str | None = None  # tensorboard, wandb, ...: besides history.csv
+    dry_run: bool = False  # say what would happen, measure one step, and stop
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The objectives added up, without "standard"."""
+        names = dict.fromkeys(self.objective.lower().replace(" ", "").split("+"))
+        if self.with_prior_preservation:
+            names["prior"] = None
+        return tuple(n for n in names if n != "standard")
+
+    @property
+    def weight(self) -> float | str | None:
+        """The objective's weight; of a sum, all of them joined by +; None for standard."""
+        of = {"prior": self.prior_loss_weight, "l2": self.l2_reg_weight, "output": self.output_weight, "fisher": self.fisher_weight}  # fmt: skip
+        weights = [of[p] for p in self.parts]
+        return weights[0] if len(weights) == 1 else "+".join(map(str, weights)) or None
+
+    @property
+    def needs_class_images(self) -> bool:
+        return "prior" in self.parts or ("output" in self.parts and self.output_source == "class")
+
+    def uses(self, *names: str) -> bool:
+        return any(n in self.parts for n in names)

@@ -1,0 +1,88 @@
+"""What drives a run: accelerate, optimizer, learning-rate schedule, EMA. Raises UserError for what this machine cannot do."""
+
+import math
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+
+from personalize.config import TrainConfig
+from personalize.state import State
+from toy2d.drift import Params
+from toy2d.runfolder import UserError
+
+
+def with_steps(config: TrainConfig, pictures: int) -> TrainConfig:
+    """Epochs become steps: an epoch shows each picture `repeats` times. Warmup defaults to a tenth of the steps, at most 500."""
+    per_step = config.train_batch_size * config.gradient_accumulation_steps
+    epoch = math.ceil(pictures * config.repeats / per_step)
+    steps = config.max_train_steps or epoch * config.num_train_epochs
+    warmup = config.lr_warmup_steps
+    if warmup is None:
+        warmup = 0 if config.lr_scheduler == "constant" else min(500, steps // 10)
+    if warmup >= steps:
+        raise UserError(
+            f"--lr_warmup_steps {warmup} is not below the {steps} steps of this run: "
+            "the learning rate would never be reached"
+        )
+    return replace(config, max_train_steps=steps, lr_warmup_steps=warmup)
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    tracker, cuda = config.report_to, torch.cuda.is_available()
+    if tracker and tracker not in [str(t) for t in get_available_trackers()]:
+        raise UserError(
+            f"--report_to {tracker} is not installed here: install it, or leave it out (history.csv is always written)"
+        )
+    if config.mixed_precision == "fp16" and not cuda:
+        raise UserError("--mixed_precision fp16 needs a CUDA device; use bf16 or no")
+    if config.allow_tf32 and not cuda:
+        raise UserError("--allow_tf32 has no effect: there is no CUDA device")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=tracker,
+        project_dir=config.output_dir,
+    )
+    if accelerator.num_processes > 1:
+        raise UserError("one process trains one model: start it without several processes")
+    return accelerator
+
+
+def make_state(theta: Params, config: TrainConfig, scaler=None) -> State:
+    """Step 0: fresh moments, the schedule at its start, the average at theta."""
+    optimizer = make_optimizer(theta, config)
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
+    )
+    ema = EMAModel(theta.values(), decay=config.ema_decay, foreach=True) if config.use_ema else None
+    return State(theta, optimizer, lr_scheduler, ema, scaler)
+
+
+def make_optimizer(theta: Params, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, fused: its kernels read the guard's flag (train.Guard). Denoiser and text encoder may learn at different rates."""
+    text = [p for name, p in theta.items() if name.startswith("text_encoder")]
+    rest = [p for name, p in theta.items() if not name.startswith("text_encoder")]
+    groups = [{"params": rest, "lr": config.learning_rate}]
+    groups += [{"params": text, "lr": config.text_encoder_lr}] if text else []
+    how = {
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "weight_decay": config.adam_weight_decay,
+        "eps": config.adam_epsilon,
+    }
+    if not config.use_8bit_adam:
+        return torch.optim.AdamW(groups, fused=True, **how)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as e:
+        raise UserError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from e
+    return AdamW8bit(groups, **how)

@@ -1,0 +1,297 @@
+"""run(config) -> the run folder: pictures, class images, caches, training, measurement, outputs. Resumes by itself.
+
+Everything that depends on the base alone is made before the first step (prepare.py), so a checkpoint holds only what moves.
+The same command continues a killed run bit for bit.
+"""
+
+import contextlib
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from personalize import export, measure
+from personalize.adapters import effective_delta_theta
+from personalize.config import TrainConfig
+from personalize.data import Prompts, Scan, scan
+from personalize.engine import make_accelerator, make_state, with_steps
+from personalize.model import Model, choose, load
+from personalize.prepare import DTYPES, make_anchors, make_pools, stored_answers
+from personalize.rules import resolve
+from personalize.state import State, read_checkpoint
+from personalize.train import Run, Streams, fit, objective_of
+from personalize.validate import Validation
+from toy2d.runfolder import RunFolder, UserError, environment, read_csv, write_csv, write_json
+
+NOT_OF_THE_RUN = (
+    "resume_from_checkpoint",
+    "dry_run",
+    "report_to",
+)  # these do not change its numbers
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
+
+
+def run(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
+    """Make, continue or find the run that `config` describes. Raises UserError, RunFailure or Stopped, one line each."""
+    config, pictures = read(config)
+    accelerator = make_accelerator(config)
+    folder = RunFolder(config.output_dir, recorded(config))
+    with folder.open():
+        if folder.status == "done":
+            say(f"{folder.path} is done already")
+        else:
+            Experiment(config, pictures, folder, accelerator, say).run()
+    return folder.path
+
+
+def read(config: TrainConfig) -> tuple[TrainConfig, Scan]:
+    """The first second of a run: every flag and every picture is looked at. Raises UserError listing all that is wrong."""
+    config = resolve(config)
+    pictures = scan(config.instance_data_dir, config.resolution, not config.ignore_captions)
+    return with_steps(config, len(pictures.require())), pictures
+
+
+def recorded(config: TrainConfig) -> dict:
+    return {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_RUN}
+
+
+class Clock(dict):
+    """Seconds by phase. `with clock("load"): ...`"""
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str):
+        start = time.perf_counter()
+        yield
+        self[phase] = self.get(phase, 0.0) + time.perf_counter() - start
+
+
+class Experiment:
+    """The parts of one run, in order; `run` is their table of contents."""
+
+    def __init__(
+        self, config: TrainConfig, pictures: Scan, folder: RunFolder, accelerator: Accelerator, say
+    ):
+        self.config, self.pictures, self.folder = config, pictures, folder
+        self.accelerator, self.device, self.say = accelerator, accelerator.device, say
+        self.cache, self.clock, self.rows = folder.path / "cache", Clock(), []
+
+    def run(self) -> None:
+        with self.clock("load"):
+            self.open_model()
+        with self.clock("pictures"):
+            pools = make_pools(self.config, self.model, self.pictures, self.resolution)
+        with self.clock("base"):
+            self.choose_what_trains()
+            self.embed(pools)
+            self.ask_the_base(pools)
+        self.start_or_resume()
+        self.say(self.describe())
+        fit(self.loop, self.state, self.accelerator, self.observe, self.save)
+        self.finish()
+
+    # ---- the base, and what of it moves
+    def open_model(self) -> None:
+        c = self.config
+        dtype = DTYPES[c.mixed_precision] if c.train == "lora" else torch.float32
+        source = c.pretrained_model_name_or_path
+        self.model: Model = load(source, c.revision, c.variant, dtype).to(self.device)
+        self.resolution = c.resolution or self.model.default_resolution
+        self.shape = self.model.latent_shape(self.resolution)
+        self.check_identity()
+
+    def check_identity(self) -> None:
+        """A run goes on only with the base, the pictures and the thread count it began with."""
+        identity = {"base_hash": self.model.hash(), "data_hash": self.pictures.hash()}
+        file = self.folder.path / "env.json"
+        if not file.exists():
+            more = {"device": str(self.device), "seed": self.config.seed}
+            write_json(file, environment(PACKAGES) | more | identity)
+            return
+        before = json.loads(file.read_text())
+        names = {"base_hash": "the base model", "data_hash": "a picture or caption"}
+        changed = [names[k] for k, v in identity.items() if before.get(k) != v]
+        if changed:
+            raise UserError(
+                f"{' and '.join(changed)} changed since {self.folder.path} was begun: "
+                "put it back, or choose another --output_dir"
+            )
+        torch.set_num_threads(before["threads"])  # another thread count may round differently
+
+    def choose_what_trains(self) -> None:
+        c = self.config
+        lora = (c.rank, c.lora_alpha, c.lora_dropout, c.lora_target_modules or None)
+        self.theta = choose(self.model, c.train, c.train_text_encoder, *lora, c.seed)
+        if c.gradient_checkpointing:
+            self.model.denoiser.enable_gradient_checkpointing()
+            for encoder in self.model.text_encoders if c.train_text_encoder else []:
+                encoder.gradient_checkpointing_enable()
+
+    def embed(self, pools: dict) -> None:
+        """Every prompt of the run, once; live ones too where the text encoder stands still. Then memory is freed."""
+        spoken = [p for pool in pools.values() for p in pool.prompts]
+        measured = [p for group in measure.prompt_groups(self.config).values() for p in group]
+        self.base_prompts = Prompts(self.model).add(spoken + measured)
+        self.model.unload("vae")
+        if self.config.train_text_encoder:
+            self.prompts = Prompts(self.model, cache=False)
+        else:
+            self.prompts = self.base_prompts
+            self.model.unload("text_encoders")
+
+    def predict(self, x_t, t, prompts):
+        """The live model. Training and measuring compute in the same precision."""
+        with self.accelerator.autocast():
+            return self.model.predict(x_t, t, self.prompts(prompts))
+
+    def predict_base(self, x_t, t, prompts):
+        """The base: adapters off, its own embeddings."""
+        with self.accelerator.autocast(), self.model.base():
+            return self.model.predict(x_t, t, self.base_prompts(prompts))
+
+    def ask_the_base(self, pools: dict) -> None:
+        """Chains, anchors and answers: the last things that need the base as it was."""
+        c, model, schedule = self.config, self.model, self.model.schedule
+        file = self.cache / "chains.safetensors"
+        with model.evaluating():
+            self.chains = measure.kept_chains(file, self.predict, c, schedule, self.shape)
+            made = make_anchors(c, model, self.theta, self.predict, self.shape, self.cache)
+            anchors, self.theta_star = made
+            streams = Streams(pools, c, len(schedule))
+            base = None
+            if c.uses("output"):
+                base = self.predict_base
+                if c.train == "full":
+                    base = stored_answers(c, streams, self.predict, schedule, self.cache)
+        self.loop = Run(c, schedule, self.predict, objective_of(c), anchors, streams, base)
+
+    # ---- from step 0, or from a checkpoint
+    def start_or_resume(self) -> None:
+        c = self.config
+        self.state = make_state(self.theta, c, self.accelerator.scaler)
+        self.validation = Validation(c, self.model, self.folder.path / "figures")
+        if c.report_to:
+            self.accelerator.init_trackers("personalize")
+        for part in self.trained_parts():
+            part.train()
+        checkpoint = read_checkpoint(self.folder, self.theta, c.resume_from_checkpoint)
+        if checkpoint is None:
+            self.observe({})
+            return
+        self.state.restore(*checkpoint)
+        history = self.folder.path / "history.csv"
+        rows = read_csv(history) if history.exists() else []
+        self.rows = [r | {"step": int(r["step"])} for r in rows if r["step"] <= self.state.step]
+        inexact = "" if checkpoint[1]["exact"] else ", weights only: not bit-equal to a run never stopped"  # fmt: skip
+        self.say(f"resumed after step {self.state.step}{inexact}")
+
+    def trained_parts(self) -> list[torch.nn.Module]:
+        encoders = self.model.text_encoders if self.config.train_text_encoder else []
+        return [self.model.denoiser, *encoders]
+
+    def describe(self) -> str:
+        n, c = sum(p.numel() for p in self.theta.values()), self.config
+        return (
+            f"{self.folder.path}: {c.objective}, {c.train}, {n / 1e6:.3g} million weights train, "
+            f"steps {self.state.step} to {c.max_train_steps}"
+        )
+
+    # ---- while it runs
+    def observe(self, terms: dict[str, float]) -> None:
+        """A row of history.csv in the toy's columns, and a grid where one is due. Nothing here draws from training's generators."""
+        c, step = self.config, self.state.step
+        with self.model.evaluating(), torch.no_grad():
+            with self.clock("measuring"):
+                self.rows.append(self.row(terms))
+                write_csv(self.folder.path / "history.csv", self.rows)
+            if self.validation.due(step):
+                with self.clock("validation"), self.accelerator.autocast():
+                    self.validation(step)
+        if c.report_to:
+            numbers = {k: v for k, v in self.rows[-1].items() if isinstance(v, float)}
+            self.accelerator.log(numbers, step=step)
+
+    def row(self, terms: dict[str, float]) -> dict:
+        """`terms` are means since the row before; distances and drift are of the weights as they are now."""
+        c, step = self.config, self.state.step
+        distance = self.loop.objective.anchor_terms(self.loop.anchors)
+        losses = {k: v for k, v in terms.items() if k != "grad_norm"}
+        losses |= {k: float(v) for k, v in distance.items()}
+        row = {"step": step, "objective": c.objective, "weight": c.weight, "seed": c.seed}
+        row |= {f"loss_{k}": v for k, v in losses.items()}
+        edge = step in (0, c.max_train_steps)
+        if edge or step % c.probe_steps == 0:
+            row["delta_theta"] = self.delta_theta()["total"]
+            row["delta_eps"] = measure.eps_drift(self.predict, self.chains, c.sample_batch_size)
+        if edge or (c.path_kl_steps and step % c.path_kl_steps == 0):
+            row |= measure.path_columns(self.path_drift())
+        if "grad_norm" in terms:
+            row |= {"lr": self.state.learning_rate, "grad_norm": terms["grad_norm"]}
+        return row | {"seconds": round(self.state.seconds, 2)}
+
+    def delta_theta(self) -> dict[str, float]:
+        return effective_delta_theta(self.model, self.theta, self.theta_star)
+
+    def path_drift(self) -> dict:
+        return measure.path_drift(self.predict, self.chains, self.config.sample_batch_size)
+
+    def save(self, state: State) -> None:
+        c = self.config
+        tensors, scalars = state.weights_only() if c.checkpoint_weights_only else state.exact()
+        keep = c.checkpoints_total_limit or 10**9
+        self.folder.save_checkpoint(state.step, tensors, scalars, keep)
+
+    # ---- the end
+    def finish(self) -> None:
+        if self.state.ema is not None:
+            self.state.ema.copy_to(self.theta.values())
+        with self.model.evaluating(), self.clock("measuring"), torch.no_grad():
+            metrics = self.metrics()
+        with self.clock("export"):
+            self.export(metrics)
+        seconds = {**self.clock, "training": self.state.seconds}
+        metrics["seconds"] = {k: round(v, 2) for k, v in seconds.items()}
+        metrics["peak_memory_bytes"] = peak_memory(self.device)
+        write_json(self.folder.path / "metrics.json", metrics)
+        if self.config.report_to:
+            self.accelerator.end_training()
+        theta, kl = metrics["delta_theta"], metrics["path_kl"]
+        self.say(f"done: {self.folder.path}, delta theta {theta:.4g}, path KL {kl:.4g} nats")
+
+    def metrics(self) -> dict:
+        """The drift of the weights that are exported (EMA's, if asked for)."""
+        c, blocks, paths = self.config, self.delta_theta(), self.path_drift()
+        return {
+            "objective": c.objective,
+            "weight": c.weight,
+            "reg_reduction": c.reg_reduction if c.uses("l2") else None,
+            "steps": self.state.step,
+            "weights": "ema" if c.use_ema else "last",
+            "base_hash": self.model.hash(),
+            "delta_theta": blocks.pop("total"),
+            "delta_theta_blocks": blocks,
+            "delta_eps": measure.eps_drift(self.predict, self.chains, c.sample_batch_size),
+            "path_kl": measure.path_columns(paths)["path_kl"],
+            "path_kl_groups": paths,
+            "path_kl_sampler": f"ancestral, variance beta, {c.measure_nodes} nodes, no guidance",
+            "prompts": measure.prompt_groups(c),
+        }
+
+    def export(self, metrics: dict) -> None:
+        path = self.folder.path
+        if self.config.train == "full":
+            export.save_pipeline(self.model, path / "pipeline")
+        else:
+            export.save_lora(self.model, path / "lora")
+            export.save_peft(self.model, path / "peft")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that the device held, or this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,103 @@
+"""EWC at full scale: how much each weight of the base matters to the base's own pictures, and the distance weighted by it.
+
+    squared distance = sum_ij F_ij delta W_ij^2,    F = diag sum_t 2 w_t E[J_t' J_t]  (toy2d.drift.fisher_diagonal)
+
+F belongs to the *effective* weights. For LoRA at B = 0 the Fisher of the factors themselves would be useless: zero for A, and for B that
+of a random subspace. So F is taken of the adapted weights, and delta W = s B A is formed one layer at a time.
+Shapes: O outputs, I inputs (a convolution's kernel is part of I), r rank.
+"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from personalize.adapters import AnchorSum, LoraPair, copy_of, lora_pairs, plain_parameters
+from personalize.config import TrainConfig
+from personalize.measure import base_chain, in_chunks, prompt_groups
+from personalize.model import Model
+from toy2d.data import generator
+from toy2d.drift import Params, Predict, fisher_diagonal
+from toy2d.objectives import Anchor, Weight
+from toy2d.runfolder import load_tensors, save_tensors
+from toy2d.schedule import Schedule
+
+
+class FisherLoraAnchor:
+    """`toy2d.objectives.Anchor` for LoRA with importance: sum F (s B A)^2. Stores F only, one number per adapted weight."""
+
+    def __init__(self, pairs: list[LoraPair], importance: Params):
+        self.pairs, self.importance = pairs, importance
+
+    def squared_distance(self) -> Float[Tensor, ""]:
+        return torch.stack([(self._F(p) * p.delta_weight() ** 2).sum() for p in self.pairs]).sum()
+
+    @torch.no_grad()
+    def add_gradient_(self, weight: Weight) -> None:
+        """d/dB = 2 weight s (F * delta W) A',  d/dA = 2 weight s B' (F * delta W)."""
+        for p in self.pairs:
+            slope = 2 * weight * p.scale * self._F(p) * p.delta_weight()
+            dA = p.B.flatten(1).T @ slope
+            p.B.grad.add_((slope @ p.A.flatten(1).T).reshape(p.B.shape))
+            p.A.grad.add_(dA.reshape(p.A.shape))
+
+    @torch.no_grad()
+    def pull_(self, strength: Weight) -> None:
+        """B <- least-squares B of the pulled delta W / (1 + 2 strength F), A fixed: the proximal step as near as rank r allows."""
+        for p in self.pairs:
+            A = p.A.flatten(1)
+            pulled = p.delta_weight() / (1 + 2 * strength * self._F(p))
+            p.B.copy_((pulled @ torch.linalg.pinv(A) / p.scale).reshape(p.B.shape))
+
+    def _F(self, pair: LoraPair) -> Tensor:
+        return self.importance[pair.name].to(pair.B.device, pair.B.dtype).flatten(1)
+
+
+def effective_weights(model: Model, theta: Params) -> dict[str, Tensor]:
+    """What the adapters change, under their pairs' names, and the parameters that train themselves."""
+    parts = {f"{part}.{n}": m for part, net in model.parts.items() for n, m in net.named_modules()}
+    adapted = {p.name: parts[p.name].get_base_layer().weight for p in lora_pairs(model)}
+    return adapted | plain_parameters(theta)
+
+
+def base_fisher(
+    file: Path, predict: Predict, model: Model, theta: Params, config: TrainConfig, shape: tuple[int, ...]
+) -> dict[str, Tensor]:  # fmt: skip
+    """diag G of the base, from `fisher_samples` draws of its own chains under every measured prompt; kept in `file`. Call before training."""
+    if not file.exists():
+        weights = effective_weights(model, theta)
+        frozen = [w for w in weights.values() if not w.requires_grad]
+        short = model.schedule.strided(config.measure_nodes)
+        for w in frozen:
+            w.requires_grad_(True)
+        samples = _own_samples(predict, config, short, shape)
+        rng = generator(config.seed, "fisher/signs")
+        save_tensors(file, fisher_diagonal(predict, weights, short, samples, rng))
+        for w in frozen:
+            w.requires_grad_(False)
+    return load_tensors(file)
+
+
+def _own_samples(predict, config: TrainConfig, short: Schedule, shape):
+    """(x_t, t, prompts) one at a time, four nodes of each chain."""
+    rng = generator(config.seed, "fisher")
+    prompts = [p for group in prompt_groups(config).values() for p in group]
+    each = [prompts[i % len(prompts)] for i in range(-(-config.fisher_samples // 4))]
+    chain = base_chain(in_chunks(predict, config.sample_batch_size), short, each, shape, rng)
+    for k in range(config.fisher_samples):
+        i, t = k // 4, torch.randint(1, len(short), (1,), generator=rng)
+        yield chain[int(t), i : i + 1], t.to(chain.device), each[i : i + 1]
+
+
+def fisher_anchor(
+    model: Model, theta: Params, importance: Params, theta_star: Params | None, dtype, device
+) -> Anchor | FisherLoraAnchor | AnchorSum:
+    """The Fisher-weighted distance from where theta is now. `theta_star`: a copy of the plain parameters that exists already."""
+    parts = []
+    if pairs := lora_pairs(model):
+        parts.append(FisherLoraAnchor(pairs, importance))
+    if plain := plain_parameters(theta):
+        star = theta_star or copy_of(plain, dtype, device)
+        parts.append(Anchor(plain, star, importance))
+    return parts[0] if len(parts) == 1 else AnchorSum(tuple(parts))

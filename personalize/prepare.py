@@ -1,0 +1,99 @@
+"""What is made of the base before anything trains: pictures' latents, anchors, Fisher, the base's own answers.
+
+Each is a function of the base, the pictures and the seed; what is dear to make is kept in the run folder's cache/.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from personalize.adapters import AnchorSum, anchors_for, copy_of, plain_parameters
+from personalize.classimages import make_class_images
+from personalize.config import TrainConfig
+from personalize.data import PictureSet, Scan, instance_set
+from personalize.fisher import base_fisher, fisher_anchor
+from personalize.model import Model
+from personalize.train import StoredAnswers, Streams
+from toy2d.drift import Params, Predict
+from toy2d.objectives import Anchor
+from toy2d.runfolder import load_tensors, save_tensors
+
+DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_pools(
+    config: TrainConfig, model: Model, pictures: Scan, resolution: int
+) -> dict[str, PictureSet]:
+    """role -> pictures, all encoded. One class set serves "prior" and "output" alike; it must be made before `model.choose`."""
+    records, frame = pictures.require(), (resolution, _crop(config), config.random_flip)
+    pools = {"instance": instance_set(model, records, config.instance_prompt, *frame)}
+    if config.needs_class_images:
+        made = class_images(config, model, resolution)
+        pools |= {role: made for role in ("prior", "output") if config.uses(role)}
+    if config.uses("output") and config.output_source == "instance":
+        bare = [replace(r, caption=None) for r in records]
+        pools["output"] = instance_set(model, bare, config.class_prompt, *frame)
+    return {role: pool.cache() for role, pool in pools.items()}
+
+
+def _crop(config: TrainConfig):
+    return "pad" if config.pad else "center" if config.center_crop else "random"
+
+
+def class_images(config: TrainConfig, model: Model, resolution: int) -> PictureSet:
+    """The base's own pictures of --class_prompt: made, completed, or found in --class_data_dir."""
+    dtype = DTYPES[config.prior_generation_precision]
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        return make_class_images(
+            model,
+            config.class_prompt,
+            config.num_class_images,
+            config.class_data_dir,
+            resolution,
+            sampler=config.class_sampler,
+            steps=config.class_steps,
+            guidance=config.class_guidance,
+            batch_size=config.sample_batch_size,
+            seed=config.seed,
+            keep=config.class_keep,
+        )
+
+
+def make_anchors(
+    config: TrainConfig, model: Model, theta: Params, predict: Predict, shape: tuple[int, ...], cache: Path
+) -> tuple[dict, Params]:  # fmt: skip
+    """(anchors by term, theta_star of the plain parameters in float32): where theta starts, for the loss and for delta theta.
+
+    No weight is copied twice: the Fisher term shares the L2 term's anchor, and delta theta too if that is in float32.
+    """
+    dtype, anchors, star = DTYPES[config.anchor_dtype], {}, None
+    device = model.device if config.anchor_device == "train" else torch.device("cpu")
+    if config.uses("l2"):
+        anchors = anchors_for(model, theta, config.reg_reduction, dtype, device)
+        star = _theta_star(anchors["anchor"])
+    if config.uses("fisher"):
+        file = cache / "fisher.safetensors"
+        importance = base_fisher(file, predict, model, theta, config, shape)
+        anchors["fisher"] = fisher_anchor(model, theta, importance, star, dtype, device)
+        star = _theta_star(anchors["fisher"])
+    if star is None or dtype != torch.float32:
+        star = copy_of(plain_parameters(theta), torch.float32, "cpu")
+    return anchors, star
+
+
+def _theta_star(anchor) -> Params | None:
+    parts = anchor.parts if isinstance(anchor, AnchorSum) else (anchor,)
+    return next((p.theta_star for p in parts if isinstance(p, Anchor)), None)
+
+
+def stored_answers(
+    config: TrainConfig, streams: Streams, predict: Predict, schedule, cache: Path
+) -> StoredAnswers:
+    """The base's outputs for every tick of the run, or for the first `output_draws`."""
+    ticks = config.max_train_steps * config.gradient_accumulation_steps
+    file = cache / "answers.safetensors"
+    if not file.exists():
+        made = StoredAnswers.ask(predict, streams, schedule, min(config.output_draws, ticks))
+        save_tensors(file, {"answers": made.answers})
+    return StoredAnswers(streams, load_tensors(file)["answers"])

@@ -1,0 +1,131 @@
+"""Everything that moves while training, and its exact copy for a checkpoint. Nothing is pickled.
+
+    theta, optimizer moments, learning-rate schedule, EMA, GradScaler, sums of the log     ->  flat tensors + JSON scalars
+
+Random numbers need no copy: every draw is a function of (seed, role, step) (train.Streams).
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from toy2d.drift import Params
+from toy2d.runfolder import RunFolder, UserError, load_tensors, verify_manifest
+
+
+@dataclass
+class State:
+    """`step` optimizer steps are done. `sums` holds the terms since the last log row, on the device; `seconds` the time so far."""
+
+    theta: Params
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    ema: EMAModel | None = None
+    scaler: Any = None
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def add_to_log(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.count += 1
+
+    def take_log(self) -> dict[str, float]:
+        """Means since the last call. The only place where the loop's numbers are copied to the host."""
+        means = {k: float(v) / self.count for k, v in self.sums.items()} if self.count else {}
+        self.sums, self.count = {}, 0
+        return means
+
+    def weights_only(self) -> tuple[dict[str, Tensor], dict]:
+        """The trained weights: enough to look at, not to go on bit for bit."""
+        tensors = {f"theta/{k}": p.detach() for k, p in self.theta.items()}
+        return tensors, {"step": self.step, "seconds": self.seconds, "exact": False}
+
+    def exact(self) -> tuple[dict[str, Tensor], dict]:
+        tensors, scalars = self.weights_only()
+        moments = {}
+        for name, p in self.theta.items():
+            for key, value in self.optimizer.state[p].items():
+                kind = tensors if isinstance(value, Tensor) else moments
+                kind[f"adam/{key}/{name}"] = value
+        tensors |= {f"sums/{k}": torch.as_tensor(v) for k, v in self.sums.items()}
+        scalars |= {"exact": True, "count": self.count, "adam": moments}
+        scalars["lr"] = self.lr_scheduler.state_dict()
+        if self.ema is not None:
+            shadow = zip(self.theta, self.ema.shadow_params, strict=True)
+            tensors |= {f"ema/{k}": v for k, v in shadow}
+            scalars["ema_step"] = self.ema.optimization_step
+        if self.scaler is not None:
+            scalars["scaler"] = self.scaler.state_dict()
+        return tensors, scalars
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], scalars: dict) -> None:
+        """The inverse of `exact`; of `weights_only` too, with fresh moments."""
+        for name, p in self.theta.items():
+            p.copy_(tensors[f"theta/{name}"])
+        self.step, self.seconds = scalars["step"], scalars["seconds"]
+        if not scalars["exact"]:
+            return
+        for p in self.theta.values():
+            self.optimizer.state[p] = {}
+        flat = tensors | scalars["adam"]
+        for key, value in flat.items():
+            kind, _, rest = key.partition("/")
+            if kind == "adam":
+                moment, _, name = rest.partition("/")
+                self.optimizer.state[self.theta[name]][moment] = self._like(value, name)
+            elif kind == "sums":
+                self.sums[rest] = value.to(next(iter(self.theta.values())).device)
+        self.count = scalars["count"]
+        self.lr_scheduler.load_state_dict(scalars["lr"])
+        for group, lr in zip(self.optimizer.param_groups, scalars["lr"]["_last_lr"], strict=True):
+            group["lr"] = lr
+        if self.ema is not None:
+            for name, shadow in zip(self.theta, self.ema.shadow_params, strict=True):
+                shadow.copy_(tensors[f"ema/{name}"])
+            self.ema.optimization_step = scalars["ema_step"]
+        if self.scaler is not None:
+            self.scaler.load_state_dict(scalars["scaler"])
+
+    def _like(self, value, name: str):
+        return value.to(self.theta[name].device, copy=True) if isinstance(value, Tensor) else value
+
+
+def read_checkpoint(
+    folder: RunFolder, theta: Params, wanted: str | None = None
+) -> tuple[dict[str, Tensor], dict] | None:
+    """The folder's own newest whole checkpoint; only if it has none, the one that --resume_from_checkpoint names.
+
+    None means step 0. Raises UserError if `wanted` is not there, not whole, or of other parameters.
+    """
+    own = folder.newest_checkpoint()
+    if own is not None or wanted is None:
+        return own
+    if wanted == "latest":
+        raise UserError(
+            f"--resume_from_checkpoint latest: {folder.path} has no whole checkpoint; leave the flag out to start anew"
+        )
+    path = Path(wanted).expanduser()
+    if not verify_manifest(path):
+        raise UserError(
+            f"--resume_from_checkpoint {wanted} is no whole checkpoint folder: pass .../checkpoints/step-N"
+        )
+    tensors = load_tensors(path / "state.safetensors")
+    shapes = {n: t.shape for n, t in tensors.items() if n.startswith("theta/")}
+    if shapes != {f"theta/{n}": p.shape for n, p in theta.items()}:
+        raise UserError(
+            f"--resume_from_checkpoint {wanted} holds other weights than this run trains"
+        )
+    return tensors, json.loads((path / "state.json").read_text())

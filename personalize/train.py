@@ -1,0 +1,258 @@
+"""One training loop for every objective and every kind of training. No loss is defined here: see the import from toy2d.
+
+A condition is a list of prompts, at both scales: the batch carries B prompts beside B latents, and the predictor looks their
+embeddings up (or computes them, where the text encoder trains). Every draw is a function of (seed, role, tick), tick counting minibatches:
+nothing that is logged, validated, measured or resumed can shift the noise of another step or another objective.
+Shapes: B batch, D data (4, 64, 64 latents for SD-1.5 at 512 px).
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from personalize.config import TrainConfig
+from personalize.state import State
+from toy2d.data import generator
+from toy2d.drift import Predict
+from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Anchor, Example, Objective
+from toy2d.runfolder import RunFailure
+from toy2d.schedule import Schedule
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """The sum that --objective names. An objective is four numbers, so adding them is all there is to combining."""
+    parts = {
+        "prior": PRIOR(config.prior_loss_weight),
+        "l2": L2(config.l2_reg_weight, config.reg_reduction, config.reg_decoupled),
+        "output": OUTPUT(config.output_weight),
+        "fisher": FISHER(config.fisher_weight, config.reg_decoupled),
+    }
+    return sum((parts[p] for p in config.parts), STANDARD)
+
+
+class Pool(Protocol):
+    """Pictures with prompts (personalize/data.py)."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, indices: list[int], rng: torch.Generator) -> tuple[Tensor, list[str]]:
+        """(x0 (B, D) scaled latents, B prompts): image i beside its own prompt."""
+
+
+class Streams:
+    """Minibatches by (role, tick). A pool is walked in an endless sequence of permutations, so every picture is seen equally often."""
+
+    def __init__(self, pools: Mapping[str, Pool], config: TrainConfig, num_timesteps: int):
+        self.pools, self.num_timesteps = pools, num_timesteps
+        self.seed, self.batch_size = config.seed, config.train_batch_size
+        self.offset = 0.1 if config.offset_noise else 0.0
+
+    def batch(self, tick: int) -> dict[str, Example]:
+        return {role: self.example(role, tick) for role in self.pools}
+
+    def example(self, role: str, tick: int) -> Example:
+        x0, prompts = self.pools[role].draw(
+            self.indices(role, tick), generator(self.seed, f"{role}/data/{tick}")
+        )
+        rng = generator(self.seed, f"{role}/{tick}")
+        t = torch.randint(self.num_timesteps, (self.batch_size,), generator=rng)
+        eps = torch.randn(x0.shape, generator=rng)
+        if self.offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
+            eps += self.offset * torch.randn(*eps.shape[:2], *[1] * (eps.ndim - 2), generator=rng)
+        return Example(x0, t.to(x0.device), eps.to(x0.device), prompts)
+
+    def indices(self, role: str, tick: int) -> list[int]:
+        first, n = tick * self.batch_size, len(self.pools[role])
+        return [
+            permutation(self.seed, role, n, i // n)[i % n]
+            for i in range(first, first + self.batch_size)
+        ]
+
+
+@lru_cache(maxsize=64)
+def permutation(seed: int, role: str, n: int, epoch: int) -> tuple[int, ...]:
+    return tuple(torch.randperm(n, generator=generator(seed, f"{role}/order/{epoch}")).tolist())
+
+
+class StoredAnswers:
+    """The base's outputs for the first `draws` ticks of the "output" role, made before training: no second network is kept.
+
+    Ticks are functions of the seed, so with draws >= all ticks this is exactly what asking the base at each step would give; with
+    fewer, tick k repeats draw k mod draws. Latents of SD-1.5 take 64 KiB each.
+    """
+
+    def __init__(self, streams: Streams, answers: Tensor):
+        self.streams, self.answers = streams, answers  # draws B D, on the host
+
+    @classmethod
+    @torch.no_grad()
+    def ask(cls, predict: Predict, streams: Streams, schedule: Schedule, draws: int) -> "StoredAnswers":  # fmt: skip
+        answers = []
+        for k in tqdm(range(draws), "base answers", disable=None):
+            x0, t, eps, cond = streams.example("output", k)
+            x_t = schedule.add_noise(x0, t, eps)
+            answers.append(predict(x_t, schedule.timesteps[t], cond).cpu())
+        return cls(streams, torch.stack(answers))
+
+    def example(self, tick: int) -> Example:
+        return self.streams.example("output", tick % len(self.answers))
+
+    def at(self, tick: int) -> Predict:
+        answer = self.answers[tick % len(self.answers)]
+        return lambda x_t, t, cond: answer.to(x_t.device)
+
+
+class Guard:
+    """Keeps a non-finite loss or gradient away from the weights without asking the device at every step.
+
+    `found` is the flag that torch's fused optimizers read on the device: while it is 1 they change neither weights nor moments.
+    Once set it stays set (`poison` sees to it under fp16, where GradScaler owns the flag), and `check`, called where the host waits
+    anyway (log rows, checkpoints, the end), raises. An optimizer without that flag (8-bit Adam) is checked at every step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, scaler=None):
+        self.optimizer, self.scaler = optimizer, scaler
+        self.found = torch.zeros((), device=device)
+        self.first = torch.zeros((), dtype=torch.long, device=device)
+        self.every_step = not optimizer.defaults.get("fused")
+
+    def poison(self, loss: Tensor) -> Tensor:
+        return torch.where(self.found > 0, torch.nan, loss)
+
+    def watch(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
+        bad = ~torch.isfinite(loss)
+        if (
+            self.scaler is None
+        ):  # GradScaler meets infinite gradients in good health and skips them itself
+            bad |= ~torch.isfinite(grad_norm)
+            self.optimizer.found_inf = self.found
+        self.first += bad * (self.found == 0) * step
+        self.found += bad * (1 - self.found)
+        if self.every_step:
+            self.check()
+
+    def check(self) -> None:
+        if self.found.item():
+            raise RunFailure(
+                f"the loss or its gradient is no longer finite at step {int(self.first)}; the weights were left as they were before it. "
+                "Lower --learning_rate or the objective's weight, or use --mixed_precision bf16 or no"
+            )
+
+
+class Stopped(RunFailure):
+    """A signal ended the run after a whole, saved step."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+@contextlib.contextmanager
+def finish_step_on_signal():
+    """Yields a list that receives the number of a SIGINT or SIGTERM; a second signal acts as it would without us."""
+    received, before = [], {}
+
+    def note(number, frame):
+        received.append(number)
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+    with contextlib.suppress(ValueError):  # not the main thread: signals are its business
+        for n in (signal.SIGINT, signal.SIGTERM):
+            before[n] = signal.signal(n, note)
+    try:
+        yield received
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+@dataclass
+class Run:
+    """What the loop reads: the objective, and where its examples, its base and its anchors come from."""
+
+    config: TrainConfig
+    schedule: Schedule
+    predict: Predict  # the live model; its condition is a list of prompts
+    objective: Objective
+    anchors: Mapping[str, Anchor]
+    streams: Streams
+    base: Predict | StoredAnswers | None = None  # who "output" imitates
+
+    def batch(self, tick: int) -> tuple[dict[str, Example], Predict | None]:
+        if not isinstance(self.base, StoredAnswers):
+            return self.streams.batch(tick), self.base
+        roles = [r for r in self.streams.pools if r != "output"]
+        batch = {r: self.streams.example(r, tick) for r in roles}
+        return batch | {"output": self.base.example(tick)}, self.base.at(tick)
+
+
+def fit(
+    run: Run,
+    state: State,
+    accelerator: Accelerator,
+    observe: Callable[[dict[str, float]], None],
+    save: Callable[[State], None],
+) -> None:
+    """Take `state` from its step to config.max_train_steps.
+
+    observe(terms and grad_norm, means since the last call) is called every `log_every` steps and at the end; save(state) every
+    `checkpointing_steps` steps and when a signal asks to stop, after the step is whole. Raises RunFailure for a loss that is not finite (the
+    weights are then those before that step), Stopped after SIGINT or SIGTERM.
+    """
+    config, objective, theta = run.config, run.objective, list(state.theta.values())
+    last, accumulation = config.max_train_steps, config.gradient_accumulation_steps
+    optimizer, guard = state.optimizer, Guard(state.optimizer, theta[0].device, state.scaler)
+    prepared = accelerator.prepare_optimizer(optimizer)
+    bar = tqdm(range(state.step, last), "train", last, initial=state.step, disable=None)
+    with finish_step_on_signal() as signals:
+        for step in bar:
+            started = time.perf_counter()
+            if config.lora_dropout:  # the one draw that takes no generator
+                torch.manual_seed(generator(config.seed, f"dropout/{step}").initial_seed())
+            for micro in range(accumulation):
+                batch, base = run.batch(step * accumulation + micro)
+                with accelerator.accumulate():
+                    terms = objective.terms(
+                        run.predict, run.schedule, batch, base, config.snr_gamma
+                    )
+                    loss = guard.poison(sum(terms.values()))
+                    accelerator.backward(loss)
+                state.add_to_log(terms)
+            accelerator.unscale_gradients(prepared)
+            objective.add_anchor_gradients_(run.anchors)
+            grad_norm = torch.nn.utils.clip_grad_norm_(theta, config.max_grad_norm or torch.inf)
+            guard.watch(step + 1, loss, grad_norm)
+            prepared.step()
+            objective.pull_to_anchors_(run.anchors, state.learning_rate * (1 - guard.found))
+            state.lr_scheduler.step()
+            if state.ema is not None:
+                state.ema.step(theta)
+            prepared.zero_grad(set_to_none=True)
+            state.step = step + 1
+            state.seconds += time.perf_counter() - started
+
+            if state.step % config.log_every == 0 or state.step == last:
+                guard.check()
+                row = {**state.take_log(), "grad_norm": float(grad_norm)}
+                observe(row)
+                bar.set_postfix({k: f"{v:.3g}" for k, v in row.items()})
+            if signals or _due(config.checkpointing_steps, state.step, last):
+                guard.check()
+                save(state)
+            if signals and state.step < last:
+                name = signal.Signals(signals[0]).name
+                raise Stopped(f"{name}: stopped after step {state.step}, which is saved; the same command goes on", signals[0])  # fmt: skip
+
+
+def _due(every: int, step: int, last: int) -> bool:
+    return bool(every) and step % every == 0 and step < last
