@@ -115,10 +115,10 @@ class Experiment:
         self.base_moments = saved
         self.probe = self._make_probe(c.quadrature)
 
-    def _make_probe(self, k: int) -> Probe:
-        c = self.config
-        rule = gauss_hermite(k)
-        return make_probe(self.world, self.net, self.theta_star, rule, rule, c.chains, c.ode_nodes)
+    def _make_probe(self, k: int, ode_nodes: int | None = None) -> Probe:
+        c, rule = self.config, gauss_hermite(k)
+        nodes = ode_nodes or c.ode_nodes
+        return make_probe(self.world, self.net, self.theta_star, rule, rule, c.chains, nodes)
 
     # ---- fine-tuning
     def finetune(self) -> None:
@@ -127,7 +127,7 @@ class Experiment:
         self.names = [n for g in self.groups for n in g.names]
         pools = self._make_pools()
         used = {g.pools[role] for g in self.groups for role in g.roles}
-        coarse = self._make_probe(max(4, c.quadrature - 2))
+        coarse = self._make_probe(max(4, c.quadrature - 2), max(3, c.ode_nodes * 2 // 3))
         spent = self._checkpointing("finetune", c.steps)
         started = time.perf_counter()
         before = spent["resume"][1]["seconds"] if spent["resume"] else 0.0

@@ -187,31 +187,30 @@ def make_probe(
     )
 
 
-def measure(
-    world: World, group: Group, probe: Probe, mixture: bool = True, chunk: int = 32
-) -> list[dict]:
+def measure(world: World, group: Group, probe: Probe, chunk: int = 8192) -> list[dict]:
     """One record per run of the group: kl_truth, kl_base ({name: [mean, error, n]}), kl_new, path_kl, delta_theta, delta_eps.
 
-    Runs that diverged have None where a number would be. `chunk` bounds memory: runs measured at once.
+    Runs that diverged have None where a number would be. `chunk` bounds memory: points evaluated at once, in whole runs.
     """
-    records = []
-    for start in range(0, len(group), chunk):
-        which = list(range(start, min(start + chunk, len(group))))
-        records += _measure_chunk(world, group, probe, which, mixture)
+    points = len(world.old) ** 2 * probe.base.x.shape[2]
+    size, records = max(1, chunk // points), []
+    for start in range(0, len(group), size):
+        which = list(range(start, min(start + size, len(group))))
+        records += _measure_chunk(world, group, probe, which)
     return [
         record if m not in group.stopped else dict.fromkeys(record, None)
         for m, record in enumerate(records)
     ]
 
 
-def _measure_chunk(world, group, probe, which, mixture):
+def _measure_chunk(world, group, probe, which):
     theta = members({k: v.detach() for k, v in group.theta.items()}, which)
     star = members(group.theta_star, which)
     seeds = group.seed_index[which]
     predict, predict_star = group.net.bind(theta), group.net.bind(star)
-    truth = _compare(predict, probe.ode, probe.truth, torch.zeros_like(seeds), world, mixture)
-    base = _compare(predict, probe.ode, probe.base, seeds, world, mixture)
-    new = _compare(predict, probe.ode, probe.new, torch.zeros_like(seeds), world, False)
+    truth = _compare(predict, probe.ode, probe.truth, torch.zeros_like(seeds), world)
+    base = _compare(predict, probe.ode, probe.base, seeds, world)
+    new = _compare(predict, probe.ode, probe.new, torch.zeros_like(seeds), world)
     chain = probe.chain[:, seeds]  # on the network's device
     path = path_kl(predict, predict_star, probe.schedule, chain, probe.chain_cond, runs=1)
     d_theta = delta_theta(theta, star, runs=1)
@@ -242,28 +241,17 @@ def eps_probe(chain: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _compare(
-    predict: Bound, ode: Schedule, points: Points, k: Tensor, world: World, mixture: bool
-) -> list[dict]:
-    """{prompt name: [mean, error, n]} per run, and "mixture" if asked (which needs every law at every point)."""
+def _compare(predict: Bound, ode: Schedule, points: Points, k: Tensor, world: World) -> list[dict]:
+    """{prompt name: [mean, error, n]} per run; of several prompts also "mixture", which needs every law at every point."""
     conds, x = points.conds, points.x[k].to(ode.alpha_bar.device)
-    n = x.shape[2]
-    if mixture:
-        table = log_prob_table(predict, ode, x, conds)
-        log_q = torch.stack([table[:, i, i] for i in range(len(conds))], 1)
-    else:
-        cond = torch.tensor(conds).repeat_interleave(n)
-        log_q = log_prob(predict, ode, x.flatten(1, -2), cond, runs=1).reshape(x.shape[:-1]).cpu()
-    kls = dict(
-        zip(
-            (world.names[c] for c in conds),
-            _expect(points.rule, points.log_p[k] - log_q),
-            strict=True,
-        )
-    )
-    if mixture:
+    table = log_prob_table(predict, ode, x, conds)
+    log_q = torch.stack([table[:, i, i] for i in range(len(conds))], 1)
+    expected = _expect(points.rule, points.log_p[k] - log_q)
+    kls = dict(zip((world.names[c] for c in conds), expected, strict=True))
+    if len(conds) > 1:
         ratio = points.log_mix[k] - _log_mixture(table.movedim(1, 0))
         kls["mixture"] = _expect(points.rule, ratio.mean(1, keepdim=True))[0]
+    n = x.shape[2]
     count = {name: n * (len(conds) if name == "mixture" else 1) for name in kls}
     return [
         {

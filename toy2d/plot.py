@@ -1,1 +1,336 @@
-def draw_all(path): pass
+"""Figures of a toy run, from its files only: metrics.json, history.csv, samples.safetensors. Never a model.
+
+Every objective has a colour (Okabe-Ito, told apart by the colour-blind), a marker and a line style, the same everywhere and at both
+scales, so that a figure reads in grey too.
+"""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from toy2d.runfolder import load_tensors, read_csv
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # the backend is chosen above
+
+STYLES = {  # colour, marker, line
+    "base": ("#000000", "x", ":"),
+    "standard": ("#000000", "o", "-"),
+    "prior": ("#D55E00", "s", "--"),
+    "l2": ("#0072B2", "^", "-"),
+    "output": ("#009E73", "D", "-."),
+    "fisher": ("#CC79A7", "v", "--"),
+    "replay_all": ("#E69F00", "P", ":"),
+    "l2_tensor_mean": ("#56B4E9", "<", ":"),
+    "l2_decoupled": ("#56B4E9", ">", "--"),
+}
+CLASS_COLOURS = ("#0072B2", "#009E73", "#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#F0E442")  # fmt: skip
+plt.rcParams |= {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.constrained_layout.use": True,
+}
+
+
+def style(objective: str) -> dict:
+    """Line style of an objective; sums and unknown kinds are grey."""
+    colour, marker, line = STYLES.get(objective, ("#777777", "*", "-"))
+    return {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5}
+
+
+def old_kl(record: dict, key: str) -> float:
+    """Mean over the old prompts of KL in nats (`key` = "kl_base" or "kl_truth"); NaN for a run that diverged."""
+    values = [v[0] for name, v in (record[key] or {}).items() if name != "mixture"]
+    return float(np.mean(values)) if values and None not in values else math.nan
+
+
+def value(record: dict, key: str) -> float:
+    """A record's number by name: old_base, old_truth, kl_new, path_kl, delta_theta, delta_eps."""
+    if key in ("old_base", "old_truth"):
+        return old_kl(record, "kl_" + key.removeprefix("old_"))
+    found = record[key]
+    found = found[0] if isinstance(found, list) else found
+    return math.nan if found is None else found
+
+
+def geometric(values) -> tuple[float, float, float]:
+    """(geometric mean, its lower and upper 1-standard-error limits) over seeds: KLs spread over decades. NaN if any is missing."""
+    logs = np.log(np.maximum(np.asarray(values, float), 1e-12))
+    mean = logs.mean()
+    error = logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else 0.0
+    return tuple(float(np.exp(v)) for v in (mean, mean - error, mean + error))
+
+
+def by_run(records: list[dict]) -> dict[str, list[dict]]:
+    """Records of all seeds, by run."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[record["run"]].append(record)
+    return dict(groups)
+
+
+def by_objective(records: list[dict]) -> dict[str, list[list[dict]]]:
+    """For each objective its runs in order of weight, each the records of all seeds."""
+    groups = defaultdict(list)
+    for same in by_run(records).values():
+        groups[same[0]["objective"]].append(same)
+    return {o: sorted(runs, key=lambda r: r[0]["weight"] or 0.0) for o, runs in groups.items()}
+
+
+def best_at_equal_adaptation(records: list[dict]) -> dict[str, list[dict]]:
+    """Per objective, the run with the least old-class KL from the base among those that learnt the new class as well as "standard".
+
+    As well: geometric mean of kl_new over seeds not above standard's (no bound where standard was not run). An objective none of
+    whose weights qualifies is left out.
+    """
+    runs = by_objective(records)
+    standard = runs.get("standard")
+    limit = geometric([value(r, "kl_new") for r in standard[0]])[0] if standard else math.inf
+    best = {}
+    for objective, candidates in runs.items():
+        fit = [
+            c
+            for c in candidates
+            if geometric([value(r, "kl_new") for r in c])[0] <= limit * (1 + 1e-9)
+        ]
+        if fit:
+            best[objective] = min(
+                fit, key=lambda c: geometric([value(r, "old_base") for r in c])[0]
+            )
+    return best
+
+
+def draw_all(path: Path) -> dict[str, str]:
+    """Draw every figure into `path`/figures; returns {file stem: caption}. Files appear atomically."""
+    path = Path(path)
+    metrics = json.loads((path / "metrics.json").read_text())
+    config = json.loads((path / "config.json").read_text())
+    rows = read_csv(path / "history.csv")
+    samples = load_tensors(path / "samples.safetensors")
+    figures = {
+        "samples": draw_samples(samples, metrics, config),
+        "kl_per_class": draw_kl_per_class(metrics, config),
+        "chain": draw_chain(metrics, config),
+        "weights": draw_weights(metrics, config),
+        "tradeoff": draw_tradeoff(metrics, config),
+        "training": draw_training(rows, metrics, config),
+    }
+    (path / "figures").mkdir(exist_ok=True)
+    for stem, (figure, _) in figures.items():
+        temporary = path / "figures" / f".{stem}.tmp.png"
+        figure.savefig(temporary)
+        plt.close(figure)
+        temporary.replace(path / "figures" / f"{stem}.png")
+    captions = {stem: caption for stem, (_, caption) in figures.items()}
+    (path / "figures" / "captions.json").write_text(json.dumps(captions, indent=1))
+    return captions
+
+
+def seeds_note(config: dict) -> str:
+    seeds = ", ".join(str(s) for s in config["seeds"])
+    return f"{len(config['seeds'])} seeds ({seeds})"
+
+
+def draw_samples(samples: dict, metrics: dict, config: dict):
+    best = best_at_equal_adaptation(metrics["runs"])
+    panels = {"truth": "the world", "base": "base model"}
+    panels |= {same[0]["run"]: same[0]["run"] for same in best.values()}
+    panels = {k: v for k, v in panels.items() if k in samples}
+    columns = min(5, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.25 * rows), sharex=True, sharey=True, squeeze=False)  # fmt: skip
+    cond = samples["cond"]
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (key, title) in zip(axes.flat, panels.items(), strict=False):
+        for i, c in enumerate(cond.unique().tolist()):
+            x = samples[key][cond == c]
+            ax.scatter(x[:, 0], x[:, 1], s=3, alpha=0.6, color=CLASS_COLOURS[i % 8], linewidths=0, rasterized=True)  # fmt: skip
+        if key != "base":
+            ax.scatter(*samples["shots"].T, s=26, marker="+", color="black", linewidths=0.9)
+        ax.set_title(title, fontsize=9, parse_math=False)
+        ax.set_aspect("equal")
+        ax.set_xlim(-5.2, 5.2)
+        ax.set_ylim(-5.2, 5.2)
+    figure.supxlabel("x (data units)", fontsize=9)
+    figure.supylabel("y (data units)", fontsize=9)
+    n = int((cond == cond[0]).sum())
+    caption = (
+        f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, + the {config['shots']} shots "
+        "of the new class. Each objective at its best weight for equal adaptation. Shots above 30 are not all visible."
+        if config["shots"] > 30
+        else f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, + the {config['shots']} "
+        "shots of the new class. Each objective at its best weight for equal adaptation."
+    )
+    return figure, caption
+
+
+def draw_kl_per_class(metrics: dict, config: dict):
+    best = best_at_equal_adaptation(metrics["runs"])
+    names = list(metrics["base"][0]["kl_truth"])
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.3), sharey=True)
+    for ax, key, title in (
+        (axes[0], "kl_base", "KL(base || fine-tuned)"),
+        (axes[1], "kl_truth", "KL(world || fine-tuned)"),
+    ):
+        shown = {"base": metrics["base"]} if key == "kl_truth" else {}
+        shown |= best
+        width = 0.8 / max(1, len(shown))
+        for j, (objective, same) in enumerate(shown.items()):
+            limits = np.array([geometric([_at(r, key, n) for r in same]) for n in names])
+            x = np.arange(len(names)) + (j - (len(shown) - 1) / 2) * width
+            look = style(objective) | {"linestyle": "none"}
+            label = "base" if objective == "base" else same[0]["run"]
+            error = np.abs(limits[:, 1:].T - limits[:, 0])
+            ax.errorbar(x, limits[:, 0], yerr=error, label=label, elinewidth=1, **look)
+        ax.set_xticks(np.arange(len(names)), names, rotation=20)
+        ax.set_yscale("log")
+        ax.set_title(f"{title}, nats", fontsize=9)
+    axes[0].set_ylabel("KL (nats)")
+    axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    caption = (
+        f"KL per old class and for their mixture, in nats: geometric mean over {seeds_note(config)}, bars one standard error. "
+        f"Prior preservation replays {metrics['replayed_class']} only."
+    )
+    return figure, caption
+
+
+def _at(record: dict, key: str, name: str) -> float:
+    found = (record[key] or {}).get(name, [None])[0]
+    return math.nan if found is None else found
+
+
+CHAIN = (
+    ("delta_theta", r"$\|\Delta\theta\|$  (parameter norm)"),
+    ("delta_eps", r"$\Delta\epsilon$  (RMS output norm)"),
+    ("path_kl", "path KL (nats)"),
+    ("old_base", "KL(base || tuned), mean of old classes (nats)"),
+)
+
+
+def draw_chain(metrics: dict, config: dict):
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+    for ax, (kx, lx), (ky, ly), slope in zip(axes, CHAIN[:-1], CHAIN[1:], (1, 2, 1), strict=True):
+        for objective, runs in by_objective(metrics["runs"]).items():
+            flat = [r for same in runs for r in same if value(r, "delta_theta") > 0]
+            xy = np.array([(value(r, kx), value(r, ky)) for r in flat]).reshape(-1, 2)
+            ax.plot(xy[:, 0], xy[:, 1], **style(objective) | {"linestyle": "none"}, label=objective, alpha=0.8)  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        _guide(
+            ax,
+            slope,
+            "bound: y = x" if kx == "path_kl" else f"slope {slope}",
+            exact=kx == "path_kl",
+        )
+        ax.set_xlabel(lx)
+        ax.set_ylabel(ly)
+    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    caption = (
+        f"From parameters to law, one point a run ({len(metrics['runs'])} runs, {seeds_note(config)}), log-log. Left: the link that L2 "
+        "bounds. Middle: path KL is quadratic in the output. Right: path KL bounds the KL of the *ancestral* sampler; the KL shown is "
+        "the probability-flow ODE's, so points above the line are two samplers with two laws, not a violation."
+    )
+    return figure, caption
+
+
+def _guide(ax, slope: float, label: str, exact: bool = False) -> None:
+    """A straight line of this slope through the middle of the points (through the origin of the log axes if exact)."""
+    points = np.concatenate([line.get_xydata() for line in ax.lines])
+    points = points[np.isfinite(points).all(1) & (points > 0).all(1)]
+    if len(points) == 0:
+        return
+    x = np.array([points[:, 0].min(), points[:, 0].max()])
+    middle = np.exp(np.log(points).mean(0))
+    y = x if exact else middle[1] * (x / middle[0]) ** slope
+    ax.plot(x, y, color="#999999", linewidth=1, zorder=0)
+    ax.annotate(label, (x[1], y[1]), fontsize=7, color="#666666", ha="right", va="bottom")
+
+
+def draw_weights(metrics: dict, config: dict):
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+    panels = (
+        ("old_base", "KL(base || tuned), old classes (nats)"),
+        ("kl_new", "KL(world || tuned), new class (nats)"),
+        ("delta_theta", r"$\|\Delta\theta\|$"),
+    )
+    for ax, (key, label) in zip(axes, panels, strict=True):
+        for objective, runs in by_objective(metrics["runs"]).items():
+            runs = [same for same in runs if same[0]["weight"]]
+            if not runs:
+                continue
+            weights = [same[0]["weight"] for same in runs]
+            limits = np.array([geometric([value(r, key) for r in same]) for same in runs])
+            ax.plot(weights, limits[:, 0], label=objective, **style(objective))
+            ax.fill_between(weights, limits[:, 1], limits[:, 2], color=style(objective)["color"], alpha=0.15, linewidth=0)  # fmt: skip
+        standard = by_objective(metrics["runs"]).get("standard")
+        if standard:
+            level = geometric([value(r, key) for r in standard[0]])[0]
+            ax.axhline(level, color="black", linewidth=1, linestyle=":")
+            ax.annotate("standard", (0.99, level), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("weight (each objective's own unit)")
+        ax.set_ylabel(label)
+    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    caption = f"Every objective over its weight: geometric mean, band one standard error over {seeds_note(config)}. Dotted: standard."
+    return figure, caption
+
+
+def draw_tradeoff(metrics: dict, config: dict):
+    figure, ax = plt.subplots(figsize=(5.8, 4))
+    for objective, runs in by_objective(metrics["runs"]).items():
+        x = np.array([geometric([value(r, "kl_new") for r in same]) for same in runs])
+        y = np.array([geometric([value(r, "old_base") for r in same]) for same in runs])
+        ax.errorbar(
+            x[:, 0], y[:, 0], xerr=np.abs(x[:, 1:].T - x[:, 0]), yerr=np.abs(y[:, 1:].T - y[:, 0]),
+            label=objective, elinewidth=0.6, linewidth=1, **style(objective),
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("new class not learnt: KL(world || tuned) (nats)")
+    ax.set_ylabel("old classes lost: KL(base || tuned) (nats)")
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    caption = (
+        "Adaptation against preservation: lower left is better. Lines join the weights of one objective; geometric means, bars one "
+        f"standard error over {seeds_note(config)}."
+    )
+    return figure, caption
+
+
+def draw_training(rows: list[dict], metrics: dict, config: dict):
+    best = {o: same[0]["weight"] for o, same in best_at_equal_adaptation(metrics["runs"]).items()}
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+    for ax, key, label in (
+        (axes[0], "kl_base/mixture", "KL(base || tuned), old mixture (nats)"),
+        (axes[1], "kl_new", "KL(world || tuned), new class (nats)"),
+        (axes[2], "path_kl", "path KL (nats)"),
+    ):
+        for objective, weight in best.items():
+            mine = [
+                r
+                for r in rows
+                if r["objective"] == objective and r.get("weight") == weight and r["step"] > 0
+            ]
+            steps = sorted({r["step"] for r in mine})
+            values = [[r[key] for r in mine if r["step"] == s and key in r] for s in steps]
+            limits = np.array([geometric(v) if v else (np.nan,) * 3 for v in values]).reshape(-1, 3)
+            name = objective if weight is None else f"{objective}:{weight:g}"
+            ax.plot(steps, limits[:, 0], label=name, **style(objective))
+            ax.fill_between(steps, limits[:, 1], limits[:, 2], color=style(objective)["color"], alpha=0.12, linewidth=0)  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("training step")
+        ax.set_ylabel(label)
+    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    caption = f"Along training, each objective at its best weight for equal adaptation; geometric mean, band one standard error over {seeds_note(config)}."
+    return figure, caption

@@ -1,0 +1,131 @@
+"""The command line: `toy2d course | run | bench`. It picks a preset and overrides fields; every default is a preset's."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from toy2d.cli import guard, parse
+from toy2d.config import KINDS, PRESETS, ToyConfig, course
+
+DESCRIPTION = """A 2D world in which the drift of a personalized diffusion model is computed exactly.
+
+  toy2d course                                   the course's experiment, then open runs/toy2d/course/report.html
+  toy2d run smoke                                everything once, in seconds
+  toy2d run course --name mine --runs standard l2:0.01 prior:1+l2:0.01 --seeds 0 1 2 3
+  toy2d run paper                                the published toy, with the numbers it lacks
+  toy2d bench                                    how fast, side by side
+
+Objectives, written kind:weight (joined by + for a sum):
+""" + "\n".join(f"  {kind:16s} {what}" for kind, (_, what) in KINDS.items())
+
+Out = Annotated[
+    Path, tyro.conf.arg(help="parent folder; the run goes to OUT/toy2d/NAME", metavar="DIR")
+]
+DryRun = Annotated[bool, tyro.conf.arg(help="print the configuration and the plan, train nothing")]
+
+
+def run_config(config: ToyConfig, out: Path, dry_run: bool) -> None:
+    if dry_run:
+        print(json.dumps(config.as_dict(), indent=1))
+        members = len(config.runs) * len(config.seeds)
+        print(
+            f"{members} fine-tunings ({len(config.runs)} runs x {len(config.seeds)} seeds) of {config.steps} steps, after "
+            f"{config.pretrain_steps} pretraining steps a seed; would write {Path(out) / 'toy2d' / config.name}"
+        )
+        return
+    from toy2d.experiment import run  # torch and matplotlib load only when needed
+
+    folder = run(config, out)
+    print_table(folder)
+    print(f"report: {folder / 'report.html'}")
+
+
+def print_table(folder: Path) -> None:
+    """The closing table: the same rows as the report's."""
+    from toy2d.report import readings, summary
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    header, rows = summary(metrics, limits=False)
+    table = Table(
+        title=f"{folder.name}: KL in nats, geometric mean over seeds; bold: best at equal adaptation",
+        title_justify="left",
+    )
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i, max_width=17)
+    for row in rows:
+        table.add_row(*row["cells"], style="bold" if row["best"] else None)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    for sentence in readings(metrics):
+        console.print(f"- {sentence}", markup=False, highlight=False)
+
+
+def course_command(
+    out: Out = Path("runs"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    device: str = "cpu",
+    dry_run: DryRun = False,
+) -> None:
+    """The course's experiment: five objectives, five weights each, every seed; about 1.5 minutes on two cores.
+
+    Run again after a kill, it goes on where it was; run again when done, it says so.
+
+    Args:
+        seeds: each seed has its own base model, few-shot points and noise
+        device: where the networks live, e.g. cpu or cuda
+    """
+    run_config(replace(course(), seeds=seeds, device=device), out, dry_run)
+
+
+def _of_preset(preset: Callable[[], ToyConfig]) -> Callable:
+    default, runs = preset(), Path("runs")
+
+    def command(config: ToyConfig = default, out: Out = runs, dry_run: DryRun = False) -> None:
+        run_config(config, out, dry_run)
+
+    command.__doc__ = preset.__doc__
+    return command
+
+
+def run_command() -> None:
+    """A preset (smoke, course, paper) with any field changed; see `toy2d run --help` and `toy2d run course --help`."""
+
+
+def bench_command(members: int = 32, steps: int = 60, shots: int = 6, threads: int = 2) -> None:
+    """Side by side in one run: the stack against one network at a time, and log-likelihoods against torchdiffeq's dopri5.
+
+    Args:
+        members: runs in the stack
+        steps: training steps timed
+        shots: batch size of the few-shot training step
+        threads: torch threads for the stack (a single tiny network is always given one: it is faster there)
+    """
+    from toy2d.bench import bench
+
+    bench(members, steps, shots, threads)
+
+
+COMMANDS = {"course": course_command, "run": run_command, "bench": bench_command}
+RUN_COMMANDS = {name: _of_preset(preset) for name, preset in PRESETS.items()}
+RUN_HELP = """A preset with any field changed. Give it a --name of its own: a run folder holds one configuration.
+
+  toy2d run course --name mine --runs standard l2:0.01 --seeds 0 1 2 3"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (0, 1 the machine refused, 2 the command was wrong)."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["run"]:
+        return guard(lambda: parse("toy2d run", RUN_COMMANDS, RUN_HELP, args[1:]), "toy2d run")
+    return guard(lambda: parse("toy2d", COMMANDS, DESCRIPTION, args), "toy2d")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
