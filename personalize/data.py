@@ -10,19 +10,22 @@ Embedded colour profiles are not applied. Shapes: B batch, C h w latents, H W pi
 """
 
 import hashlib
+import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from personalize.model import Cond, Model
-from toy2d.runfolder import UserError
+from toy2d.runfolder import UserError, file_digest
 
 Crop = Literal["center", "random", "pad"]
 
@@ -74,21 +77,41 @@ class Scan:
     folder: Path
     records: list[Record]
     problems: list[tuple[str, str]]
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str]
 
     def require(self) -> list[Record]:
         """The records, or UserError listing every problem."""
         if self.problems:
-            lines = "; ".join(f"{name}: {why}" for name, why in self.problems)
-            raise UserError(f"{self.folder} has {len(self.problems)} problem(s): {lines}")
+            lines = "; ".join(f"{name} {why}" for name, why in self.problems)
+            raise UserError(f"{self.folder}: {len(self.problems)} problem(s): {lines}")
         return self.records
 
     def hash(self) -> str:
         """16 hex digits of the pictures' bytes and captions, in order: changes when the data does."""
         digest = hashlib.sha256()
         for r in self.records:
-            digest.update(f"{r.path.name}\0{r.sha256}\0{r.caption}\0".encode())
+            digest.update(json.dumps([r.path.name, r.sha256, r.caption]).encode())
         return digest.hexdigest()[:16]
+
+    def table(self) -> Table:
+        """Every picture and every problem, for people."""
+        table = Table(title=Text(str(self.folder)), title_justify="left")
+        for column in ("file", "size", "format", "caption", "remark"):
+            table.add_column(column, overflow="fold")
+        for r in self.records:
+            cells = (
+                r.path.name,
+                f"{r.width} x {r.height}",
+                f"{r.format} {r.mode}",
+                r.caption or "-",
+            )
+            table.add_row(*map(Text, cells), Text(", ".join(r.notes)))
+        for name, why in self.problems:
+            table.add_row(Text(name), "", "", "", Text(why, style="bold red"))
+        skipped = f"; skipped: {', '.join(self.skipped)}" if self.skipped else ""
+        found = f"{len(self.records)} pictures, {len(self.problems)} problems"
+        table.caption = Text(f"{found}, {len(self.skipped)} other files{skipped}"[:1000])
+        return table
 
 
 def scan(folder: str | Path, resolution: int | None = None, captions: bool = True) -> Scan:
@@ -106,68 +129,78 @@ def scan(folder: str | Path, resolution: int | None = None, captions: bool = Tru
         raise UserError(f"{folder} cannot be read: {e.strerror}") from e
     records, problems, skipped = [], [], []
     for path in files:
-        if path.name.startswith(".") or path.is_dir() or path.suffix.lower() == ".txt":
-            if path.suffix.lower() != ".txt":
-                skipped.append(path.name)
-            continue
         try:
             record = _read_record(path, resolution, captions)
-        except _Unusable as e:
+        except Unusable as e:
             problems.append((path.name, str(e)))
         else:
-            if record is None:
-                skipped.append(path.name)
-            else:
-                records.append(record)
+            (skipped if record is None else records).append(record or path.name)
+    records = _with_twins_noted(records)
+    used = {r.path.with_suffix(".txt").name for r in records if r.caption}
+    skipped = [name for name in skipped if name not in used]
     if not records and not problems:
-        problems.append((folder.name, "no pictures here; JPEG, PNG and WebP are read"))
+        problems.append((folder.name, "holds no pictures; JPEG, PNG and WebP are read"))
     return Scan(folder, records, problems, skipped)
 
 
-class _Unusable(Exception):
-    """Why a file that looks like a picture is refused."""
+class Unusable(Exception):
+    """Why a file that claims to be a picture is refused."""
 
 
 def _read_record(path: Path, resolution: int | None, captions: bool) -> Record | None:
     """None for a file that is no picture and does not claim to be."""
-    claims = path.suffix.lower() in PICTURE_SUFFIXES
+    if path.name.startswith(".") or path.is_dir():
+        return None
     try:
-        data = path.read_bytes()
+        if not path.is_file():  # a pipe would be waited for
+            raise Unusable("is a broken link or no file; take it away")
+        if path.stat().st_size == 0:
+            raise Unusable("is empty; copy it again")
+        image = _open(path)
+    except Unusable as e:
+        return _foreign(path, e)
+    except Image.UnidentifiedImageError:
+        return _foreign(
+            path, Unusable("is no JPEG, PNG or WebP inside; convert it or take it away")
+        )
     except OSError as e:
-        if claims:
-            raise _Unusable(f"cannot be read ({e.strerror}); mend it or take it away") from e
-        return None
-    if not data:
-        if claims:
-            raise _Unusable("is empty; copy it again")
-        return None
-    try:
-        with _open(path) as image:
-            form, mode = image.format, image.mode
-            rgb, notes = _to_rgb(image)
-    except Image.UnidentifiedImageError as e:
-        if claims:
-            raise _Unusable("is no JPEG, PNG or WebP inside; convert it or take it away") from e
-        return None
-    width, height = rgb.size
-    caption = _caption(path) if captions else None
-    notes += _size_notes(width, height, resolution)
-    digest = hashlib.sha256(data).hexdigest()
-    return Record(path, width, height, form, mode, digest, caption, tuple(notes))
+        why = Unusable(f"cannot be read ({e.strerror or e}); mend it or take it away")
+        return _foreign(path, why)
+    with image:
+        rgb, notes = _to_rgb(image)
+        notes += _size_notes(*rgb.size, resolution)
+        caption = _caption(path) if captions else None
+        digest = file_digest(path)["sha256"]
+        return Record(path, *rgb.size, image.format, image.mode, digest, caption, tuple(notes))
+
+
+def _foreign(path: Path, why: Unusable) -> None:
+    """Other people's files are left alone, unless they have a picture's name."""
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        raise why
 
 
 def _size_notes(width, height, resolution):
     if resolution is None or (short := min(width, height)) >= resolution:
         return []
     if short * 4 < resolution:
-        raise _Unusable(
-            f"is {width} x {height}: too small for resolution {resolution}; use a larger picture"
+        raise Unusable(
+            f"is {width} x {height}, too small for resolution {resolution}; use a larger picture"
         )
     return [f"enlarged x{resolution / short:.1f}"]
 
 
+def _with_twins_noted(records: list[Record]) -> list[Record]:
+    first = {}
+    for i, r in enumerate(records):
+        twin = first.setdefault(r.sha256, r.path.name)
+        if twin != r.path.name:
+            records[i] = replace(r, notes=(*r.notes, f"same picture as {twin}"))
+    return records
+
+
 def _caption(path: Path) -> str | None:
-    """The text of the .txt beside a picture on one line; None if there is none."""
+    """The text of the .txt beside a picture, on one line; None if there is none."""
     file = path.with_suffix(".txt")
     if not file.is_file():
         return None
@@ -175,50 +208,52 @@ def _caption(path: Path) -> str | None:
         data = file.read_bytes()
         text = " ".join(data.decode("utf-8-sig").split())
     except OSError as e:
-        raise _Unusable(f"caption {file.name} cannot be read ({e.strerror})") from e
+        raise Unusable(f"has a caption {file.name} that cannot be read ({e.strerror})") from e
     except UnicodeDecodeError as e:
-        raise _Unusable(f"caption {file.name} is not UTF-8; save it as UTF-8") from e
+        raise Unusable(f"has a caption {file.name} that is not UTF-8; save it as UTF-8") from e
     if not text:
-        raise _Unusable(f"caption {file.name} is empty; write one or delete the file")
+        raise Unusable(f"has an empty caption {file.name}; write one or delete that file")
     if len(data) > MAX_CAPTION_BYTES or "\0" in text:
-        raise _Unusable(f"caption {file.name} is no caption (too long or binary)")
+        raise Unusable(
+            f"has no caption in {file.name} but something long or binary; mend that file"
+        )
     return text
 
 
 # ---- a picture
 def _open(path: Path) -> Image.Image:
-    """Opened but not decoded. Raises _Unusable for more than MAX_PIXELS and for animations."""
+    """Opened but not decoded. Raises Unusable for a header that is not to be trusted."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is below
             image = Image.open(path, formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise
-    except Exception as e:  # hostile headers fail in many ways
-        raise _Unusable(f"cannot be opened ({type(e).__name__}: {e}); take it away") from e
-    if image.width * image.height > MAX_PIXELS:
-        raise _Unusable(
-            f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller"
-        )
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise _Unusable("is an animation; save the frame you mean as PNG")
+    except (Image.DecompressionBombError, ValueError, SyntaxError, EOFError) as e:
+        raise Unusable(f"cannot be opened ({e}); take it away") from e
     return image
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Decoded, upright, on white, 8 bits; and what was done. Raises _Unusable if the data are broken."""
+    """Decoded, upright, on white, 8 bits; and what was done. Raises Unusable for bombs, animations and broken data."""
     notes = []
+    if image.width * image.height > MAX_PIXELS:
+        raise Unusable(
+            f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller"
+        )
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise Unusable("is an animation; save the frame you mean as PNG")
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
     except Exception as e:  # truncated, or broken in any of the ways a decoder knows
-        raise _Unusable(f"is broken ({type(e).__name__}: {e}); copy it again") from e
+        raise Unusable(f"is broken ({type(e).__name__}: {e}); copy it again") from e
     if image.getexif().get(0x0112, 1) != 1:
         notes.append("turned by EXIF")
-    if upright.mode.startswith("I") or upright.mode == "F":
+    if upright.mode.startswith("I"):  # 16-bit gray; convert() would saturate it
         notes.append("16 bit")
-        scaled = np.asarray(upright).astype(np.float64) / 65535
-        upright = Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8))
+        levels = np.asarray(upright).astype(np.float64).clip(0, 65535) / 257
+        upright = Image.fromarray(levels.round().astype(np.uint8))
     if upright.has_transparency_data:
         notes.append("onto white")
         layer = upright.convert("RGBA")
@@ -232,7 +267,7 @@ def open_rgb(path: Path) -> Image.Image:
     try:
         with _open(path) as image:
             return _to_rgb(image)[0]
-    except (_Unusable, Image.UnidentifiedImageError, OSError) as e:
+    except (Unusable, Image.UnidentifiedImageError, OSError) as e:
         raise UserError(f"{path} {e}") from e
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -158,6 +159,12 @@ class Model:
         return self
 
     # ---- the four things a pipeline does
+    def lost_text(self, prompt: str) -> str:
+        """The end of a prompt that the text encoder will not see (SD reads 77 tokens); empty when it sees all."""
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+
     def encode_prompts(self, prompts: list[str]) -> Cond:
         """The pipeline's own text encoding, one row per prompt; differentiable when the text encoder trains."""
         with contextlib.ExitStack() as stack:
@@ -281,15 +288,15 @@ def load(
     try:
         config = DiffusionPipeline.load_config(name, revision=revision)
         family = _family(name, config)
+        where = {"revision": revision, "variant": variant, "use_safetensors": True}
         pipeline = family.pipeline_class.from_pretrained(
             name,
-            revision=revision,
-            variant=variant,
             dtype={"default": dtype, "vae": torch.float32},
-            use_safetensors=True,
             trust_remote_code=False,
             safety_checker=None,
             requires_safety_checker=False,
+            **where,
+            **{p: _text_encoder(name, p, config, dtype, where) for p in family.text_encoders},
         )
     except UserError:
         raise
@@ -302,6 +309,17 @@ def load(
         if any(p.is_meta for p in module.parameters()):
             raise UserError(f"{name}/{part} lacks some of its weights; download the model again")
     return model
+
+
+def _text_encoder(name, part, config, dtype, where) -> nn.Module:
+    """Loaded apart from the pipeline, because transformers fills missing weights at random and only says so in a log."""
+    kind = getattr(transformers, config[part][1])
+    encoder, report = kind.from_pretrained(
+        name, subfolder=part, dtype=dtype, output_loading_info=True, **where
+    )
+    if report["missing_keys"]:
+        raise UserError(f"{name}/{part} lacks some of its weights; download the model again")
+    return encoder
 
 
 def _family(name: str, config: dict[str, Any]) -> Family:
