@@ -3,7 +3,8 @@
 Nothing heavy is imported here. `rules.resolve` fills in what was left open (None) and refuses flags that would do nothing.
 """
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -41,20 +42,20 @@ class TrainConfig:
     repeats: int = 1  # an epoch shows each picture this often
     ignore_captions: bool = False  # NAME.txt beside NAME.jpg is its prompt, unless you say this
     # ---- what trains
-    train: Literal["full", "lora"] = "full"
-    train_text_encoder: bool = False
+    train: Literal["full", "lora"] = "full"  # every weight of the denoiser, or adapters of low rank
+    train_text_encoder: bool = False  # the text encoder too, in the same way
     rank: int = 4  # of the LoRA factors
     lora_alpha: float | None = None  # scale = alpha / rank; default: rank, so scale 1
-    lora_dropout: float = 0.0
+    lora_dropout: float = 0.0  # share of the adapters' inputs left out
     lora_target_modules: tuple[str, ...] = ()  # default: the attention's to_q to_k to_v to_out.0
     # ---- objective
     objective: str = "standard"  # standard, prior, l2, output, fisher, or a sum such as prior+l2
     with_prior_preservation: bool = False  # diffusers' name for adding the prior term
-    prior_loss_weight: float = 1.0
+    prior_loss_weight: float = 1.0  # of the loss on the base's own class images
     l2_reg_weight: Annotated[float, alias("--l2_weight")] = (
         1e-3  # loss per squared distance, in the unit of --reg_reduction
     )
-    output_weight: float = 1.0
+    output_weight: float = 1.0  # of the squared difference from the base's answers
     fisher_weight: float = 1e-3  # loss per nat of the base's local path KL, times 2
     reg_reduction: Literal["sum", "tensor_mean"] = (
         "sum"  # tensor_mean: the paper's code, e.g. 500 for SD-1.5
@@ -72,42 +73,44 @@ class TrainConfig:
     # ---- class images
     num_class_images: int = 100  # at least so many; existing ones count
     sample_batch_size: int = 4  # pictures made at once (class images, validation, measuring)
-    class_sampler: Literal["dpmsolver++", "unipc", "ddim", "euler", "pndm"] = "dpmsolver++"
-    class_steps: int = 20
-    class_guidance: float = 7.5
+    class_sampler: Literal["dpmsolver++", "unipc", "ddim", "euler", "pndm"] = (
+        "dpmsolver++"  # who makes the class images
+    )
+    class_steps: int = 20  # of that sampler
+    class_guidance: float = 7.5  # classifier-free guidance; 1: none
     class_keep: Literal["png", "latents"] = "png"  # latents: smaller, no pictures to look at
-    prior_generation_precision: Literal["no", "fp32", "bf16", "fp16"] = "no"
+    prior_generation_precision: Literal["no", "fp32", "bf16", "fp16"] = "no"  # of the class images
     # ---- engine
     output_dir: str = "runs/personalize/dreambooth-model"  # the run folder
-    seed: int = 0
-    train_batch_size: int = 4
+    seed: int = 0  # of every draw; one stream for each role
+    train_batch_size: int = 4  # pictures of each role in a minibatch
     num_train_epochs: int = 1  # used when --max_train_steps is not given
     max_train_steps: int | None = None  # optimizer steps
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = 1  # minibatches of one optimizer step
     gradient_checkpointing: bool = False  # recompute activations: less memory, more time
     mixed_precision: Literal["no", "fp16", "bf16"] = (
         "no"  # of what is frozen and computed; trained weights stay fp32
     )
-    allow_tf32: bool = False
+    allow_tf32: bool = False  # faster float32 products on Ampere and later
     learning_rate: float | None = None  # default: 5e-6 full, 5e-4 LoRA
     text_encoder_lr: float | None = None  # default: the learning rate
     scale_lr: bool = False  # learning rate times batch size times accumulation
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-    ] = "constant"
+    ] = "constant"  # diffusers' own schedules
     lr_warmup_steps: int | None = (
         None  # default where there is a warmup: a tenth of the steps, at most 500
     )
-    lr_num_cycles: int = 1
-    lr_power: float = 1.0
-    use_8bit_adam: bool = False
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 1e-2
-    adam_epsilon: float = 1e-8
+    lr_num_cycles: int = 1  # of cosine_with_restarts
+    lr_power: float = 1.0  # of polynomial
+    use_8bit_adam: bool = False  # moments in 8 bits, by bitsandbytes
+    adam_beta1: float = 0.9  # decay of the first moment
+    adam_beta2: float = 0.999  # decay of the second moment
+    adam_weight_decay: float = 1e-2  # toward zero, decoupled
+    adam_epsilon: float = 1e-8  # added to the root of the second moment
     max_grad_norm: float = 1.0  # 0: no clipping
     use_ema: bool = False  # export the running average of the trained weights
-    ema_decay: float = 0.9999
+    ema_decay: float = 0.9999  # of that average
     # ---- checkpoints
     checkpointing_steps: int = 500  # 0: none but the last
     checkpoints_total_limit: int = 2  # how many stay; 0: all
@@ -122,14 +125,28 @@ class TrainConfig:
     measure_chains: int = 4  # base chains for each prompt
     measure_nodes: int = 10  # ancestral steps of those chains
     context_prompts: tuple[str, ...] = ()  # default: the class prompt in three places
-    unrelated_prompts: tuple[str, ...] = UNRELATED
-    validation_prompt: Annotated[tuple[str, ...], alias("--validation_prompts")] = ()
+    unrelated_prompts: tuple[str, ...] = (
+        UNRELATED  # measured for drift; should have nothing to do with the class
+    )
+    validation_prompt: Annotated[
+        tuple[str, ...], alias("--validation_prompts")
+    ] = ()  # drawn as grids, base beside tuned
     num_validation_images: int = 4  # for each prompt
     validation_steps: int = 100  # steps between grids
-    validation_inference_steps: int = 25
-    validation_guidance: float = 7.5
+    validation_inference_steps: int = 25  # of dpmsolver++
+    validation_guidance: float = 7.5  # classifier-free guidance; 1: none
     report_to: str | None = None  # tensorboard, wandb, ...: besides history.csv
     dry_run: bool = False  # say what would happen, measure one step, and stop
+
+    def command(self) -> str:
+        """The command line that gives this configuration: what differs from the defaults."""
+        words = ["personalize", "train"]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != f.default and f.name != "dry_run":
+                values = value if isinstance(value, tuple) else () if value is True else (value,)
+                words += [f"--{f.name}", *(shlex.quote(str(v)) for v in values)]
+        return " ".join(words)
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 def run(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
     """Make, continue or find the run that `config` describes. Raises UserError, RunFailure or Stopped, one line each."""
+    command = config.command()
     config, pictures = read(config)
     accelerator = make_accelerator(config)
     folder = RunFolder(config.output_dir, recorded(config))
@@ -45,7 +46,7 @@ def run(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
         if folder.status == "done":
             say(f"{folder.path} is done already")
         else:
-            Experiment(config, pictures, folder, accelerator, say).run()
+            Experiment(config, pictures, folder, accelerator, say).run(command)
     return folder.path
 
 
@@ -80,7 +81,7 @@ class Experiment:
         self.accelerator, self.device, self.say = accelerator, accelerator.device, say
         self.cache, self.clock, self.rows = folder.path / "cache", Clock(), []
 
-    def run(self) -> None:
+    def run(self, command: str) -> None:
         with self.clock("load"):
             self.open_model()
         with self.clock("pictures"):
@@ -92,7 +93,7 @@ class Experiment:
         self.start_or_resume()
         self.say(self.describe())
         fit(self.loop, self.state, self.accelerator, self.observe, self.save)
-        self.finish()
+        self.finish(command)
 
     # ---- the base, and what of it moves
     def open_model(self) -> None:
@@ -246,13 +247,13 @@ class Experiment:
         self.folder.save_checkpoint(state.step, tensors, scalars, keep)
 
     # ---- the end
-    def finish(self) -> None:
+    def finish(self, command: str) -> None:
         if self.state.ema is not None:
             self.state.ema.copy_to(self.theta.values())
         with self.model.evaluating(), self.clock("measuring"), torch.no_grad():
             metrics = self.metrics()
         with self.clock("export"):
-            self.export(metrics)
+            self.export(command, metrics)
         seconds = {**self.clock, "training": self.state.seconds}
         metrics["seconds"] = {k: round(v, 2) for k, v in seconds.items()}
         metrics["peak_memory_bytes"] = peak_memory(self.device)
@@ -281,8 +282,10 @@ class Experiment:
             "prompts": measure.prompt_groups(c),
         }
 
-    def export(self, metrics: dict) -> None:
+    def export(self, command: str, metrics: dict) -> None:
         path = self.folder.path
+        shown = ("delta_theta", "delta_eps", "path_kl", "path_kl_sampler", "steps")
+        export.model_card(path, command, self.folder.config, {k: metrics[k] for k in shown})
         if self.config.train == "full":
             export.save_pipeline(self.model, path / "pipeline")
         else:

@@ -1,0 +1,140 @@
+"""The command line: personalize train | check | generate | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from personalize.config import TrainConfig
+from personalize.rules import explain_foreign_flags
+from toy2d.runfolder import RunFailure, UserError
+
+
+@dataclass(frozen=True)
+class Check:
+    """Look at a folder of photos as `train` would, and say everything that is wrong with it. Changes nothing.
+
+    personalize check photos/ --resolution 512
+    """
+
+    folder: tyro.conf.Positional[str]
+    resolution: int | None = None  # pixels: marks pictures that are smaller
+    ignore_captions: bool = False  # do not read .txt files
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Pictures from a finished run: one row for each prompt, one column for each seed; --base adds the base model's row above.
+
+    personalize generate runs/rex --prompt "a photo of sks dog in the snow" "a photo of a dog" --base
+    """
+
+    run: tyro.conf.Positional[str]  # the run folder
+    prompt: tuple[str, ...]
+    base: bool = False  # the base model's pictures too, from the same seeds
+    images: int = 4  # for each prompt
+    seed: int = 0
+    steps: int = 25
+    guidance: float = 7.5  # 1: none
+    sampler: str = "dpmsolver++"
+    negative_prompt: str = ""
+    sample_batch_size: int = 4
+    resolution: int | None = None  # default: the run's
+    out: str | None = None  # a PNG; default: figures/ of the run
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Times and memory of the objectives, side by side in one process, as ratios to standard.
+
+    personalize bench                                            a small random model, seconds on a CPU
+    personalize bench --model runwayml/stable-diffusion-v1-5     the real thing, on a GPU
+    """
+
+    model: str | None = None  # pipeline folder or hub id; default: a random one of --width
+    width: int = 128  # channels of the random model's first level; SD-1.5 has 320
+    resolution: int = 128  # pixels
+    batch_size: int = 1
+    steps: int = 6  # timed, after two that are not
+    mixed_precision: str = "no"
+    out: str | None = None  # a JSON file for the numbers
+
+
+COMMANDS = {"train": TrainConfig, "check": Check, "generate": Generate, "bench": Bench}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        kept, notes = explain_foreign_flags(list(sys.argv[1:] if arguments is None else arguments))
+        asked = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="personalize",
+            description="Personalize Stable Diffusion with your photos, and measure what that does to the rest.",
+            args=kept,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        for note in notes:
+            print(f"note: {note}")
+        quiet_libraries()
+        act(asked)
+    except UserError as e:
+        return _end(e, 2)
+    except RunFailure as e:  # a signal that was obeyed ends as the shell expects
+        return _end(e, 128 + e.number if hasattr(e, "number") else 1)
+    except KeyboardInterrupt:
+        return _end("interrupted; the same command goes on from the newest checkpoint", 130)
+    return 0
+
+
+def _end(reason, code: int) -> int:
+    print(f"personalize: {' '.join(str(reason).split())}", file=sys.stderr)
+    return code
+
+
+def quiet_libraries() -> None:
+    """Their warnings are about their own optional parts; ours are errors."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def act(asked) -> None:
+    """Heavy imports happen here, so that --help and a wrong flag answer at once."""
+    if isinstance(asked, Check):
+        check(asked)
+    elif isinstance(asked, Generate):
+        from personalize.pictures import pictures_of_run
+
+        print(pictures_of_run(asked))
+    elif isinstance(asked, Bench):
+        from personalize.bench import bench
+
+        bench(asked)
+    elif asked.dry_run:
+        from personalize.dryrun import dry_run
+
+        dry_run(asked)
+    else:
+        from personalize.experiment import run
+
+        run(asked)
+
+
+def check(asked: Check) -> None:
+    from personalize.data import print_scan, scan
+
+    found = scan(asked.folder, asked.resolution, not asked.ignore_captions)
+    print_scan(found)
+    if found.problems:
+        raise UserError(f"{asked.folder}: {len(found.problems)} problem(s), listed above")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
