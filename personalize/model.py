@@ -95,7 +95,7 @@ def from_diffusers(scheduler) -> Schedule:
 
 
 # ---- the open pipeline
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Model:
     """A pipeline and what training needs of it. `denoiser` may be replaced by its accelerate wrapper."""
 

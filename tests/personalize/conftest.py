@@ -1,0 +1,68 @@
+"""Fixtures of the full scale: a tiny pipeline of real classes, and photo-like files. Offline, one thread."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TQDM_DISABLE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+
+from personalize.model import SD15, Model, load, tiny
+
+diffusers_logging.set_verbosity_error()
+diffusers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A pipeline folder. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny(folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base():
+    """A model that nobody trains or changes."""
+    return Model(tiny(), SD15)
+
+
+@pytest.fixture
+def model(tiny_folder):
+    """A model of one's own."""
+    return load(tiny_folder)
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(0)
+
+
+def photo(width=96, height=80, seed=0) -> Image.Image:
+    """Smooth colours and a bright disc, unlike its mirror image and its rotations."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    phase = np.random.default_rng(seed).uniform(0, 6, 3)
+    waves = [np.sin(4 * x + 2 * y + p) * 0.3 + 0.5 for p in phase]
+    disc = (x - 0.3) ** 2 + (y - 0.35) ** 2 < 0.03
+    pixels = np.stack(waves, -1) + 0.3 * disc[..., None]
+    return Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Four photo-like JPEGs in a folder of their own."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        photo(96 + 16 * i, 80, seed=i).save(folder / f"{i}.jpg", quality=95)
+    return folder
