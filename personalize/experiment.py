@@ -226,10 +226,9 @@ class Experiment:
         row |= {f"loss_{k}": v for k, v in losses.items()}
         edge = step in (0, c.max_train_steps)
         if edge or step % c.probe_steps == 0:
-            row["delta_theta"] = self.delta_theta()["total"]
-            row["delta_eps"] = measure.eps_drift(self.predict, self.chains, c.sample_batch_size)
+            row |= {"delta_theta": self.delta_theta()["total"], "delta_eps": self.delta_eps()}
         if edge or (c.path_kl_steps and step % c.path_kl_steps == 0):
-            row |= measure.path_columns(self.path_drift())
+            row |= measure.path_columns(self.path_kl())
         if "grad_norm" in terms:
             row |= {"lr": self.state.learning_rate, "grad_norm": terms["grad_norm"]}
         return row | {"seconds": round(self.state.seconds, 2)}
@@ -237,7 +236,10 @@ class Experiment:
     def delta_theta(self) -> dict[str, float]:
         return effective_delta_theta(self.model, self.theta, self.theta_star)
 
-    def path_drift(self) -> dict:
+    def delta_eps(self) -> float:
+        return measure.eps_drift(self.predict, self.chains, self.config.sample_batch_size)
+
+    def path_kl(self) -> dict:
         return measure.path_drift(self.predict, self.chains, self.config.sample_batch_size)
 
     def save(self, state: State) -> None:
@@ -265,7 +267,7 @@ class Experiment:
 
     def metrics(self) -> dict:
         """The drift of the weights that are exported (EMA's, if asked for)."""
-        c, blocks, paths = self.config, self.delta_theta(), self.path_drift()
+        c, blocks, paths = self.config, self.delta_theta(), self.path_kl()
         return {
             "objective": c.objective,
             "weight": c.weight,
@@ -275,7 +277,7 @@ class Experiment:
             "base_hash": self.model.hash(),
             "delta_theta": blocks.pop("total"),
             "delta_theta_blocks": blocks,
-            "delta_eps": measure.eps_drift(self.predict, self.chains, c.sample_batch_size),
+            "delta_eps": self.delta_eps(),
             "path_kl": measure.path_columns(paths)["path_kl"],
             "path_kl_groups": paths,
             "path_kl_sampler": f"ancestral, variance beta, {c.measure_nodes} nodes, no guidance",

@@ -1,8 +1,8 @@
 """One training loop for every objective and every kind of training. No loss is defined here: see the import from toy2d.
 
 A condition is a list of prompts, at both scales: the batch carries B prompts beside B latents, and the predictor looks their
-embeddings up (or computes them, where the text encoder trains). Every draw is a function of (seed, role, tick), tick counting minibatches:
-nothing that is logged, validated, measured or resumed can shift the noise of another step or another objective.
+embeddings up (or computes them, where the text encoder trains). Every draw is a function of (seed, role, number of the sample): nothing
+that is logged, validated, measured or resumed can shift the noise of another step or of another objective.
 Shapes: B batch, D data (4, 64, 64 latents for SD-1.5 at 512 px).
 """
 
@@ -49,7 +49,10 @@ class Pool(Protocol):
 
 
 class Streams:
-    """Minibatches by (role, tick). A pool is walked in an endless sequence of permutations, so every picture is seen equally often."""
+    """Minibatches by (role, tick). A pool is walked in an endless sequence of permutations, so every picture is seen equally often.
+
+    Sample i of a role has a generator of its own, so how samples are cut into batches changes none of them.
+    """
 
     def __init__(self, pools: Mapping[str, Pool], config: TrainConfig, num_timesteps: int):
         self.pools, self.num_timesteps = pools, num_timesteps
@@ -60,22 +63,22 @@ class Streams:
         return {role: self.example(role, tick) for role in self.pools}
 
     def example(self, role: str, tick: int) -> Example:
-        x0, prompts = self.pools[role].draw(
-            self.indices(role, tick), generator(self.seed, f"{role}/data/{tick}")
-        )
-        rng = generator(self.seed, f"{role}/{tick}")
-        t = torch.randint(self.num_timesteps, (self.batch_size,), generator=rng)
+        first = tick * self.batch_size
+        x0, t, eps, prompts = zip(*(self.sample(role, first + b) for b in range(self.batch_size)), strict=True)  # fmt: skip
+        x0 = torch.cat(x0)
+        t, eps = (torch.cat(v).to(x0.device, non_blocking=True) for v in (t, eps))
+        return Example(x0, t, eps, list(prompts))
+
+    def sample(self, role: str, i: int) -> tuple[Tensor, Tensor, Tensor, str]:
+        """(x0 (1 D), t (1), eps (1 D), prompt) of the role's i-th sample."""
+        rng, n = generator(self.seed, f"{role}/{i}"), len(self.pools[role])
+        picture = permutation(self.seed, role, n, i // n)[i % n]
+        x0, (prompt,) = self.pools[role].draw([picture], rng)
+        t = torch.randint(self.num_timesteps, (1,), generator=rng)
         eps = torch.randn(x0.shape, generator=rng)
         if self.offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
-            eps += self.offset * torch.randn(*eps.shape[:2], *[1] * (eps.ndim - 2), generator=rng)
-        return Example(x0, t.to(x0.device), eps.to(x0.device), prompts)
-
-    def indices(self, role: str, tick: int) -> list[int]:
-        first, n = tick * self.batch_size, len(self.pools[role])
-        return [
-            permutation(self.seed, role, n, i // n)[i % n]
-            for i in range(first, first + self.batch_size)
-        ]
+            eps += self.offset * torch.randn(1, eps.shape[1], 1, 1, generator=rng)
+        return x0, t, eps, prompt
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -74,6 +74,17 @@ def per_run_mean(
     if snr_gamma is not None:
         error = error * schedule.min_snr_weight(t, snr_gamma)
     return error.mean(-1)
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """The three methods of a distance term: `Anchor` here; adapters bring their own (personalize/adapters.py)."""
+
+    def squared_distance(self) -> Tensor: ...
+
+    def add_gradient_(self, weight: Weight) -> None: ...
+
+    def pull_(self, strength: Weight) -> None: ...
 
 
 class Anchor:
@@ -210,23 +221,23 @@ class Objective:
             terms["output"] = self.output * kept
         return terms
 
-    def anchor_terms(self, anchors: "Mapping[str, Anchor]") -> dict[str, Float[Tensor, " *R"]]:
+    def anchor_terms(self, anchors: Mapping[str, Distance]) -> dict[str, Float[Tensor, " *R"]]:
         """weight * squared distance for "anchor" and "fisher" where in use (differentiable)."""
         return {n: getattr(self, n) * a.squared_distance() for n, a in self._used(anchors)}
 
-    def add_anchor_gradients_(self, anchors: "Mapping[str, Anchor]") -> None:
+    def add_anchor_gradients_(self, anchors: Mapping[str, Distance]) -> None:
         """After backward: add the distance terms' gradients in place, unless decoupled."""
         if not self.decoupled:
             for name, anchor in self._used(anchors):
                 anchor.add_gradient_(getattr(self, name))
 
-    def pull_to_anchors_(self, anchors: "Mapping[str, Anchor]", learning_rate: float) -> None:
+    def pull_to_anchors_(self, anchors: Mapping[str, Distance], learning_rate: Weight) -> None:
         """After the optimizer's step: the proximal steps, if decoupled."""
         if self.decoupled:
             for name, anchor in self._used(anchors):
                 anchor.pull_(learning_rate * getattr(self, name))
 
-    def _used(self, anchors: "Mapping[str, Anchor]"):
+    def _used(self, anchors: Mapping[str, Distance]):
         for name in ("anchor", "fisher"):
             if self.uses(name):
                 if name not in anchors:

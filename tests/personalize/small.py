@@ -1,0 +1,101 @@
+"""Small real runs for the tests: the tiny Stable Diffusion, photo-like files of our own, a few steps."""
+
+import atexit
+import functools
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from personalize.config import TrainConfig
+from personalize.experiment import run
+from personalize.tiny import tiny
+from toy2d.runfolder import load_tensors, read_csv
+
+OBJECTIVES = ("standard", "prior", "l2", "output", "fisher")
+KINDS = {
+    "full": {"train": "full", "learning_rate": 1e-4},
+    "lora": {"train": "lora", "learning_rate": 1e-2},
+    "lora+text": {"train": "lora", "learning_rate": 1e-2, "train_text_encoder": True},
+}
+STRONG = {"l2": {"l2_reg_weight": 1.0}, "fisher": {"fisher_weight": 1.0}}
+
+
+@functools.cache
+def workshop() -> Path:
+    """A temporary folder of this test process with sd/ (the tiny model), photos/ and class/."""
+    folder = Path(tempfile.mkdtemp(prefix="personalize-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tiny(folder=folder / "sd")
+    photos(folder / "photos", 3)
+    return folder
+
+
+def photos(folder: Path, n: int, size: tuple[int, int] = (80, 64)) -> Path:
+    """n smooth coloured JPEGs, no two alike."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=95)
+    return folder
+
+
+def config(out: Path, objective: str = "standard", kind: str = "lora", **more) -> TrainConfig:
+    """Four steps, little measuring; class images are shared by the tests of this process."""
+    chosen = {
+        "pretrained_model_name_or_path": str(workshop() / "sd"),
+        "instance_data_dir": str(workshop() / "photos"),
+        "instance_prompt": "a photo of sks dog",
+        "class_prompt": "a photo of a dog",
+        "output_dir": str(out),
+        "objective": objective,
+        "max_train_steps": 4,
+        "train_batch_size": 2,
+        "checkpointing_steps": 0,
+        "center_crop": True,
+        "log_every": 1,
+        "probe_steps": 4,
+        "measure_nodes": 2,
+        "measure_chains": 2,
+        "context_prompts": ("a dog in the snow",),
+        "unrelated_prompts": ("a red car",),
+    } | KINDS[kind]
+    if {"prior", "output"} & set(objective.split("+")):
+        chosen |= {
+            "class_data_dir": str(workshop() / "class"),
+            "num_class_images": 3,
+            "class_steps": 2,
+        }
+    for part in objective.split("+"):
+        chosen |= STRONG.get(part, {})
+    if "fisher" in objective:
+        chosen["fisher_samples"] = 8
+    if chosen["objective"] == "output" and chosen["train"] == "full":
+        chosen["output_draws"] = 3
+    return TrainConfig(**(chosen | more))
+
+
+def trained(c: TrainConfig) -> dict[str, torch.Tensor]:
+    """Run, and return what was exported, by name."""
+    folder = run(c, say=lambda text: None)
+    if c.train == "lora":
+        return load_tensors(folder / "lora" / "pytorch_lora_weights.safetensors")
+    return load_tensors(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def history(c: TrainConfig) -> list[dict]:
+    """history.csv without the only column that may differ between equal runs."""
+    rows = read_csv(Path(c.output_dir) / "history.csv")
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+__all__ = ["config", "history", "photos", "replace", "same", "trained", "workshop"]
