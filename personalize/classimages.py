@@ -82,7 +82,7 @@ def _make(model, settings, folder, made, missing, batch_size, encode):
     keep, size = settings["keep"], settings["size"]
     how = {k: settings[k] for k in ("steps", "guidance", "sampler")}
     base = model.base() if model.trained != "nothing" else contextlib.nullcontext()
-    with torch.inference_mode(), model.evaluating(), base:
+    with torch.no_grad(), model.evaluating(), base:
         cond, uncond = encode([settings["prompt"]]), encode([""])
         for batch in tqdm(batches(missing, batch_size), "class images", disable=None, leave=False):
             seeds = [image_seed(settings["seed"], i) for i in batch]
@@ -160,6 +160,6 @@ def _matching_files(folder: Path, settings: dict) -> dict[str, dict]:
 
 
 def _whole(path: Path, entry: dict | None) -> bool:
-    if not entry or not path.is_file():
+    if not isinstance(entry, dict) or not path.is_file():
         return False
     return file_digest(path) == {k: entry.get(k) for k in ("bytes", "sha256")}

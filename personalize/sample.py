@@ -32,13 +32,23 @@ from toy2d.schedule import Schedule
 
 Encode = Callable[[list[str]], Cond]
 
-# name -> (scheduler, what must differ from the model's own scheduler configuration); all deterministic given x_T
+# name -> (scheduler, what must differ from the model's own scheduler configuration); all deterministic given x_T.
+# The spacing is each scheduler's default, stated: a configuration that went through a file carries the default of another.
 SAMPLERS = {
-    "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "unipc": (UniPCMultistepScheduler, {}),
-    "ddim": (DDIMScheduler, {"clip_sample": False}),  # latents leave [-1, 1]
-    "euler": (EulerDiscreteScheduler, {}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # diffusers' default for SD-1.x, 50 steps
+    "dpmsolver++": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "timestep_spacing": "linspace"},
+    ),
+    "unipc": (UniPCMultistepScheduler, {"timestep_spacing": "linspace"}),
+    "ddim": (
+        DDIMScheduler,
+        {"clip_sample": False, "timestep_spacing": "leading"},
+    ),  # latents leave [-1, 1]
+    "euler": (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}),
+    "pndm": (
+        PNDMScheduler,
+        {"skip_prk_steps": True, "timestep_spacing": "leading"},
+    ),  # diffusers' for SD-1.x, 50 steps
 }
 
 
