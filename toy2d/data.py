@@ -12,7 +12,7 @@ Shapes: P prompts, C components, N points of any rank, the plane is the last dim
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,8 @@ class World:
     old: tuple[int, ...]  # prompts of pretraining
     new: int  # the prompt to personalize
     class_prompt: int  # the one prompt that prior preservation replays
+    groups: dict[str, tuple[int, ...]] = field(default_factory=dict)  # old prompts read together
+    composed: tuple[int, ...] = ()  # never trained on, measured against the world only
 
     @property
     def num_components(self) -> int:
@@ -58,35 +60,31 @@ class World:
 
     def log_prob(self, x: Tensor, cond: Tensor | int, t: Tensor | int | None = None) -> Tensor:
         """log density in nats, float64, of shape x.shape[:-1]; `cond` and `t` broadcast against it."""
-        diff, inverse, logdet = self._noised(x, cond, t)
-        quad = (diff[..., None, :] @ inverse @ diff[..., None])[..., 0, 0]
-        log_n = -0.5 * quad - 0.5 * logdet - math.log(2 * math.pi)
+        log_n, _ = self._components(x, cond, t)
         return torch.logsumexp(log_n, -1) - math.log(self.num_components)
 
     def eps(self, x_t: Tensor, t: Tensor | int, cond: Tensor | int) -> Tensor:
         """E[eps | x_t] = -sqrt(1 - ab_t) grad log p_t(x_t), exact, in the dtype of x_t."""
-        diff, inverse, logdet = self._noised(x_t, cond, t)
-        pull = (inverse @ diff[..., None])[..., 0]
-        log_n = -0.5 * (diff * pull).sum(-1) - 0.5 * logdet
+        log_n, pull = self._components(x_t, cond, t)
         mean_pull = (torch.softmax(log_n, -1)[..., None] * pull).sum(-2)
         b = (1 - self.schedule.alpha_bar[torch.as_tensor(t)]).sqrt()
         return (b.reshape(*b.shape, 1) * mean_pull).to(x_t.dtype)
 
-    def _noised(self, x, cond, t):
-        """x - mean, inverse covariance, log det covariance of every component, noised to t   (... C 2, ... C 2 2, ... C)."""
+    def _components(self, x, cond, t):
+        """log density of every component noised to t, and its pull S^-1 (x - m)   (... C and ... C 2)."""
         cond = torch.as_tensor(cond)
         ab = torch.ones((), dtype=torch.float64)
         if t is not None:
             ab = self.schedule.alpha_bar[torch.as_tensor(t)]
-        ab = ab.reshape(*ab.shape, 1, 1)
-        cov = ab[..., None] * self.covs[cond] + (1 - ab[..., None]) * torch.eye(
-            2, dtype=torch.float64
-        )
-        a, b, d = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
+        ab = ab[..., None]
+        covs = self.covs[cond]
+        a, b, d = (ab * covs[..., i, j] + (1 - ab) * (i == j) for i, j in ((0, 0), (0, 1), (1, 1)))
         det = a * d - b * b
-        inverse = torch.stack([torch.stack([d, -b], -1), torch.stack([-b, a], -1)], -2)
-        inverse = inverse / det[..., None, None]
-        return x.double()[..., None, :] - ab.sqrt() * self.means[cond], inverse, det.log()
+        diff = x.double()[..., None, :] - ab[..., None].sqrt() * self.means[cond]
+        dx, dy = diff.unbind(-1)
+        pull = torch.stack([(d * dx - b * dy) / det, (a * dy - b * dx) / det], -1)
+        log_n = -0.5 * (diff * pull).sum(-1) - 0.5 * det.log() - math.log(2 * math.pi)
+        return log_n, pull
 
 
 def Pentagon(
@@ -106,6 +104,63 @@ def Pentagon(
         old=tuple(range(classes)),
         new=classes,
         class_prompt=0,
+    )
+
+
+CLASSES = {  # centre, and the offsets of its modes
+    "dog": ((2.4, 2.0), ((-0.8, -0.8), (-0.8, 0.8), (0.8, -0.8), (0.8, 0.8))),
+    "cat": ((-2.4, 2.0), ((-1.2, 0.0), (-0.4, 0.0), (0.4, 0.0), (1.2, 0.0))),
+    "bird": ((-2.4, -2.0), ((0.0, -1.2), (0.0, -0.4), (0.0, 0.4), (0.0, 1.2))),
+    "fish": ((2.4, -2.0), ((-0.9, 0.0), (0.9, 0.0), (0.0, -0.9), (0.0, 0.9))),
+}
+CONTEXTS = {  # x -> A x + b: one moves, one turns, one squeezes
+    "in the snow": (((1.0, 0.0), (0.0, 1.0)), (-1.5, 1.5)),
+    "on the beach": (((0.77, -0.64), (0.64, 0.77)), (0.0, 0.0)),
+    "at night": (((1.1, 0.0), (0.0, 0.5)), (0.0, -1.0)),
+}
+
+
+def Prompts(
+    schedule: Schedule | None = None, std: float = 0.25, instance_std: float = 0.15
+) -> World:
+    """Class x context x identifier: 4 classes of 4 modes, 3 contexts (affine maps of the plane), and "V dog", one spot of the class.
+
+    A prompt's words are (class, context or "no context", "V" or "no V"). Old: every class alone and in every context (16 prompts). New:
+    "V dog", a narrow Gaussian between the dog's modes. Composed: "V dog" in each context, the same affine map of it, never trained on.
+    The groups are what the objectives are asked about afterwards; prior preservation replays "dog".
+    """
+    eye = torch.eye(2, dtype=torch.float64)
+    classes, contexts = list(CLASSES), [None, *CONTEXTS]
+    shapes = {n: (torch.tensor(c) + torch.tensor(o), std) for n, (c, o) in CLASSES.items()}
+    shapes["V dog"] = (torch.tensor(CLASSES["dog"][0]).expand(4, 2), instance_std)
+    none_context, v, none_v = len(classes) + len(CONTEXTS), 8, 9
+    means, covs, names, tokens = [], [], [], []
+    for name, (points, s) in shapes.items():
+        for k, context in enumerate(contexts):
+            A, b = (torch.tensor(m).double() for m in CONTEXTS[context]) if context else (eye, 0.0)
+            means.append(points.double() @ A.mT + b)
+            covs.append((s**2 * A @ A.mT).expand(4, 2, 2))
+            names.append(f"{name} {context}" if context else name)
+            word = classes.index(name.removeprefix("V "))
+            place = len(classes) + k - 1 if context else none_context
+            tokens.append((word, place, v if name == "V dog" else none_v))
+    each = len(contexts)
+    return World(
+        means=torch.stack(means),
+        covs=torch.stack(covs),
+        schedule=schedule or Schedule.log_snr(100),
+        names=tuple(names),
+        tokens=tuple(tokens),
+        old=tuple(range(16)),
+        new=16,
+        class_prompt=0,
+        groups={
+            "the class": (0,),
+            "the class in contexts": tuple(range(1, each)),
+            "other classes": tuple(range(each, 16, each)),
+            "other classes in contexts": tuple(i for i in range(each, 16) if i % each),
+        },
+        composed=(17, 18, 19),
     )
 
 

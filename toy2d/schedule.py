@@ -33,7 +33,7 @@ class Schedule:
     Raises ValueError for a table that would put a 0/0 into a sampler, naming the entry.
     """
 
-    alpha_bar: Float64[Tensor, " T"]
+    alpha_bar: Float[Tensor, " T"]  # kept as float64
     prediction: Prediction = "eps"
     timesteps: Int[Tensor, " T"] | None = None
 
