@@ -38,7 +38,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     Raises UserError if `folder` holds something without a manifest, RunFailure if the disk refuses.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
+    if folder.exists() and not _ours(folder):
         raise UserError(f"{folder} holds files that are not ours; choose another folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -56,6 +56,12 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _ours(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return (folder / "manifest.json").exists() or not any(folder.iterdir())
 
 
 def _flush(folder: Path) -> None:
@@ -88,9 +94,13 @@ def save_lora(model: Model, folder: str | Path) -> None:
     """`pytorch_lora_weights.safetensors` with diffusers' keys, and PEFT's configuration in its header so that alpha != rank survives."""
     layers = {}
     for name, part in _adapted(model).items():
-        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(part))
-        layers[f"{name}_lora_layers"] = {k: v.detach().cpu() for k, v in state.items()}
-        layers[f"{name}_lora_adapter_metadata"] = part.peft_config["default"].to_dict()
+        state = convert_state_dict_to_diffusers(_adapter_state(part))
+        # the text encoder's keys as older transformers had them: newer loaders take both, older ones only this
+        old = "text_model." if hasattr(part, "encoder") else ""
+        layers[f"{name}_lora_layers"] = {old + k: v.detach().cpu() for k, v in state.items()}
+        config = part.peft_config["default"].to_dict()
+        config["target_modules"] = sorted(config["target_modules"])  # a set: the file would vary
+        layers[f"{name}_lora_adapter_metadata"] = config
     with whole_folder(folder) as f:
         type(model.pipeline).save_lora_weights(f, **layers)
 
@@ -101,13 +111,19 @@ def save_peft(model: Model, folder: str | Path) -> None:
         for name, part in _adapted(model).items():
             config = copy.deepcopy(part.peft_config["default"])
             config.inference_mode = True
+            config.target_modules = sorted(config.target_modules)
             config.base_model_name_or_path = public_name(model.source)
             config.save_pretrained(f / name)
-            state = get_peft_model_state_dict(part)
+            state = _adapter_state(part)
             tensors = {
                 f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in state.items()
             }
             save_file(tensors, f / name / "adapter_model.safetensors", {"format": "pt"})
+
+
+def _adapter_state(part: nn.Module) -> dict[str, torch.Tensor]:
+    """PEFT's own names. Embeddings are never adapted here; the default would look for a vocabulary on the hub."""
+    return get_peft_model_state_dict(part, save_embedding_layers=False)
 
 
 def _adapted(model: Model) -> dict[str, nn.Module]:
@@ -164,6 +180,8 @@ def load_run(folder: str | Path, base: bool = False, dtype: torch.dtype = torch.
     if not base:
         model.hash()
         model.pipeline.load_lora_weights(str(lora), weight_name="pytorch_lora_weights.safetensors")
+        for part in model.parts.values():
+            part.requires_grad_(False)
         model.trained = "lora"
     return model
 
@@ -201,11 +219,12 @@ def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mappi
         "tags": ["text-to-image", "diffusers", "driftlab", f"objective-{config.get('objective')}"],
     }
     front = {k: v for k, v in front.items() if v}
-    lines = ["---", *(f"{k}: {json.dumps(v)}" for k, v in front.items()), "---", ""]
+    lines = ["---", *(f"{k}: {_yaml(v)}" for k, v in front.items()), "---", ""]
     lines += [f"# {_inline(prompt) or 'A personalized model'}", "", "Made by driftlab with", ""]
     lines += [_fenced(_shown(command)), "", *_table("setting", values)]
     lines += ["", *_table("measured", metrics)]
-    write_atomic(Path(folder) / "README.md", "\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    write_atomic(Path(folder) / "README.md", text.encode(errors="replace"))
 
 
 def public_name(source: str | None) -> str | None:
@@ -219,6 +238,13 @@ def _shown(value) -> str:
     home = str(Path.home())
     text = str(value)
     return text if home == "/" else re.sub(rf"{re.escape(home)}(?=/|\b)", "~", text)
+
+
+def _yaml(value) -> str:
+    """JSON is YAML, once what YAML calls unprintable is escaped."""
+    special = "[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(special, lambda c: f"\\u{ord(c[0]):04x}", text)
 
 
 def _inline(text) -> str:

@@ -216,6 +216,7 @@ class Model:
                 "full training overwrites the base: cache its outputs before the first step"
             )
         layers = list(_adapter_layers(self))
+        trainable = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
         for layer in layers:
             layer.enable_adapters(False)
         try:
@@ -223,6 +224,11 @@ class Model:
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
+            for (
+                p,
+                flag,
+            ) in trainable:  # PEFT's switch makes adapters trainable, also those that were not
+                p.requires_grad_(flag)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator["Model"]:
