@@ -98,14 +98,14 @@ def run_command() -> None:
     """A preset (smoke, course, paper) with any field changed; see `toy2d run --help` and `toy2d run course --help`."""
 
 
-def bench_command(members: int = 32, steps: int = 60, shots: int = 6, threads: int = 2) -> None:
+def bench_command(members: int = 32, steps: int = 60, shots: int = 6, threads: int = 1) -> None:
     """Side by side in one run: the stack against one network at a time, and log-likelihoods against torchdiffeq's dopri5.
 
     Args:
         members: runs in the stack
         steps: training steps timed
         shots: batch size of the few-shot training step
-        threads: torch threads for the stack (a single tiny network is always given one: it is faster there)
+        threads: torch threads of both sides (tiny tensors are fastest on one)
     """
     from toy2d.bench import bench
 

@@ -20,7 +20,7 @@ def test_the_chain_starts_with_unit_variance_and_ends_at_the_class(schedule):
     chain = ancestral(w.eps, schedule, normal(4000), cond, generator(1, "sample"), chain=True)
     a, b = schedule.coefficients(torch.arange(len(schedule)), torch.ones(len(schedule), 1).double())
     for n in (len(schedule) - 1, len(schedule) - 2, len(schedule) // 2):
-        wanted = float((a[n] ** 2 * 0.25 + b[n] ** 2))
+        wanted = float(a[n] ** 2 * 0.25 + b[n] ** 2)
         assert float(chain[n].var(0).mean()) == pytest.approx(wanted, rel=5 / 4000**0.5)
     assert all(torch.isfinite(x).all() for x in chain)
     # final mean: 5 standard errors and the sampler's discretization
