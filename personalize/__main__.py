@@ -49,12 +49,12 @@ class Generate:
 class Bench:
     """Times and memory of the objectives, side by side in one process, as ratios to standard.
 
-    personalize bench                                            a small random model, seconds on a CPU
+    personalize bench                                            a random model, minutes on a CPU
     personalize bench --model runwayml/stable-diffusion-v1-5     the real thing, on a GPU
     """
 
     model: str | None = None  # pipeline folder or hub id; default: a random one of --width
-    width: int = 128  # channels of the random model's first level; SD-1.5 has 320
+    width: int = 64  # channels of the random model's first level; SD-1.5 has 320
     resolution: int = 128  # pixels
     batch_size: int = 1
     steps: int = 6  # timed, after two that are not

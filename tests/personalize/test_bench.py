@@ -1,0 +1,29 @@
+"""The bench runs, and its memory column shows that no objective holds a second network."""
+
+import json
+
+import pytest
+import torch
+
+from personalize.__main__ import Bench
+from personalize.bench import bench
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.slow
+def test_bench_on_a_very_small_network(tmp_path):
+    out = tmp_path / "bench.json"
+    numbers = bench(Bench(width=16, resolution=64, steps=2, out=str(out)))
+    assert json.loads(out.read_text())["steps_by_kind"] == numbers["steps_by_kind"]
+    full, lora = (numbers["steps_by_kind"][k] for k in ("full", "lora"))
+    held = {name: r["held"] for name, r in full.items()}
+    base = held["standard"]  # weights, two moments, the parked VAE
+    assert abs(held["prior"] - base) < 0.1
+    assert abs(held["output"] - base) < 0.1  # the base's answers, not the base
+    assert abs(held["l2"] - base - 1) < 0.1  # theta_star
+    assert abs(held["fisher"] - base - 2) < 0.1  # theta_star and F
+    for name in ("l2", "output", "prior"):
+        assert abs(lora[name]["held"] - lora["standard"]["held"]) < 0.1
+    assert full["prior"]["ratio"] > 1.4
+    assert set(numbers["to_a_model"]["full"]) == {*full, "usual prior"}

@@ -1,0 +1,219 @@
+"""N steps = k steps, killed, resumed, N - k steps: bit for bit, for every objective and kind of training. And what must not resume."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small import KINDS, OBJECTIVES, config, history, photos, same, trained, workshop
+
+from personalize.experiment import Experiment
+from personalize.state import State
+from personalize.tiny import tiny
+from toy2d.runfolder import RunFolder, UserError
+
+torch.set_num_threads(1)
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_while_logging(monkeypatch, c, step: int):
+    """Run until row `step` is about to be written; the newest checkpoint is older than that."""
+    row = Experiment.row
+
+    def dying(self, terms):
+        if self.state.step == step:
+            raise Killed
+        return row(self, terms)
+
+    with monkeypatch.context() as m:
+        m.setattr(Experiment, "row", dying)
+        with pytest.raises(Killed):
+            trained(c)
+    assert RunFolder(c.output_dir, {}).status == "failed"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "prior+l2"])
+def test_killed_and_resumed_equals_never_stopped(tmp_path, monkeypatch, objective, kind):
+    whole = config(tmp_path / "whole", objective, kind, checkpointing_steps=2)
+    cut = replace(whole, output_dir=str(tmp_path / "cut"))
+    killed_while_logging(monkeypatch, cut, step=3)
+    assert same(trained(whole), trained(cut))
+    assert history(whole) == history(cut)
+
+
+FULL_FEATURED = {
+    "use_ema": True,
+    "ema_decay": 0.5,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "gradient_accumulation_steps": 2,
+    "lora_dropout": 0.3,
+    "random_flip": True,
+    "log_every": 2,
+}
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_wherever_it_is_killed(tmp_path, monkeypatch, every):
+    """k = 1, in the middle of a log interval and of an epoch (3 pictures, 4 a step), N - 1; with everything that has a state."""
+    whole = config(tmp_path / "whole", **FULL_FEATURED, checkpointing_steps=every)
+    cut = replace(whole, output_dir=str(tmp_path / "cut"))
+    killed_while_logging(monkeypatch, cut, step=4)
+    assert same(trained(whole), trained(cut))
+    assert history(whole) == history(cut)
+
+
+@pytest.mark.parametrize("lost", ["adam/exp_avg/", "adam/exp_avg_sq/", "adam/step/", "ema/", "lr", "sums/"])  # fmt: skip
+def test_negative_control_every_part_of_the_state_is_needed(tmp_path, monkeypatch, lost):
+    whole = config(tmp_path / "whole", **FULL_FEATURED, checkpointing_steps=3)
+    cut = replace(whole, output_dir=str(tmp_path / "cut"))
+    killed_while_logging(monkeypatch, cut, step=4)
+    restore = State.restore
+
+    def forgetful(self, tensors, scalars):
+        tensors = {k: torch.zeros_like(v) if k.startswith(lost) else v for k, v in tensors.items()}
+        if lost == "lr":
+            scalars["lr"] = scalars["lr"] | {"last_epoch": 0, "_last_lr": [1e-3]}
+        restore(self, tensors, scalars)
+
+    monkeypatch.setattr(State, "restore", forgetful)
+    a, b = trained(whole), trained(cut)
+    if lost == "sums/":  # not of the weights, but of the log
+        assert history(whole) != history(cut)
+    else:
+        assert not same(a, b)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch):
+    whole = config(tmp_path / "whole", checkpointing_steps=1, checkpoints_total_limit=2)
+    for i, damage in enumerate((_flip_a_byte, _truncate, _lose)):
+        cut = replace(whole, output_dir=str(tmp_path / f"cut{i}"))
+        killed_while_logging(monkeypatch, cut, step=4)
+        kept = RunFolder(cut.output_dir, {}).checkpoints()
+        assert [p.name for p in kept] == ["step-00000002", "step-00000003"]
+        damage(kept[-1] / "state.safetensors")
+        assert same(trained(whole), trained(cut))
+        assert history(whole) == history(cut)
+
+
+def _flip_a_byte(file: Path):
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+
+
+def _truncate(file: Path):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _lose(file: Path):
+    file.unlink()
+
+
+def test_done_is_done_and_another_configuration_is_refused(tmp_path):
+    c = config(tmp_path / "run", max_train_steps=1)
+    weights, written = trained(c), (tmp_path / "run" / "history.csv").stat().st_mtime_ns
+    assert same(weights, trained(c))
+    assert (tmp_path / "run" / "history.csv").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match=r"seed: 0 there, 1 now"):
+        trained(replace(c, seed=1))
+
+
+def test_a_run_does_not_go_on_with_another_base_or_picture(tmp_path, monkeypatch):
+    shutil.copytree(workshop() / "sd", tmp_path / "sd")
+    photos(tmp_path / "photos", 2)
+    mine = {"pretrained_model_name_or_path": str(tmp_path / "sd"), "instance_data_dir": str(tmp_path / "photos")}  # fmt: skip
+    c = config(tmp_path / "run", checkpointing_steps=1, **mine)
+    killed_while_logging(monkeypatch, c, step=2)
+    before = (tmp_path / "photos" / "0.jpg").read_bytes()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "photos" / "0.jpg")
+    with pytest.raises(UserError, match="a picture or caption changed"):
+        trained(c)
+    (tmp_path / "photos" / "0.jpg").write_bytes(before)
+    shutil.rmtree(tmp_path / "sd")
+    tiny(folder=tmp_path / "sd", seed=1)
+    with pytest.raises(UserError, match="the base model changed"):
+        trained(c)
+
+
+def test_resume_from_checkpoint_by_name(tmp_path):
+    """`latest` must exist; a foreign checkpoint is taken; one of another kind of training is refused."""
+    whole = config(tmp_path / "whole", checkpointing_steps=2)
+    weights = trained(whole)
+    other = replace(whole, output_dir=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        trained(replace(other, resume_from_checkpoint="latest"))
+    checkpoint = str(tmp_path / "whole" / "checkpoints" / "step-00000002")
+    assert same(weights, trained(replace(other, resume_from_checkpoint=checkpoint)))
+    with pytest.raises(UserError, match="no whole checkpoint folder"):
+        trained(replace(whole, output_dir=str(tmp_path / "a"), resume_from_checkpoint="nowhere"))
+    full = config(tmp_path / "full", kind="full", resume_from_checkpoint=checkpoint)
+    with pytest.raises(UserError, match="other weights"):
+        trained(full)
+
+
+def test_weights_only_checkpoints_say_that_they_are_not_exact(tmp_path, monkeypatch, capsys):
+    c = config(tmp_path / "run", checkpointing_steps=2, checkpoint_weights_only=True)
+    killed_while_logging(monkeypatch, c, step=3)
+    size = (RunFolder(c.output_dir, {}).checkpoints()[-1] / "state.safetensors").stat().st_size
+    from personalize.experiment import run
+
+    said = []
+    run(c, said.append)
+    assert any("not bit-equal" in text for text in said)
+    exact = replace(c, output_dir=str(tmp_path / "exact"), checkpoint_weights_only=False)
+    trained(exact)
+    kept = RunFolder(exact.output_dir, {}).checkpoints()[-1] / "state.safetensors"
+    assert size < 0.4 * kept.stat().st_size
+
+
+def start(c) -> subprocess.Popen:
+    words = c.command().replace("personalize train", f"{sys.executable} -m personalize train")
+    environment = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {words}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def wait_for_step(c, step: int, process: subprocess.Popen, seconds: float = 120.0):
+    file, end = Path(c.output_dir) / "history.csv", time.monotonic() + seconds
+    while time.monotonic() < end:
+        if file.exists() and len(file.read_text().splitlines()) > step + 1:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError("the run did not reach its step in time")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_signals(tmp_path, number):
+    """SIGTERM and SIGINT finish the step and save it; after any of them the same command ends bit-equal."""
+    whole = config(tmp_path / "whole", max_train_steps=40, checkpointing_steps=7)
+    cut = replace(whole, output_dir=str(tmp_path / "cut"))
+    process = start(cut)
+    wait_for_step(cut, 10, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number
+        assert "the same command goes on" in said
+        assert "Traceback" not in said
+        newest = RunFolder(cut.output_dir, {}).checkpoints()[-1]
+        rows = history(cut)
+        assert newest.name == f"step-{int(rows[-1]['step']):08d}"
+    assert same(trained(whole), trained(cut))
+    assert history(whole) == history(cut)
