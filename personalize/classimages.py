@@ -64,6 +64,7 @@ def make_class_images(
         "seed": seed,
         "size": resolution,
         "keep": keep,
+        "dtype": str(model.compute_dtype).removeprefix("torch."),
     }
     with _locked(folder):
         made = _matching_files(folder, settings)

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -139,8 +140,19 @@ def scan(folder: str | Path, resolution: int | None = None, captions: bool = Tru
     used = {r.path.with_suffix(".txt").name for r in records if r.caption}
     skipped = [name for name in skipped if name not in used]
     if not records and not problems:
-        problems.append((folder.name, "holds no pictures; JPEG, PNG and WebP are read"))
+        problems.append((folder.name, _why_empty(files)))
     return Scan(folder, records, problems, skipped)
+
+
+def _why_empty(files: list[Path]) -> str:
+    folders = [p.name for p in files if p.is_dir() and not p.name.startswith(".")]
+    hint = f"; its folders ({', '.join(folders[:3])}) are not searched: pass one" if folders else ""
+    return f"holds no pictures (JPEG, PNG or WebP){hint}"
+
+
+def print_scan(found: Scan) -> None:
+    """The table on standard output; plain when that is no terminal."""
+    Console().print(found.table())
 
 
 class Unusable(Exception):
@@ -312,16 +324,13 @@ Posterior = Callable[[int, int], tuple[Tensor, Tensor]]  # (picture, variant) ->
 
 
 class PictureSet:
-    """Pictures under their prompts. `posterior(i, v)` is the law of the latents of variant v of picture i.
+    """Pictures under their prompts. `posterior(i, v)` is the law of the latents of variant v (a flip, a crop) of picture i.
 
-    A variant is a flip and a crop position. `cache()` computes all of them; a draw is the same, to the bit, with and without, because
-    each variant is encoded alone.
+    `cache()` computes all of them; a draw is the same, to the bit, with and without, because each variant is encoded alone.
     """
 
-    def __init__(
-        self, prompts: list[str], posterior: Posterior, flips: int = 1, positions: int = 1
-    ):
-        self.prompts, self.flips, self.positions = prompts, flips, positions
+    def __init__(self, prompts: list[str], posterior: Posterior, variants: int = 1):
+        self.prompts, self.variants = prompts, variants
         self._posterior, self._table = posterior, {}
 
     def __len__(self) -> int:
@@ -330,7 +339,7 @@ class PictureSet:
     def cache(self) -> "PictureSet":
         """Encode every variant now, so that the VAE can be unloaded. Returns itself."""
         for i in range(len(self)):
-            for v in range(self.flips * self.positions):
+            for v in range(self.variants):
                 if (i, v) not in self._table:
                     self._table[i, v] = self._posterior(i, v)
         return self
@@ -339,7 +348,7 @@ class PictureSet:
         """(x0 (B C h w), prompts) of the pictures `indices`: flip, crop and posterior noise drawn from `rng`, in that order per picture."""
         latents = []
         for i in indices:
-            v = int(torch.randint(self.flips * self.positions, (), generator=rng))
+            v = int(torch.randint(self.variants, (), generator=rng, device=rng.device))
             mean, std = self._table[i, v] if (i, v) in self._table else self._posterior(i, v)
             noise = torch.randn(mean.shape, generator=rng, device=rng.device)
             latents.append(mean + std * noise.to(mean.device, non_blocking=True))
@@ -372,7 +381,7 @@ def instance_set(
         mean, std = model.posterior(pixels[None])
         return mean[0], std[0]
 
-    return PictureSet(prompts, posterior, flips, positions)
+    return PictureSet(prompts, posterior, flips * positions)
 
 
 class Prompts:

@@ -83,7 +83,7 @@ def save_pipeline(model: Model, folder: str | Path) -> None:
 
 
 def save_merged(model: Model, folder: str | Path) -> None:
-    """The pipeline with every adapter merged into its weight (a copy: the model goes on training)."""
+    """The pipeline with every adapter merged into its weight, in that weight's dtype (a copy: the model goes on training)."""
     merged = {name: _merged(part) for name, part in _adapted(model).items()}
     pipeline = type(model.pipeline)(**{**model.pipeline.components, **merged}, **_flags(model))
     with whole_folder(folder) as f:

@@ -132,6 +132,14 @@ class Model:
         return next(self.denoiser.parameters()).device
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the denoiser computes in, here and now: autocast's choice, or that of its own weights."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return next(self.denoiser.parameters()).dtype
+
+    @property
     def latent_scale(self) -> int:
         """f: pixels per latent pixel."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -177,7 +185,7 @@ class Model:
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B C h w) of the latents of pixels (B 3 H W) in [-1, 1], scaled as the denoiser sees them."""
         config = self.vae.config
-        with self._resident(self.vae):
+        with self._resident(self.vae), self._without_autocast():
             law = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         mean = law.mean - (config.shift_factor or 0.0)
         return mean.float() * config.scaling_factor, law.std.float() * config.scaling_factor
@@ -192,7 +200,7 @@ class Model:
         """Pixels (B 3 H W) in [-1, 1] of scaled latents."""
         config = self.vae.config
         z = latents / config.scaling_factor + (config.shift_factor or 0.0)
-        with self._resident(self.vae):
+        with self._resident(self.vae), self._without_autocast():
             return self.vae.decode(z.to(self.device, self.vae.dtype)).sample.float().clamp(-1, 1)
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -269,6 +277,9 @@ class Model:
             yield
         finally:
             module.to(parked)
+
+    def _without_autocast(self):
+        return torch.autocast(self.device.type, enabled=False)
 
 
 def _adapter_layers(model: Model) -> Iterator[BaseTunerLayer]:

@@ -6,11 +6,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TQDM_DISABLE"] = "1"
 
-import numpy as np
 import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
+from photographs import photo
 
 from personalize.model import SD15, Model, load, tiny
 
@@ -46,16 +45,6 @@ def model(tiny_folder):
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(0)
-
-
-def photo(width=96, height=80, seed=0) -> Image.Image:
-    """Smooth colours and a bright disc, unlike its mirror image and its rotations."""
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    phase = np.random.default_rng(seed).uniform(0, 6, 3)
-    waves = [np.sin(4 * x + 2 * y + p) * 0.3 + 0.5 for p in phase]
-    disc = (x - 0.3) ** 2 + (y - 0.35) ** 2 < 0.03
-    pixels = np.stack(waves, -1) + 0.3 * disc[..., None]
-    return Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_the_manifest_says_how_each_file_was_made(base, tmp_path):
     manifest = json.loads((tmp_path / "c/manifest.json").read_text())
     assert manifest["settings"] == {
         "model": base.hash(), "prompt": "a dog", "sampler": "dpmsolver++", "steps": 3,
-        "guidance": 7.5, "seed": 0, "size": 64, "keep": "png",
+        "guidance": 7.5, "seed": 0, "size": 64, "keep": "png", "dtype": "float32",
     }  # fmt: skip
     assert [f["seed"] for f in manifest["files"].values()] == [image_seed(0, i) for i in range(5)]
 
@@ -135,6 +135,13 @@ def test_a_folder_made_differently_is_refused_with_the_field(base, tmp_path, cha
     with pytest.raises(UserError, match=rf"made differently \({field}: .* there, .* now\)"):
         make(base, tmp_path / "c", n=1, **change)
     assert sampled == []
+
+
+def test_pictures_made_in_another_precision_are_refused(base, tmp_path):
+    with torch.autocast("cpu", torch.bfloat16):
+        make(base, tmp_path / "c", n=1)
+    with pytest.raises(UserError, match="dtype: 'bfloat16' there, 'float32' now"):
+        make(base, tmp_path / "c", n=1)
 
 
 def test_another_models_folder_is_refused(base, tmp_path):

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import photo
+from photographs import photo
 from PIL import Image
 from rich.console import Console
 
@@ -278,6 +278,8 @@ def test_no_folder_and_no_pictures_are_refused(tmp_path):
     with pytest.raises(UserError, match="not a folder"):
         scan(tmp_path / "absent")
     assert "no pictures" in problem(tmp_path)[1]
+    (tmp_path / "dog").mkdir()
+    assert "(dog) are not searched" in problem(tmp_path)[1]
 
 
 # ---- pixels

@@ -1,8 +1,11 @@
 """A pipeline opened: equal to calling diffusers by hand; the base is there; bad folders are refused in words."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -48,6 +51,16 @@ def test_images_are_drawn_from_the_scaled_posterior(base):
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     again = base.vae.decode(theirs / base.vae.config.scaling_factor).sample.clamp(-1, 1)
     torch.testing.assert_close(base.decode(theirs), again)
+
+
+def test_the_vae_is_exact_under_autocast_and_the_denoiser_is_not(base, inputs):
+    """The VAE runs once per picture: half precision would save nothing and cost accuracy."""
+    (x, t), pixels, cond = inputs, torch.rand(1, 3, 64, 64), base.encode_prompts(PROMPTS)
+    exact = base.posterior(pixels)[0], base.decode(x), base.predict(x, t, cond)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert base.compute_dtype == torch.bfloat16
+        half = base.posterior(pixels)[0], base.decode(x), base.predict(x, t, cond)
+    assert [torch.equal(a, b) for a, b in zip(exact, half, strict=True)] == [True, True, False]
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -101,6 +114,27 @@ def test_trainable_parameters_are_float32_and_the_rest_is_frozen(tiny_folder, dt
     assert all(p.dtype in (dtype, torch.float32) for p in frozen)
     assert {p.dtype for p in model.text_encoders[0].parameters()} == {dtype}
     assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_half_precision_trains_in_float32_beside_a_half_precision_rest(
+    tiny_folder, base, inputs, train
+):
+    """Under autocast, as accelerate runs it: gradients are float32 and near those of the float32 model."""
+
+    def gradient(dtype):
+        model = load(tiny_folder, dtype=dtype)
+        theta = choose(model, train)
+        moved(theta)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            output = model.predict(*inputs, model.encode_prompts(PROMPTS))
+        assert output.dtype == torch.float32
+        output.square().mean().backward()
+        assert {p.grad.dtype for p in theta.values()} == {torch.float32}
+        return torch.cat([p.grad.flatten() for p in theta.values()])
+
+    half, whole = gradient(torch.bfloat16), gradient(torch.float32)
+    assert torch.cosine_similarity(half, whole, 0) > 0.99
 
 
 def test_full_training_returns_every_parameter_of_the_denoiser(model):
@@ -324,6 +358,31 @@ def test_what_is_no_model_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded"):
         load(tmp_path)
+
+
+def test_a_variant_is_loaded_in_every_part(tmp_path):
+    pipeline = tiny().to(dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path / "m", variant="fp16")
+    model = load(tmp_path / "m", variant="fp16", dtype=torch.float16)
+    assert {p.dtype for p in model.text_encoders[0].parameters()} == {torch.float16}
+    for name, part in model.parts.items():
+        saved = getattr(pipeline, name).state_dict()
+        assert all(torch.equal(w.half(), saved[k]) for k, w in part.state_dict().items())
+    with pytest.raises(UserError, match="variant 'bf16'"):
+        load(tmp_path / "m", variant="bf16")
+
+
+@pytest.mark.slow
+def test_a_hub_id_is_served_by_the_local_cache_without_network(tiny_folder, tmp_path, base):
+    """The layout that huggingface_hub leaves in its cache; a fresh process, because the cache's place is read at import."""
+    repo = tmp_path / "hub/models--org--tiny"
+    shutil.copytree(tiny_folder, repo / "snapshots/0123456789abcdef0123456789abcdef01234567")
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text("0123456789abcdef0123456789abcdef01234567")
+    code = "from personalize.model import load; print(load('org/tiny').hash())"
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == [base.hash()], done.stderr
 
 
 def test_weights_named_as_in_stable_diffusion_1_5_are_found(tiny_folder, tmp_path, base):
