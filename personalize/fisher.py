@@ -44,11 +44,11 @@ class FisherLoraAnchor:
 
     @torch.no_grad()
     def pull_(self, strength: Weight) -> None:
-        """B <- least-squares B of the pulled delta W / (1 + 2 strength F), A fixed: the proximal step as near as rank r allows."""
+        """delta W <- delta W / (1 + 2 strength F) as near as B alone can follow (least squares, A fixed); strength 0 changes nothing."""
         for p in self.pairs:
-            A = p.A.flatten(1)
-            pulled = p.delta_weight() / (1 + 2 * strength * self._F(p))
-            p.B.copy_((pulled @ torch.linalg.pinv(A) / p.scale).reshape(p.B.shape))
+            delta = p.delta_weight()
+            lost = delta - delta / (1 + 2 * strength * self._F(p))
+            p.B.sub_((lost @ torch.linalg.pinv(p.A.flatten(1)) / p.scale).reshape(p.B.shape))
 
     def _F(self, pair: LoraPair) -> Tensor:
         return self.importance[pair.name].to(pair.B.device, pair.B.dtype).flatten(1)

@@ -124,14 +124,14 @@ class Anchor:
         With strength = learning rate * weight it is the implicit form of AdamW's decay, toward theta_star instead of 0.
         """
         for p, star, factor in self._factors(2 * strength):
-            p.copy_(star + (p - star) / (1 + factor))
+            p.lerp_(star, factor / (1 + factor))  # strength 0 leaves p to the bit
 
     def _factors(self, scale: Weight):
         """(parameter, its anchor, scale * F / numel) with the scale shaped to multiply a stack."""
         for name, p in self.theta.items():
             per_run = p[(0,) * self.runs].numel() if self.reduction == "tensor_mean" else 1
             factor = torch.as_tensor(scale, dtype=p.dtype, device=p.device) / per_run
-            factor = factor.reshape(*factor.shape, *[1] * (p.ndim - factor.ndim))
+            factor = factor.reshape(factor.shape + (1,) * (p.ndim - factor.ndim))
             if self.importance is not None:
                 factor = factor * self.importance[name].to(p.device, p.dtype)
             yield p, self.theta_star[name].to(p.device, p.dtype, non_blocking=True), factor
