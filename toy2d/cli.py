@@ -47,7 +47,7 @@ def _deferred(command: Callable) -> Callable:
 
 def one_line(box: str) -> str:
     """tyro's box without its frame: the complaint and the first suggestion or list of choices."""
-    text = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in box.splitlines()]
+    text = [re.sub(r"[│╭╮╰╯─|+]|--+(?![a-z])", "", line).strip() for line in box.splitlines()]
     lines = [line for line in text if line]
     if not lines:
         return "the command line was not understood; see --help"

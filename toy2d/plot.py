@@ -16,6 +16,7 @@ from toy2d.runfolder import load_tensors, read_csv
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend is chosen above
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 STYLES = {  # colour, marker, line
     "base": ("#000000", "x", ":"),
@@ -124,6 +125,8 @@ def draw_all(path: Path) -> dict[str, str]:
         "tradeoff": draw_tradeoff(metrics, config),
         "training": draw_training(rows, metrics, config),
     }
+    if metrics.get("groups"):
+        figures["groups"] = draw_groups(metrics, config)
     (path / "figures").mkdir(exist_ok=True)
     for stem, (figure, _) in figures.items():
         temporary = path / "figures" / f".{stem}.tmp.png"
@@ -193,10 +196,10 @@ def draw_kl_per_class(metrics: dict, config: dict):
             error = np.abs(limits[:, 1:].T - limits[:, 0])
             ax.errorbar(x, limits[:, 0], yerr=error, label=label, elinewidth=1, **look)
         ax.set_xticks(np.arange(len(names)), names, rotation=20)
-        ax.set_yscale("log")
+        _log(ax, "y")
         ax.set_title(f"{title}, nats", fontsize=9)
     axes[0].set_ylabel("KL (nats)")
-    axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(axes[1])
     caption = (
         f"KL per old class and for their mixture, in nats: geometric mean over {seeds_note(config)}, bars one standard error. "
         f"Prior preservation replays {metrics['replayed_class']} only."
@@ -213,7 +216,7 @@ CHAIN = (
     ("delta_theta", r"$\|\Delta\theta\|$  (parameter norm)"),
     ("delta_eps", r"$\Delta\epsilon$  (RMS output norm)"),
     ("path_kl", "path KL (nats)"),
-    ("old_base", "KL(base || tuned), mean of old classes (nats)"),
+    ("old_base", "KL(base || tuned), old classes (nats)"),
 )
 
 
@@ -224,8 +227,7 @@ def draw_chain(metrics: dict, config: dict):
             flat = [r for same in runs for r in same if value(r, "delta_theta") > 0]
             xy = np.array([(value(r, kx), value(r, ky)) for r in flat]).reshape(-1, 2)
             ax.plot(xy[:, 0], xy[:, 1], **style(objective) | {"linestyle": "none"}, label=objective, alpha=0.8)  # fmt: skip
-        ax.set_xscale("log")
-        ax.set_yscale("log")
+        _log(ax)
         _guide(
             ax,
             slope,
@@ -234,13 +236,35 @@ def draw_chain(metrics: dict, config: dict):
         )
         ax.set_xlabel(lx)
         ax.set_ylabel(ly)
-    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(axes[2])
     caption = (
         f"From parameters to law, one point a run ({len(metrics['runs'])} runs, {seeds_note(config)}), log-log. Left: the link that L2 "
         "bounds. Middle: path KL is quadratic in the output. Right: path KL bounds the KL of the *ancestral* sampler; the KL shown is "
         "the probability-flow ODE's, so points above the line are two samplers with two laws, not a violation."
     )
     return figure, caption
+
+
+def _log(ax, which: str = "xy") -> None:
+    """Logarithmic axes, where there is anything positive to show; decades labelled, less than two decades at 1, 2, 5."""
+    lines = [np.asarray(line.get_xydata(), float).reshape(-1, 2) for line in ax.lines]
+    data = np.concatenate(lines) if lines else np.empty((0, 2))
+    data = data[np.isfinite(data).all(1)]  # matplotlib drops the others too
+    for name, values in zip("xy", data.T, strict=True):
+        values = values[values > 0]
+        if name in which and len(values):
+            getattr(ax, f"set_{name}scale")("log", nonpositive="mask")
+            axis = getattr(ax, f"{name}axis")
+            axis.set_minor_formatter(NullFormatter())
+            if values.max() < 100 * values.min():
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+
+
+def _legend(ax) -> None:
+    """Beside the axes, if anything was drawn."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _guide(ax, slope: float, label: str, exact: bool = False) -> None:
@@ -253,7 +277,7 @@ def _guide(ax, slope: float, label: str, exact: bool = False) -> None:
     middle = np.exp(np.log(points).mean(0))
     y = x if exact else middle[1] * (x / middle[0]) ** slope
     ax.plot(x, y, color="#999999", linewidth=1, zorder=0)
-    ax.annotate(label, (x[1], y[1]), fontsize=7, color="#666666", ha="right", va="bottom")
+    ax.annotate(label, (x[0], y[0]), xytext=(14, -2), textcoords="offset points", fontsize=7, color="#666666", va="top")  # fmt: skip
 
 
 def draw_weights(metrics: dict, config: dict):
@@ -277,11 +301,10 @@ def draw_weights(metrics: dict, config: dict):
             level = geometric([value(r, key) for r in standard[0]])[0]
             ax.axhline(level, color="black", linewidth=1, linestyle=":")
             ax.annotate("standard", (0.99, level), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")  # fmt: skip
-        ax.set_xscale("log")
-        ax.set_yscale("log")
+        _log(ax)
         ax.set_xlabel("weight (each objective's own unit)")
         ax.set_ylabel(label)
-    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(axes[2])
     caption = f"Every objective over its weight: geometric mean, band one standard error over {seeds_note(config)}. Dotted: standard."
     return figure, caption
 
@@ -295,14 +318,53 @@ def draw_tradeoff(metrics: dict, config: dict):
             x[:, 0], y[:, 0], xerr=np.abs(x[:, 1:].T - x[:, 0]), yerr=np.abs(y[:, 1:].T - y[:, 0]),
             label=objective, elinewidth=0.6, linewidth=1, **style(objective),
         )  # fmt: skip
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    _log(ax)
     ax.set_xlabel("new class not learnt: KL(world || tuned) (nats)")
     ax.set_ylabel("old classes lost: KL(base || tuned) (nats)")
-    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(ax)
     caption = (
         "Adaptation against preservation: lower left is better. Lines join the weights of one objective; geometric means, bars one "
         f"standard error over {seeds_note(config)}."
+    )
+    return figure, caption
+
+
+def _whole(metrics: dict) -> tuple[str, str]:
+    """The history column that stands for all old prompts, and its label."""
+    if metrics.get("groups"):
+        name = next(iter(metrics["groups"]))
+        return f"kl_base_group/{name}", f"KL(base || tuned), {name} (nats)"
+    return "kl_base/mixture", "KL(base || tuned), old mixture (nats)"
+
+
+def draw_groups(metrics: dict, config: dict):
+    """A world with groups of prompts: drift by group, composition, coverage, every run."""
+    groups, runs = list(metrics["groups"]), by_run(metrics["runs"])
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(2.2, 1, 1))
+    names = list(runs)
+    width = 0.8 / len(names)
+    for j, (run, same) in enumerate(runs.items()):
+        look = style(same[0]["objective"]) | {"linestyle": "none"}
+        drift = np.array([geometric([r["kl_base_group"][g][0] for r in same]) for g in groups])
+        x = np.arange(len(groups)) + (j - (len(names) - 1) / 2) * width
+        axes[0].errorbar(x, drift[:, 0], yerr=np.abs(drift[:, 1:].T - drift[:, 0]), label=run, elinewidth=1, **look)  # fmt: skip
+        composed = geometric([np.mean([v[0] for v in r["kl_composed"].values()]) for r in same])
+        axes[1].errorbar([j], composed[:1], yerr=np.abs(np.array(composed[1:])[:, None] - composed[0]), elinewidth=1, **look)  # fmt: skip
+        kept = [np.mean(list(r["coverage"].values())) for r in same]
+        axes[2].errorbar([j], [np.mean(kept)], yerr=[np.std(kept, ddof=1) / len(kept) ** 0.5 if len(kept) > 1 else 0], elinewidth=1, **look)  # fmt: skip
+    axes[0].set_xticks(range(len(groups)), groups, rotation=12)
+    axes[0].set(yscale="log", ylabel="KL(base || tuned) (nats)", title="drift by group of prompts")
+    axes[1].set(
+        yscale="log", ylabel="KL(world || tuned) (nats)", title="composition: V in contexts"
+    )
+    axes[2].set(ylabel="share of the modes kept", title="coverage of the class")
+    for ax in axes[1:]:
+        ax.set_xticks(range(len(names)), names, rotation=75, fontsize=7)
+    axes[0].legend(fontsize=6.5, ncols=2, loc="upper right")
+    caption = (
+        f"Left: drift, mean over the prompts of a group; prior preservation replays {metrics['replayed_class']} only. Middle: the new "
+        "word in contexts it was never trained in. Right: share of samples in each mode of the class and of its contexts, capped at the even "
+        f"share; 1 is full diversity. Geometric means (right: means), bars one standard error over {seeds_note(config)}."
     )
     return figure, caption
 
@@ -311,7 +373,7 @@ def draw_training(rows: list[dict], metrics: dict, config: dict):
     best = {o: same[0]["weight"] for o, same in best_at_equal_adaptation(metrics["runs"]).items()}
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
     for ax, key, label in (
-        (axes[0], "kl_base/mixture", "KL(base || tuned), old mixture (nats)"),
+        (axes[0], *_whole(metrics)),
         (axes[1], "kl_new", "KL(world || tuned), new class (nats)"),
         (axes[2], "path_kl", "path KL (nats)"),
     ):
@@ -327,10 +389,9 @@ def draw_training(rows: list[dict], metrics: dict, config: dict):
             name = objective if weight is None else f"{objective}:{weight:g}"
             ax.plot(steps, limits[:, 0], label=name, **style(objective))
             ax.fill_between(steps, limits[:, 1], limits[:, 2], color=style(objective)["color"], alpha=0.12, linewidth=0)  # fmt: skip
-        ax.set_xscale("log")
-        ax.set_yscale("log")
+        _log(ax)
         ax.set_xlabel("training step")
         ax.set_ylabel(label)
-    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(axes[2])
     caption = f"Along training, each objective at its best weight for equal adaptation; geometric mean, band one standard error over {seeds_note(config)}."
     return figure, caption
