@@ -19,7 +19,7 @@ from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from personalize.model import Model
+from personalize.backbone import Model
 from toy2d.drift import Params, Reduction
 from toy2d.objectives import Anchor, Weight
 

@@ -9,17 +9,19 @@ another model, prompt or sampler is refused with the differing fields. Never JPE
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import save as save_safetensors
 from tqdm import tqdm
 
-from personalize.data import PictureSet, fit, open_rgb
-from personalize.model import Model
+from personalize.backbone import Model
+from personalize.data import PictureSet, fit
+from personalize.photos import open_rgb
 from personalize.sample import Encode, batches, image_seed, sample_latents, to_pil
 from toy2d.runfolder import (
     RunFailure,
@@ -54,6 +56,8 @@ def make_class_images(
     A second process waits for the first and finds the pictures made. Raises UserError if the folder holds anything else than such a
     set, or one made differently; RuntimeError if the model is no longer the base.
     """
+    if n < 1:
+        raise UserError(f"{n} class images: at least 1 is needed")
     folder = Path(folder).expanduser()
     settings = {
         "model": model.hash(),
@@ -128,7 +132,15 @@ def _posterior(model, paths, resolution, keep):
 def _locked(folder: Path):
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tqdm.write(
+                f"waiting for another process that makes class images in {folder}", sys.stderr
+            )
+            lock.acquire()
+        with lock:
             for torn in folder.glob(".*.tmp"):
                 torn.unlink()
             yield

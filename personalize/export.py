@@ -6,17 +6,16 @@
     save_merged     the pipeline with W + s B A             DiffusionPipeline.from_pretrained(folder)
 
 A folder appears whole under its name (temporary name, fsync, manifest.json last, rename) or the old one stays. `load_run` opens what a
-run left. Model cards name no home folder; prompts in them are data, never markup.
+run left.
 """
 
 import contextlib
 import copy
-import html
 import json
+import logging
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,25 +23,30 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from personalize.card import model_card, public_name
 from personalize.model import Model, load
-from toy2d.runfolder import RunFailure, UserError, verify_manifest, write_atomic, write_manifest
+from toy2d.runfolder import RunFailure, UserError, verify_manifest, write_manifest
+
+__all__ = ["load_run", "model_card", "save_lora", "save_merged", "save_peft", "save_pipeline", "whole_folder"]  # fmt: skip
 
 
 @contextlib.contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder to fill; on leaving it takes the name `folder`, replacing one of ours.
 
+    A kill between the two renames of a replacement leaves neither; what any kill leaves is hidden and cleared the next time.
     Raises UserError if `folder` holds something without a manifest, RunFailure if the disk refuses.
     """
     folder = Path(folder)
     if folder.exists() and not _ours(folder):
         raise UserError(f"{folder} holds files that are not ours; choose another folder")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{word}.tmp") for word in ("new", "old"))
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -51,11 +55,12 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
-    except OSError as e:
-        raise RunFailure(f"cannot write {folder}: {e.strerror or e}; free some space") from e
+    except (OSError, SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise RunFailure(f"cannot write {folder}: {reason}; free some space") from e
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _ours(folder: Path) -> bool:
@@ -179,11 +184,23 @@ def load_run(folder: str | Path, base: bool = False, dtype: torch.dtype = torch.
     _check_base(model, folder)
     if not base:
         model.hash()
-        model.pipeline.load_lora_weights(str(lora), weight_name="pytorch_lora_weights.safetensors")
-        for part in model.parts.values():
-            part.requires_grad_(False)
-        model.trained = "lora"
+        _load_lora(model, lora)
     return model
+
+
+def _load_lora(model: Model, folder: Path) -> None:
+    """By diffusers' own loader, under the adapter name that `choose` uses; nothing trains."""
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns when the text encoder has no adapter, which is usual
+    try:
+        name = "pytorch_lora_weights.safetensors"
+        model.pipeline.load_lora_weights(str(folder), weight_name=name, adapter_name="default")
+    finally:
+        logger.setLevel(level)
+    for part in model.parts.values():
+        part.requires_grad_(False)
+    model.trained = "lora"
 
 
 def _check_base(model: Model, folder: Path) -> None:
@@ -205,59 +222,3 @@ def _read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path.parent} is no run folder: {path.name} is not an object")
     return value
-
-
-# ---- the model card
-def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mapping) -> None:
-    """README.md in `folder`: what was trained how, the exact command, the numbers. Home folders become ~."""
-    values = {k: _shown(v) for k, v in config.items() if v is not None}
-    prompt = config.get("instance_prompt") or ""
-    front = {
-        "base_model": public_name(config.get("pretrained_model_name_or_path")),
-        "instance_prompt": prompt,
-        "library_name": "diffusers",
-        "tags": ["text-to-image", "diffusers", "driftlab", f"objective-{config.get('objective')}"],
-    }
-    front = {k: v for k, v in front.items() if v}
-    lines = ["---", *(f"{k}: {_yaml(v)}" for k, v in front.items()), "---", ""]
-    lines += [f"# {_inline(prompt) or 'A personalized model'}", "", "Made by driftlab with", ""]
-    lines += [_fenced(_shown(command)), "", *_table("setting", values)]
-    lines += ["", *_table("measured", metrics)]
-    text = "\n".join(lines) + "\n"
-    write_atomic(Path(folder) / "README.md", text.encode(errors="replace"))
-
-
-def public_name(source: str | None) -> str | None:
-    """A hub id as it is, a folder by its last name only."""
-    if source and Path(source).expanduser().exists():
-        return Path(source).expanduser().resolve().name
-    return source
-
-
-def _shown(value) -> str:
-    home = str(Path.home())
-    text = str(value)
-    return text if home == "/" else re.sub(rf"{re.escape(home)}(?=/|\b)", "~", text)
-
-
-def _yaml(value) -> str:
-    """JSON is YAML, once what YAML calls unprintable is escaped."""
-    special = "[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
-    text = json.dumps(value, ensure_ascii=False)
-    return re.sub(special, lambda c: f"\\u{ord(c[0]):04x}", text)
-
-
-def _inline(text) -> str:
-    """Text inside Markdown: one line, no markup of its own, no table cell ended."""
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"([\\`*_{}\[\]|$#~])", r"\\\1", line)[:500]
-
-
-def _fenced(text: str) -> str:
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}\n{text}\n{fence}"
-
-
-def _table(title: str, values: Mapping) -> list[str]:
-    rows = [f"| {_inline(k)} | {_inline(v)} |" for k, v in values.items()]
-    return [f"| {title} | |", "|---|---|", *rows] if rows else []

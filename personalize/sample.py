@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
-from personalize.model import Cond, Model
+from personalize.backbone import Cond, Model
 from toy2d.runfolder import RunFailure, UserError
 from toy2d.sample import ancestral
 from toy2d.schedule import Schedule
@@ -87,8 +87,10 @@ def sample_latents(
 ) -> Tensor:
     """Scaled latents (N C h w), one per seed. `uncond` (one row) is needed when guidance > 1.
 
-    Raises RunFailure if the network's answers are not finite.
+    Raises UserError for a sampler, steps, guidance or resolution that cannot be; RunFailure if the network's answers are not finite.
     """
+    if not (math.isfinite(guidance) and guidance >= 1):
+        raise UserError(f"guidance must be a number >= 1 (1 = none), not {guidance}")
     scheduler = make_sampler(model, sampler, steps)
     shape = model.latent_shape(resolution)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -132,8 +134,6 @@ def generate(
     `base` answers as the frozen base did (adapters off; see `Model.base`). `encode` defaults to `model.encode_prompts`.
     Dropout is off inside; the model's mode, gradients and generators are as before afterwards.
     """
-    if not (math.isfinite(guidance) and guidance >= 1):
-        raise UserError(f"guidance must be a number >= 1 (1 = none), not {guidance}")
     if negative_prompt and guidance == 1:
         raise UserError("a negative prompt has no effect with guidance 1: raise it or leave it out")
     resolution, encode = resolution or model.default_resolution, encode or model.encode_prompts

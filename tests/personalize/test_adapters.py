@@ -200,7 +200,7 @@ def test_blocks_add_up_to_the_total(model, rng, train):
     total = rows.pop("total")
     assert sum(v**2 for v in rows.values()) == pytest.approx(total**2, rel=1e-9)
     expected = delta_theta(theta, star) if train == "full" else dense(lora_pairs(model)) ** 0.5
-    assert total == pytest.approx(float(expected), rel=1e-5)
+    assert total == pytest.approx(expected.item(), rel=1e-5)
     assert {
         "unet.down_blocks.0",
         "unet.mid_block",

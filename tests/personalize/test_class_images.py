@@ -144,6 +144,15 @@ def test_pictures_made_in_another_precision_are_refused(base, tmp_path):
         make(base, tmp_path / "c", n=1)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"n": 0}, {"guidance": 0.5}, {"guidance": float("nan")}, {"sampler": "x"}, {"steps": 0}],
+)
+def test_what_cannot_be_made_is_refused(base, tmp_path, change):
+    with pytest.raises(UserError):
+        make(base, tmp_path / "c", **change)
+
+
 def test_another_models_folder_is_refused(base, tmp_path):
     make(base, tmp_path / "c", n=1)
     with pytest.raises(UserError, match="model: "):

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from personalize.data import (
     CROPS,
-    MAX_PIXELS,
     Prompts,
     fit,
     instance_set,
@@ -21,9 +20,9 @@ from personalize.data import (
     open_rgb,
     scan,
 )
+from personalize.photos import MAX_PIXELS, ORIENTATION
 from toy2d.runfolder import UserError
 
-ORIENTATION = 0x0112
 # what a camera does to upright pixels so that the viewer's transposition k brings them back
 UNDO = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -262,6 +261,19 @@ def test_names_are_data_and_never_markup(tmp_path):
     with Console(width=200, record=True, file=io.StringIO()) as console:
         console.print(scan(tmp_path).table())
     assert name.replace("/", "_")[:20] in console.export_text()
+
+
+def test_names_that_are_no_text_or_command_the_terminal_are_printed_harmlessly(tmp_path):
+    photo().save(tmp_path / "a\x1b[31m\x07.png")
+    (tmp_path / "a\x1b[31m\x07.txt").write_text("caption \x1b]0;owned\x07")
+    photo().save(tmp_path / os.fsdecode(b"\xff\xfe.png"))
+    found = scan(tmp_path)
+    assert len(found.require()) == 2
+    assert len(found.hash()) == 16
+    file = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    Console(file=file, width=200).print(found.table())
+    file.flush()
+    assert b"\x1b" not in file.buffer.getvalue()
 
 
 @pytest.mark.parametrize(("side", "note"), [(8, None), (40, "enlarged x1.6"), (64, "")])

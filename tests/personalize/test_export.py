@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -15,10 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from personalize import export
+from personalize.card import model_card, public_name
 from personalize.export import (
     load_run,
-    model_card,
-    public_name,
     save_lora,
     save_merged,
     save_peft,
@@ -189,6 +189,26 @@ def test_a_failed_export_leaves_the_old_one(model, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["l"]
 
 
+def test_a_disk_that_is_really_full_is_said_and_leaves_nothing(model, tmp_path):
+    """A file size limit stands for the disk: every writer below (safetensors, transformers, json) meets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(RunFailure, match="cannot write"):
+            save_pipeline(model, tmp_path / "p")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_is_cleared_the_next_time(model, tmp_path):
+    for left in (".p.new.tmp", ".p.old.tmp"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "half").write_text("x")
+    save_pipeline(model, tmp_path / "p")
+    assert [p.name for p in tmp_path.iterdir()] == ["p"]
+
+
 def test_an_export_replaces_ours_and_nothing_else(model, tmp_path):
     train(model)
     save_lora(model, tmp_path / "l")
@@ -230,6 +250,20 @@ def test_a_run_opens_with_its_weights_and_with_its_base(tiny_folder, base, tmp_p
         with model.base():
             assert torch.equal(answer(model.pipeline), answer(base.pipeline))
     assert not [p for part in model.parts.values() for p in part.parameters() if p.requires_grad]
+
+
+def test_a_reopened_run_can_be_exported_again(tiny_folder, tmp_path):
+    run, expected = run_folder(tmp_path, tiny_folder, "lora")
+    model = load_run(run)
+    for save, name in ((save_lora, "lora"), (save_peft, "peft"), (save_merged, "merged")):
+        save(model, tmp_path / name)
+    kept, again = (
+        load_file(f / "pytorch_lora_weights.safetensors") for f in (run / "lora", tmp_path / "lora")
+    )
+    assert all(torch.equal(kept[k], again[k]) for k in kept.keys() | again.keys())
+    torch.testing.assert_close(
+        answer(official(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -279,6 +313,7 @@ def test_a_card_is_valid_and_prompts_are_data(tmp_path, prompt):
         "instance_prompt": prompt,
         "instance_data_dir": f"{home}/photos",
         "objective": "l2",
+        "train": "lora",
         "class_prompt": None,
     }
     command = f"personalize train --instance_data_dir {home}/photos --instance_prompt '{prompt}'"
@@ -292,6 +327,7 @@ def test_a_card_is_valid_and_prompts_are_data(tmp_path, prompt):
     assert command.replace(str(home), "~") in body
     assert os.fspath(home) + "/photos" not in text
     assert "| delta\\_theta | 1.5 |" in body
+    assert 'load_lora_weights("lora")' in body
 
 
 def test_public_names_hide_where_a_folder_lies(tmp_path):
