@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from toy2d.data import Pentagon, World
+from toy2d.data import Pentagon, Prompts, World
 from toy2d.model import EpsMLP
 from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Objective
 from toy2d.runfolder import UserError
@@ -91,8 +91,8 @@ class ToyConfig:
     runs: tuple[str, ...] = ("standard",)
     """objectives to compare, written kind:weight (see `toy2d run --help`)"""
 
-    world: Literal["pentagon"] = "pentagon"
-    """pentagon: five Gaussian classes, and a new one at the origin"""
+    world: Literal["pentagon", "prompts"] = "pentagon"
+    """pentagon: five Gaussian classes, and a new one at the origin; prompts: class x context x identifier"""
     schedule: Literal["log_snr", "cosine", "linear"] = "log_snr"
     """noise schedule"""
     num_timesteps: int = 100
@@ -201,7 +201,7 @@ class ToyConfig:
 
 
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
-WORLDS = {"pentagon": Pentagon}
+WORLDS = {"pentagon": Pentagon, "prompts": Prompts}
 FIVE_WEIGHTS = {
     "prior": (0.1, 0.3, 1, 3, 10),
     "l2": (0.001, 0.01, 0.03, 0.1, 1),
@@ -279,4 +279,28 @@ def paper() -> ToyConfig:
     )
 
 
-PRESETS = {"smoke": smoke, "course": course, "paper": paper}
+def prompts() -> ToyConfig:
+    """The prompt world (about 3 minutes on two cores): does prior preservation keep the class but lose its contexts?
+
+    16 old prompts (4 classes, alone and in 3 contexts), five shots of "V dog", three seeds; asked afterwards: the class, its contexts,
+    the other classes, "V dog" in contexts never seen with V, and whether the class keeps its modes.
+    """
+    weights = {"prior": (0.3, 1, 3), "l2": (0.01, 0.1), "output": (1,), "fisher": (1, 10)}
+    return ToyConfig(
+        name="prompts",
+        world="prompts",
+        runs=("standard", *grid(**weights), "replay_all:1"),
+        depth=3,
+        pretrain_samples=1000,
+        pretrain_steps=6000,
+        pretrain_batch_size=384,
+        pretrain_learning_rate=1e-2,
+        shots=5,
+        snapshots=(100,),
+        quadrature=4,
+        ode_nodes=40,
+        chains=12,
+    )
+
+
+PRESETS = {"smoke": smoke, "course": course, "paper": paper, "prompts": prompts}

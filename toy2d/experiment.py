@@ -16,7 +16,7 @@ from torch import Tensor
 from toy2d.config import Run, ToyConfig, parse_run
 from toy2d.data import Pool, World, generator, world_pool
 from toy2d.drift import fisher_diagonal
-from toy2d.measure import Probe, gauss_hermite, make_probe, measure
+from toy2d.measure import Probe, gauss_hermite, make_probe, measure, sobol
 from toy2d.model import EpsMLP, members
 from toy2d.objectives import STANDARD, Objective
 from toy2d.runfolder import (
@@ -26,6 +26,7 @@ from toy2d.runfolder import (
     hash_tensors,
     load_tensors,
     save_tensors,
+    write_atomic,
     write_csv,
     write_json,
 )
@@ -34,8 +35,16 @@ from toy2d.schedule import Schedule
 from toy2d.train import MOMENTS, Group, Params, Streams, fit
 
 
-def run(config: ToyConfig, out: Path | str = "runs", say: Callable[[str], None] = print) -> Path:
-    """Make, continue or find the run `config`; returns its folder. Raises UserError / RunFailure as `RunFolder.open` does."""
+def run(
+    config: ToyConfig,
+    out: Path | str = "runs",
+    say: Callable[[str], None] = print,
+    base: Path | None = None,
+) -> Path:
+    """Make, continue or find the run `config`; returns its folder. Raises UserError / RunFailure as `RunFolder.open` does.
+
+    `base`: the base.safetensors of a run whose pretraining settings are the same, to save making it again.
+    """
     folder = RunFolder(Path(out) / "toy2d" / config.name, config.as_dict())
     with folder.open():
         if folder.status == "done":
@@ -44,7 +53,7 @@ def run(config: ToyConfig, out: Path | str = "runs", say: Callable[[str], None] 
         start = time.perf_counter()
         _same_threads(folder)
         experiment = Experiment(config, folder)
-        experiment.pretrain()
+        experiment.pretrain(base)
         say(f"base models pretrained ({time.perf_counter() - start:.0f} s so far)")
         experiment.finetune()
         say(f"{len(experiment.names)} runs fine-tuned ({time.perf_counter() - start:.0f} s so far)")
@@ -75,9 +84,11 @@ class Experiment:
         self.rows: list[dict] = []
 
     # ---- the base models, one a seed, as one stack
-    def pretrain(self) -> None:
+    def pretrain(self, base: Path | None = None) -> None:
         c = self.config
         file = self.folder.path / "base.safetensors"
+        if base is not None and not file.exists():
+            write_atomic(file, base.read_bytes())
         if file.exists():
             saved = load_tensors(file)
         else:
@@ -118,7 +129,10 @@ class Experiment:
     def _make_probe(self, k: int, ode_nodes: int | None = None) -> Probe:
         c, rule = self.config, gauss_hermite(k)
         nodes = ode_nodes or c.ode_nodes
-        return make_probe(self.world, self.net, self.theta_star, rule, rule, c.chains, nodes)
+        # pushed through a base's ODE to a law of several modes, the integrand has ridges that no quadrature sees
+        many = self.world.num_components > 1
+        base_rule = sobol(2 ** round(math.log2(k * k)), scrambles=8) if many else rule
+        return make_probe(self.world, self.net, self.theta_star, rule, base_rule, c.chains, nodes)
 
     # ---- fine-tuning
     def finetune(self) -> None:
@@ -254,9 +268,10 @@ class Experiment:
             row |= {k: record[k] for k in ("delta_theta", "delta_eps")}
             for key in ("path_kl", "kl_new"):
                 row[key], row[f"{key}_error"] = (record[key] or [None, None])[:2]
-            for key in ("kl_truth", "kl_base"):
-                for name, triple in (record[key] or {}).items():
+            for key in ("kl_truth", "kl_base", "kl_truth_group", "kl_base_group", "kl_composed"):
+                for name, triple in (record.get(key) or {}).items():
                     row[f"{key}/{name}"], row[f"{key}_error/{name}"] = triple[:2]
+            row |= {f"coverage/{k}": v for k, v in (record.get("coverage") or {}).items()}
             rows.append(row | {"seconds": round(seconds, 2)})
         return rows
 
@@ -269,7 +284,9 @@ class Experiment:
         c, records = self.config, []
         for group in self.groups:
             measured = measure(self.world, group, self.probe, chunk=c.chunk)
-            for k in (c.quadrature + 4, c.quadrature + 10):
+            # randomized QMC gains too little from more points: there the printed error has to do
+            more = (c.quadrature + 4, c.quadrature + 10) if self.world.num_components == 1 else ()
+            for k in more:
                 loose = [m for m, record in enumerate(measured) if _is_loose(record)]
                 if loose:
                     again = measure(
@@ -309,6 +326,7 @@ class Experiment:
             "world": self.config.world,
             "new_class": self.world.names[self.world.new],
             "replayed_class": self.world.names[self.world.class_prompt],
+            "groups": {g: [self.world.names[c] for c in cs] for g, cs in self.world.groups.items()},
             "base_hash": hash_tensors(self.theta_star),
             "base": [{"seed": s} | b for s, b in zip(self.config.seeds, base, strict=True)],
             "runs": records,
@@ -331,7 +349,7 @@ class Experiment:
     def _samples(self, n: int = 150) -> dict[str, Tensor]:
         """Ancestral samples of every prompt, first seed: truth, base and each run, from one x_T and one noise."""
         world, seed = self.world, self.config.seeds[0]
-        conds = (*world.old, world.new)
+        conds = (*world.old, world.new, *world.composed)
         cond = torch.tensor(conds).repeat_interleave(n)
         out = {
             "truth": torch.cat([world.sample(c, n, generator(seed, f"truth/{c}")) for c in conds])

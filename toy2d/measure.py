@@ -2,8 +2,9 @@
 
     kl_truth[c] = KL(p*(. | c) || p_theta(. | c))            against the world
     kl_base[c]  = KL(p_theta*(. | c) || p_theta(. | c))      against the model before fine-tuning
-    "mixture"   = the same for the equal mixture of the old prompts
-    kl_new      = KL(p*(. | new) || p_theta(. | new))
+    "mixture"   = the same for the equal mixture of the old prompts (one-component worlds: it needs every law at every point)
+    kl_new      = KL(p*(. | new) || p_theta(. | new)),  kl_composed[c] = the same for prompts composed with the new word
+    coverage[c] = sum over modes of min(share of samples in the mode, 1 / modes): 1 if all modes are kept, 1 / modes if one is
 
 All in nats, of the probability-flow ODE's law at t = 0's noise level (likelihood.py). An expectation over a law is one over N(0, I)
 pushed through the exact map to it (a Gaussian's affine map; the base's own ODE), taken by a `Rule`:
@@ -98,27 +99,35 @@ class Points:
     """Where densities are compared: x (K, P, N, 2) float32, with every law's exact log density there.
 
     K is 1 for the world (one truth for all seeds) or S for the bases. `log_p` (K, P, N) is prompt i's law at prompt i's points,
-    `log_mix` (K, P, N) the equal mixture of all P prompts at them.
+    `log_mix` (K, P, N) the equal mixture of all P prompts at them, or None: it costs P^2 laws.
     """
 
     conds: tuple[int, ...]
     rule: Rule
     x: Tensor
     log_p: Tensor
-    log_mix: Tensor
+    log_mix: Tensor | None
 
 
-def truth_points(world: World, conds: tuple[int, ...], rule: Rule) -> Points:
+def truth_points(world: World, conds: tuple[int, ...], rule: Rule, mixture: bool = False) -> Points:
     """Points of the world's own prompts, with its exact densities."""
     x = torch.stack([world_points(world, c, rule.points) for c in conds]).float()
+    rule = rule.per_component(world.num_components)
+    if not mixture:
+        log_p = torch.stack([world.log_prob(x[i], c, 0) for i, c in enumerate(conds)])
+        return Points(conds, rule, x[None], log_p[None], None)
     log_all = torch.stack([world.log_prob(x, c, 0) for c in conds])  # law, point's prompt, N
     log_p = torch.stack([log_all[i, i] for i in range(len(conds))])
-    rule = rule.per_component(world.num_components)
     return Points(conds, rule, x[None], log_p[None], _log_mixture(log_all)[None])
 
 
 def base_points(
-    net: EpsMLP, theta: Params, schedule: Schedule, conds: tuple[int, ...], rule: Rule
+    net: EpsMLP,
+    theta: Params,
+    schedule: Schedule,
+    conds: tuple[int, ...],
+    rule: Rule,
+    mixture: bool = False,
 ) -> Points:
     """Points of S base models' own laws: the rule pushed through their ODEs, and their log-likelihoods there."""
     seeds = theta["bias0"].shape[0]
@@ -127,6 +136,8 @@ def base_points(
     x = torch.stack(
         [flow_sample(predict, schedule, normal, torch.tensor(c), runs=1) for c in conds], 1
     )
+    if not mixture:
+        return Points(conds, rule, x.cpu(), own_log_prob(predict, schedule, x, conds), None)
     log_all = log_prob_table(predict, schedule, x, conds).movedim(1, 0)
     log_p = torch.stack([log_all[i, :, i] for i in range(len(conds))], 1)
     return Points(conds, rule, x.cpu(), log_p, _log_mixture(log_all))
@@ -143,6 +154,12 @@ def log_prob_table(predict: Bound, schedule: Schedule, x: Tensor, conds: tuple[i
     cond = torch.tensor(conds).repeat_interleave(flat.shape[1])
     table = log_prob(predict, schedule, flat.repeat(1, len(conds), 1), cond, runs=1).cpu()
     return table.reshape(x.shape[0], len(conds), *x.shape[1:-1])
+
+
+def own_log_prob(predict: Bound, schedule: Schedule, x: Tensor, conds: tuple[int, ...]) -> Tensor:
+    """log q(x | c) of prompt c at its own points only: (M, P, N) for x (M, P, N, 2)."""
+    cond = torch.tensor(conds).repeat_interleave(x.shape[2])
+    return log_prob(predict, schedule, x.flatten(1, 2), cond, runs=1).cpu().reshape(x.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -168,6 +185,7 @@ def make_probe(
     ode_nodes: int,
 ) -> Probe:
     """`chains` ancestral chains for each old prompt and seed; likelihoods on `ode_nodes` nodes of the schedule."""
+    mixture = world.num_components == 1
     schedule = world.schedule.to(theta_star["bias0"].device)
     ode = schedule.strided(ode_nodes)
     seeds = theta_star["bias0"].shape[0]
@@ -177,9 +195,9 @@ def make_probe(
     x_T = torch.randn(seeds, len(cond), 2, generator=rng).to(device)
     chain = ancestral(net.bind(theta_star), schedule, x_T, cond, rng, runs=1, chain=True)
     return Probe(
-        truth=truth_points(world, world.old, truth_rule),
-        new=truth_points(world, (world.new,), truth_rule),
-        base=base_points(net, theta_star, ode, world.old, base_rule),
+        truth=truth_points(world, world.old, truth_rule, mixture),
+        new=truth_points(world, (world.new, *world.composed), truth_rule),
+        base=base_points(net, theta_star, ode, world.old, base_rule, mixture),
         chain=torch.stack(chain),
         chain_cond=cond,
         schedule=schedule,
@@ -192,7 +210,8 @@ def measure(world: World, group: Group, probe: Probe, chunk: int = 8192) -> list
 
     Runs that diverged have None where a number would be. `chunk` bounds memory: points evaluated at once, in whole runs.
     """
-    points = len(world.old) ** 2 * probe.base.x.shape[2]
+    laws = len(world.old) if probe.truth.log_mix is not None else 1
+    points = laws * len(world.old) * max(probe.base.x.shape[2], probe.truth.x.shape[2])
     size, records = max(1, chunk // points), []
     for start in range(0, len(group), size):
         which = list(range(start, min(start + size, len(group))))
@@ -208,13 +227,14 @@ def _measure_chunk(world, group, probe, which):
     star = members(group.theta_star, which)
     seeds = group.seed_index[which]
     predict, predict_star = group.net.bind(theta), group.net.bind(star)
-    truth = _compare(predict, probe.ode, probe.truth, torch.zeros_like(seeds), world)
-    base = _compare(predict, probe.ode, probe.base, seeds, world)
-    new = _compare(predict, probe.ode, probe.new, torch.zeros_like(seeds), world)
+    truth = compare(predict, probe.ode, probe.truth, torch.zeros_like(seeds), world)
+    base = compare(predict, probe.ode, probe.base, seeds, world)
+    new = compare(predict, probe.ode, probe.new, torch.zeros_like(seeds), world)
     chain = probe.chain[:, seeds]  # on the network's device
     path = path_kl(predict, predict_star, probe.schedule, chain, probe.chain_cond, runs=1)
     d_theta = delta_theta(theta, star, runs=1)
     d_eps = delta_eps(predict, predict_star, probe.schedule, *eps_probe(chain, probe.chain_cond))
+    covered = mode_coverage(world, predict, probe.ode) if world.num_components > 1 else None
     return [
         {
             "kl_truth": truth[m],
@@ -224,8 +244,44 @@ def _measure_chunk(world, group, probe, which):
             "delta_eps": float(d_eps[m]),
             "path_kl": _triple(path[0][m], path[1][m], chain.shape[2]),
         }
+        | _of_groups(world, truth[m], base[m], new[m])
+        | ({"coverage": {n: float(v[m]) for n, v in covered.items()}} if covered else {})
         for m in range(len(which))
     ]
+
+
+def _of_groups(world: World, truth: dict, base: dict, new: dict) -> dict:
+    """Means over the world's groups of prompts (the error is the mean error: prompts share points), and the composed prompts."""
+
+    def mean(kls, conds):
+        triples = [kls[world.names[c]] for c in conds]
+        value, error, _ = (sum(v) / len(conds) for v in zip(*triples, strict=True))
+        return [value, error, triples[0][2]]
+
+    of = {"kl_truth_group": truth, "kl_base_group": base}
+    means = {k: {g: mean(v, c) for g, c in world.groups.items()} for k, v in of.items()}
+    composed = {world.names[c]: new[world.names[c]] for c in world.composed}
+    return (means if world.groups else {}) | ({"kl_composed": composed} if composed else {})
+
+
+def mode_coverage(world: World, predict: Bound, ode: Schedule, n: int = 256) -> dict[str, Tensor]:
+    """Per prompt that shares the class (groups "the class", "... in contexts"): sum_i min(share of n flow samples in mode i, 1/C), (M,).
+
+    A sample is in mode i if that is its nearest and within its 99.7 % ellipse. The world itself scores 0.997 - O(1 / sqrt(n)).
+    """
+    conds = (world.class_prompt, *world.groups.get("the class in contexts", ()))
+    stack = predict.theta["bias0"].shape[0]
+    normal = sobol(n, 1).points.float().repeat(len(conds), 1).to(ode.alpha_bar.device)
+    cond = torch.tensor(conds).repeat_interleave(n)
+    x = flow_sample(predict, ode, normal.expand(stack, -1, -1), cond, runs=1).cpu()
+    C, ab = world.num_components, world.schedule.alpha_bar[0].cpu()
+    inverse = torch.linalg.inv(ab * world.covs + (1 - ab) * torch.eye(2, dtype=torch.float64))
+    diff = x.double()[..., None, :] - ab.sqrt() * world.means[cond]
+    squared, mode = torch.einsum("mnci,ncij,mncj->mnc", diff, inverse[cond], diff).min(-1)
+    hit = torch.nn.functional.one_hot(mode, C) * (squared < -2 * math.log(0.003))[..., None]
+    share = hit.reshape(stack, len(conds), n, C).double().mean(2)
+    kept = share.clamp(max=1 / C).sum(-1)
+    return {world.names[c]: kept[:, i] for i, c in enumerate(conds)}
 
 
 def eps_probe(chain: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,14 +297,17 @@ def eps_probe(chain: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _compare(predict: Bound, ode: Schedule, points: Points, k: Tensor, world: World) -> list[dict]:
-    """{prompt name: [mean, error, n]} per run; of several prompts also "mixture", which needs every law at every point."""
+def compare(predict: Bound, ode: Schedule, points: Points, k: Tensor, world: World) -> list[dict]:
+    """{prompt name: [mean, error, n]} per run; also "mixture" where its density was asked for."""
     conds, x = points.conds, points.x[k].to(ode.alpha_bar.device)
-    table = log_prob_table(predict, ode, x, conds)
-    log_q = torch.stack([table[:, i, i] for i in range(len(conds))], 1)
+    if points.log_mix is None:
+        log_q = own_log_prob(predict, ode, x, conds)
+    else:
+        table = log_prob_table(predict, ode, x, conds)
+        log_q = torch.stack([table[:, i, i] for i in range(len(conds))], 1)
     expected = _expect(points.rule, points.log_p[k] - log_q)
     kls = dict(zip((world.names[c] for c in conds), expected, strict=True))
-    if len(conds) > 1:
+    if points.log_mix is not None:
         ratio = points.log_mix[k] - _log_mixture(table.movedim(1, 0))
         kls["mixture"] = _expect(points.rule, ratio.mean(1, keepdim=True))[0]
     n = x.shape[2]

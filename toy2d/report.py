@@ -105,7 +105,9 @@ def readings(metrics: dict) -> list[str]:
             say.append(
                 "Here every objective that drifted less than standard also moved theta less."
             )
-    if "prior" in best:
+    if metrics.get("groups") and "prior" in objectives and "standard" in objectives:
+        say += _contexts_reading(objectives["prior"], objectives["standard"][0], metrics)
+    elif "prior" in best:
         say.append(_prior_reading(best["prior"], metrics["replayed_class"]))
     if "l2" in objectives and len(objectives["l2"]) > 2:
         say.append(_monotone_reading(objectives["l2"]))
@@ -128,6 +130,35 @@ def _prior_reading(same: list[dict], replayed: str) -> str:
         else "keeps the others even better than the class it replays"
     )  # fmt: skip
     return f"{same[0]['run']} {verdict}: {number(kept)} nats on {replayed}, {number(min(others))} to {number(max(others))} on the others."
+
+
+def _contexts_reading(prior: list[list[dict]], standard: list[dict], metrics: dict) -> list[str]:
+    """Does prior preservation keep the class but lose its contexts? Weight 1 (DreamBooth's) if it was run, else the first."""
+    same = next((runs for runs in prior if runs[0]["weight"] == 1), prior[0])
+    run, groups = same[0]["run"], list(metrics["groups"])
+    kept = {g: geometric([a["kl_base_group"][g][0] / b["kl_base_group"][g][0] for a, b in zip(same, standard, strict=True)]) for g in groups}  # fmt: skip
+    drift = {g: geometric([r["kl_base_group"][g][0] for r in same])[0] for g in groups}
+    parts = [f"{g} {number(drift[g])} nats, {kept[g][0]:.0%} ({kept[g][1]:.0%}\u2013{kept[g][2]:.0%}) of standard's" for g in groups]  # fmt: skip
+    say = [f"{run}, which replays {metrics['replayed_class']!r} only, leaves of the drift KL(base || tuned): {'; '.join(parts)}."]  # fmt: skip
+    own, context = (kept[g] for g in groups[:2])
+    against = f"{context[0]:.0%} of standard's drift is left on its contexts, {own[0]:.0%} on the class alone"
+    if context[1] > 1:
+        verdict = f"It keeps the class and loses its contexts: {against}"
+    elif context[0] > 0.5:
+        verdict = f"It keeps the class but hardly protects its contexts: {against}"
+    elif context[1] > own[2]:
+        verdict = f"It protects the contexts less than the class, but does not lose them: {against}"
+    else:
+        verdict = f"It does not lose the contexts to keep the class: {against}"
+    composed = [geometric([sum(v[0] for v in r["kl_composed"].values()) / len(r["kl_composed"]) for r in runs])[0] for runs in (same, standard)]  # fmt: skip
+    modes = [sum(r["coverage"][metrics["replayed_class"]] for r in runs) / len(runs) for runs in (same, standard)]  # fmt: skip
+    return [
+        *say,
+        verdict + ".",
+        f"In contexts never seen with the new word it is {number(composed[0])} nats from the world (standard {number(composed[1])}): "
+        f"{'composition is far from learnt' if composed[0] > 1 else 'composition holds'}. The class keeps {modes[0]:.0%} of its modes "
+        f"(standard {modes[1]:.0%}).",
+    ]
 
 
 def _monotone_reading(runs: list[list[dict]]) -> str:

@@ -1,0 +1,153 @@
+"""Theorem 2': KL(p_star || p_theta) <= path KL <= (sum_t w_t L_t^2) ||theta - theta_star||^2, for the ancestral sampler.
+
+The first step is the chain rule of KL and data processing: no smoothness is assumed. For the second, with theta_s on the segment,
+    eps_theta - eps_star = integral_0^1 J(theta_s) ds (theta - theta_star),   so by Jensen
+    E ||eps_theta - eps_star||^2 <= L_t^2 ||theta - theta_star||^2,   L_t^2 = E_{x_t} integral_0^1 ||J(theta_s, x_t)||_op^2 ds.
+L_t is measured on the base's own chain; the integral by Gauss-Legendre nodes.
+Shapes: N chains, T nodes, P parameters of one member.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toy2d.data import World, generator
+from toy2d.drift import path_kl, squared_distance
+from toy2d.model import EpsMLP
+from toy2d.sample import ancestral
+from toy2d.schedule import Schedule
+from toy2d.theorems.estimators import knn_with_bias
+from toy2d.theorems.row import Row
+from toy2d.train import Params
+
+LABEL = "path_bound"
+
+
+def gaussian_pair(
+    lengths: tuple[int, ...] = (100, 1000, 4000), std: float = 0.5, shift: float = 3.0,
+    scale_weights: float = 1.0,
+) -> list[Row]:  # fmt: skip
+    """N(m1, s^2 I) against N(m2, s^2 I) with exact eps: path KL >= KL of the sampler's laws, both -> shift^2 / (2 s^2) = 18 as T grows.
+
+    Everything is closed form: eps is linear, so the ancestral sampler's law is Gaussian and its mean obeys a recursion.
+    `scale_weights` != 1 spoils w_t on purpose (tests show that the rows then fail).
+    """
+    limit = shift**2 / (2 * std**2)
+    rows = []
+    for T in lengths:
+        schedule = Schedule.log_snr(T, 12.0, -16.0)
+        kl, path = _gaussian_laws(schedule, std, shift)
+        path *= scale_weights
+        rows += [
+            Row(LABEL, "KL <= path KL", f"Gaussian pair, T = {T}", "proved", "<=", kl, path,
+                note="closed forms of the sampler's own Gaussian laws", rounding=1e-9),
+            Row(LABEL, "path KL -> |m1 - m2|^2 / (2 s^2)", f"Gaussian pair, T = {T}", "proved", "==", path, limit,
+                lhs_error=limit * 3 / T, note=f"discretisation 1/T (allowed 3/T); the law's KL is {kl:.4f}"),
+        ]  # fmt: skip
+    return rows
+
+
+def _gaussian_laws(schedule: Schedule, std: float, shift: float) -> tuple[float, float]:
+    """(KL of the two ancestral laws, path KL) for two equal Gaussians `shift` apart, chains of the first.
+
+    At node t the exact eps is b_t (x - a_t m) / v_t, v_t = ab s^2 + 1 - ab; the mean of x and its variance obey the sampler's recursion,
+    the same for both but for m, so only the means differ.
+    """
+    ab = schedule.alpha_bar
+    beta, alpha, s2 = schedule.reverse_chain()
+    w = schedule.path_weights()
+    v = ab * std**2 + 1 - ab
+    gap, variance, path = 0.0, 1.0, 0.0  # of the means, of each law, in nats
+    for t in range(len(schedule) - 1, 0, -1):
+        d_eps = (1 - ab[t]).sqrt() / v[t]  # eps is d_eps * (x - a_t m)
+        shrink = (1 - beta[t] / (1 - ab[t]).sqrt() * d_eps) / alpha[t].sqrt()
+        push = beta[t] / (1 - ab[t]).sqrt() * d_eps * ab[t].sqrt() * shift / alpha[t].sqrt()
+        path += w[t] * (d_eps * ab[t].sqrt() * shift) ** 2
+        gap, variance = shrink * gap + push, shrink**2 * variance + s2[t]
+    return float(gap**2 / (2 * variance)), float(path)
+
+
+def path_bound(
+    world: World, net: EpsMLP, theta_star: Params, theta: Params, condition: str, seed: int,
+    n: int = 1500, chains: int = 300, k: int = 5,
+) -> list[Row]:  # fmt: skip
+    """KL of the ancestral laws against path KL, for each old prompt: one run (stacks of one member)."""
+    schedule, rows = world.schedule, []
+    cond = torch.tensor(world.old).repeat_interleave(n)
+    star, tuned = net.bind(theta_star), net.bind(theta)
+    rng = generator(seed, "verify/chains")
+    x_T = torch.randn(1, len(cond), 2, generator=rng)
+    chain = torch.stack(ancestral(star, schedule, x_T, cond, rng, runs=1, chain=True))
+    x_T = torch.randn(1, len(cond), 2, generator=rng)
+    y = ancestral(tuned, schedule, x_T, cond, rng, runs=1)[0]
+    for c in world.old:
+        mine = (cond == c).nonzero().flatten()
+        few = mine[:chains]
+        path, error = path_kl(tuned, star, schedule, chain[:, :, few], cond[few], runs=1)
+        kl, kl_error, note = knn_with_bias(chain[0, 0, mine], y[mine], k, seed)
+        rows.append(
+            Row(LABEL, "KL(p_star || p_theta) <= path KL, ancestral sampler", f"{condition}; {world.names[c]}", "proved",
+                "<=", kl, float(path[0]), kl_error, float(error[0]), seed, note=f"{note}; path KL of {chains} chains",
+                curve={"run": condition, "prompt": world.names[c]})
+        )  # fmt: skip
+    return rows
+
+
+def output_gram(net: EpsMLP, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    """J J' (B, 2, 2) per point, J = d eps / d theta, by two reverse passes per point; theta is a stack of one."""
+
+    def eps(theta, x, t, c):
+        return net(theta, x[None, None], t[None, None], c[None, None])[0, 0]
+
+    jacobian = torch.func.vmap(torch.func.jacrev(eps), in_dims=(None, 0, 0, 0), chunk_size=512)
+    parts = jacobian(dict(theta), x_t, t, cond)
+    flat = torch.cat([p.flatten(2) for p in parts.values()], -1)
+    return flat @ flat.mT
+
+
+def lipschitz_constant(
+    net: EpsMLP, theta_star: Params, theta: Params, schedule: Schedule, chain: Tensor, cond: Tensor, nodes: int = 3,
+) -> tuple[float, float]:  # fmt: skip
+    """(sum_t w_t L_t^2, its standard error over chains), nats per squared parameter distance. chain (T, N, 2), cond (N,).
+
+    Points are visited every third node of the chain, each standing for its neighbours (the weights are smooth in t).
+    Raises ValueError for infinite w_t.
+    """
+    w = schedule.path_weights()
+    if not torch.isfinite(w).all():
+        raise ValueError("lipschitz_constant: infinite weights w_t; clip the schedule's noise")
+    where = torch.arange(1, len(schedule))
+    used = where[1::3] if len(where) >= 9 else where
+    share = torch.zeros(len(used), dtype=torch.float64)
+    nearest = (where[:, None] - used).abs().argmin(1)
+    share.index_add_(0, nearest, w[where].cpu())
+    N = chain.shape[1]
+    x, t, c = chain[used].flatten(0, 1), used.repeat_interleave(N), cond.repeat(len(used))
+    s, weight = np.polynomial.legendre.leggauss(nodes)
+    squared = torch.zeros(len(t), dtype=torch.float64)
+    for s_i, w_i in zip((s + 1) / 2, weight / 2, strict=True):
+        between = {k: torch.lerp(theta_star[k], p, s_i) for k, p in theta.items()}
+        squared += w_i * torch.linalg.eigvalsh(output_gram(net, between, x, t, c).double())[:, -1]
+    per_chain = (share[:, None] * squared.reshape(len(used), N)).sum(0)
+    if N < 2:
+        raise ValueError("lipschitz_constant: a standard error needs at least 2 chains")
+    return float(per_chain.mean()), float(per_chain.std() / math.sqrt(N))
+
+
+def lipschitz_bound(
+    world: World, net: EpsMLP, theta_star: Params, theta: Params, chain: Tensor, cond: Tensor, condition: str, seed: int,
+    per_prompt: int = 4,
+) -> list[Row]:  # fmt: skip
+    """path KL <= (sum w L^2) ||theta - theta_star||^2, mean over the old prompts, with its tightness. chain (T, N, 2)."""
+    few = torch.cat([(cond == c).nonzero().flatten()[:per_prompt] for c in world.old])
+    constant, c_error = lipschitz_constant(net, theta_star, theta, world.schedule, chain[:, few], cond[few])  # fmt: skip
+    path, p_error = path_kl(net.bind(theta), net.bind(theta_star), world.schedule, chain[:, None], cond, runs=1)  # fmt: skip
+    square = float(squared_distance(theta, theta_star))
+    note = f"sum w L^2 = {constant:.3g} nats per squared distance; ||delta theta||^2 = {square:.3g}; used {float(path[0]) / max(constant * square, 1e-30):.1%} of the bound"
+    return [
+        Row(LABEL, "path KL <= (sum_t w_t L_t^2) ||delta theta||^2", condition, "proved", "<=", float(path[0]),
+            constant * square, float(p_error[0]), c_error * square, seed, note=note,
+            curve={"constant": constant, "square": square, "run": condition})
+    ]  # fmt: skip
