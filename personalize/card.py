@@ -8,7 +8,30 @@ from pathlib import Path
 
 from toy2d.runfolder import write_atomic
 
-USAGE = {
+CARD = """---
+{front}
+---
+
+# {title}
+
+Made by driftlab with
+
+{command}
+
+{usage}{settings}
+
+{measured}
+"""
+USAGE = """Open it with
+
+```python
+from diffusers import DiffusionPipeline
+
+{code}
+```
+
+"""
+CODE = {
     "full": 'pipeline = DiffusionPipeline.from_pretrained("pipeline", use_safetensors=True)',
     "lora": "pipeline = DiffusionPipeline.from_pretrained(BASE, use_safetensors=True)\n"
     'pipeline.load_lora_weights("lora")',
@@ -17,42 +40,22 @@ USAGE = {
 
 def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mapping) -> None:
     """README.md in `folder`: front matter that the hub reads, the command, how to open the weights, settings, measures."""
-    values = {k: _shown(v) for k, v in config.items() if v is not None}
-    prompt = config.get("instance_prompt") or ""
     front = {
         "base_model": public_name(config.get("pretrained_model_name_or_path")),
-        "instance_prompt": prompt,
+        "instance_prompt": config.get("instance_prompt"),
         "library_name": "diffusers",
         "tags": ["text-to-image", "diffusers", "driftlab", f"objective-{config.get('objective')}"],
     }
-    front = {k: v for k, v in front.items() if v}
-    lines = ["---", *(f"{k}: {_yaml(v)}" for k, v in front.items()), "---", ""]
-    lines += [f"# {_inline(prompt) or 'A personalized model'}", "", "Made by driftlab with", ""]
-    lines += [
-        _fenced(_shown(command)),
-        "",
-        *_usage(config.get("train")),
-        *_table("setting", values),
-    ]
-    lines += ["", *_table("measured", {k: _shown(v) for k, v in metrics.items()})]
-    text = "\n".join(lines) + "\n"
+    code = CODE.get(config.get("train"))
+    text = CARD.format(
+        front="\n".join(f"{k}: {_yaml(v)}" for k, v in front.items() if v),
+        title=_inline(config.get("instance_prompt") or "") or "A personalized model",
+        command=_fenced(_shown(command)),
+        usage=USAGE.format(code=code) if code else "",
+        settings=_table("setting", config),
+        measured=_table("measured", metrics),
+    )
     write_atomic(Path(folder) / "README.md", text.encode(errors="replace"))
-
-
-def _usage(train: str | None) -> list[str]:
-    """How diffusers opens what lies beside the card."""
-    if train not in USAGE:
-        return []
-    return [
-        "Open it with",
-        "",
-        "```python",
-        "from diffusers import DiffusionPipeline",
-        "",
-        USAGE[train],
-        "```",
-        "",
-    ]
 
 
 def public_name(source: str | None) -> str | None:
@@ -65,7 +68,7 @@ def public_name(source: str | None) -> str | None:
 def _shown(value) -> str:
     home = str(Path.home())
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if home == "/" else re.sub(rf"{re.escape(home)}(?=/|\b)", "~", text)
+    return text if home == "/" else re.sub(rf"(?<![\w.-]){re.escape(home)}(?=/|\b)", "~", text)
 
 
 def _yaml(value) -> str:
@@ -86,6 +89,6 @@ def _fenced(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
-def _table(title: str, values: Mapping) -> list[str]:
-    rows = [f"| {_inline(k)} | {_inline(v)} |" for k, v in values.items()]
-    return [f"| {title} | |", "|---|---|", *rows] if rows else []
+def _table(title: str, values: Mapping) -> str:
+    rows = [f"| {_inline(k)} | {_inline(_shown(v))} |" for k, v in values.items() if v is not None]
+    return "\n".join([f"| {title} | |", "|---|---|", *rows])

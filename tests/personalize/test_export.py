@@ -312,6 +312,7 @@ def test_a_card_is_valid_and_prompts_are_data(tmp_path, prompt):
         "pretrained_model_name_or_path": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "instance_prompt": prompt,
         "instance_data_dir": f"{home}/photos",
+        "logging_dir": f"/mnt{home}/logs",
         "objective": "l2",
         "train": "lora",
         "class_prompt": None,
@@ -326,6 +327,7 @@ def test_a_card_is_valid_and_prompts_are_data(tmp_path, prompt):
     assert "<script>" not in body.replace(command.replace(str(home), "~"), "")
     assert command.replace(str(home), "~") in body
     assert os.fspath(home) + "/photos" not in text
+    assert f"/mnt{home}/logs" in text  # another folder, whose name only ends like the home
     assert "| delta\\_theta | 1.5 |" in body
     assert 'load_lora_weights("lora")' in body
 
