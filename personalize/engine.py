@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -42,6 +43,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.allow_tf32 and not cuda:
         raise UserError("--allow_tf32 has no effect: there is no CUDA device")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    AcceleratorState._reset_state()  # else a second run in this process could not choose another precision
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

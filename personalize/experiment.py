@@ -228,7 +228,8 @@ class Experiment:
         if edge or step % c.probe_steps == 0:
             row |= {"delta_theta": self.delta_theta()["total"], "delta_eps": self.delta_eps()}
         if edge or (c.path_kl_steps and step % c.path_kl_steps == 0):
-            row |= measure.path_columns(self.path_kl())
+            self.paths = self.path_kl()
+            row |= measure.path_columns(self.paths)
         if "grad_norm" in terms:
             row |= {"lr": self.state.learning_rate, "grad_norm": terms["grad_norm"]}
         return row | {"seconds": round(self.state.seconds, 2)}
@@ -266,8 +267,10 @@ class Experiment:
         self.say(f"done: {self.folder.path}, delta theta {theta:.4g}, path KL {kl:.4g} nats")
 
     def metrics(self) -> dict:
-        """The drift of the weights that are exported (EMA's, if asked for)."""
-        c, blocks, paths = self.config, self.delta_theta(), self.path_kl()
+        """The drift of the weights that are exported: those of the last row, or EMA's if asked for."""
+        c, blocks, last = self.config, self.delta_theta(), self.rows[-1]
+        eps = self.delta_eps() if c.use_ema else last["delta_eps"]
+        paths = self.path_kl() if c.use_ema else self.paths
         return {
             "objective": c.objective,
             "weight": c.weight,
@@ -277,7 +280,7 @@ class Experiment:
             "base_hash": self.model.hash(),
             "delta_theta": blocks.pop("total"),
             "delta_theta_blocks": blocks,
-            "delta_eps": self.delta_eps(),
+            "delta_eps": eps,
             "path_kl": measure.path_columns(paths)["path_kl"],
             "path_kl_groups": paths,
             "path_kl_sampler": f"ancestral, variance beta, {c.measure_nodes} nodes, no guidance",

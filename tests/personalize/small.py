@@ -51,7 +51,6 @@ def config(out: Path, objective: str = "standard", kind: str = "lora", **more) -
         "pretrained_model_name_or_path": str(workshop() / "sd"),
         "instance_data_dir": str(workshop() / "photos"),
         "instance_prompt": "a photo of sks dog",
-        "class_prompt": "a photo of a dog",
         "output_dir": str(out),
         "objective": objective,
         "max_train_steps": 4,
@@ -62,9 +61,10 @@ def config(out: Path, objective: str = "standard", kind: str = "lora", **more) -
         "probe_steps": 4,
         "measure_nodes": 2,
         "measure_chains": 2,
-        "context_prompts": ("a dog in the snow",),
         "unrelated_prompts": ("a red car",),
     } | KINDS[kind]
+    if objective not in ("standard", "l2"):
+        chosen |= {"class_prompt": "a photo of a dog", "context_prompts": ("a dog in the snow",)}
     if {"prior", "output"} & set(objective.split("+")):
         chosen |= {
             "class_data_dir": str(workshop() / "class"),

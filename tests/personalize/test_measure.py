@@ -19,6 +19,8 @@ from toy2d.runfolder import RunFolder, load_tensors, read_csv
 
 torch.set_num_threads(1)
 
+GROUPS = {"class_prompt": "a photo of a dog", "context_prompts": ("a dog in the snow",)}
+
 
 @pytest.fixture(scope="module")
 def setting():
@@ -30,7 +32,7 @@ def setting():
     def predict(x_t, t, texts):
         return model.predict(x_t, t, prompts(texts))
 
-    c = config("unused", measure_nodes=5, measure_chains=3)
+    c = config("unused", **GROUPS, measure_nodes=5, measure_chains=3)
     chains = make_chains(predict, c, model.schedule, (4, 8, 8))
     at_start = path_drift(predict, chains, 4), eps_drift(predict, chains, 4)
     rng = torch.Generator().manual_seed(0)
@@ -121,7 +123,7 @@ def test_columns_pool_the_groups():
 def test_a_run_writes_the_toys_columns_and_its_blocks(tmp_path, kind):
     from personalize.experiment import run
 
-    c = config(tmp_path / "run", "l2", kind, probe_steps=2)
+    c = config(tmp_path / "run", "l2", kind, probe_steps=2, **GROUPS)
     run(c, lambda text: None)
     rows = read_csv(tmp_path / "run" / "history.csv")
     assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]

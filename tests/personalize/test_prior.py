@@ -147,7 +147,7 @@ def test_min_snr_weighs_each_sample_of_both_terms(batch_size):
         assert abs(terms[role] - expected) < 1e-5 * expected
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 @pytest.mark.parametrize(
     ("objective", "weight"),
     [("prior", "prior_loss_weight"), ("l2", "l2_reg_weight"), ("output", "output_weight"), ("fisher", "fisher_weight")],

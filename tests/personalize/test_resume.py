@@ -42,8 +42,18 @@ def killed_while_logging(monkeypatch, c, step: int):
     assert RunFolder(c.output_dir, {}).status == "failed"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("objective", [*OBJECTIVES, "prior+l2"])
+LONGER = [("prior", "lora+text"), ("output", "lora+text"), ("fisher", "lora+text")]
+LONGER += [("prior+l2", kind) for kind in KINDS]
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [
+        pytest.param(o, k, marks=pytest.mark.slow if (o, k) in LONGER else ())
+        for o in (*OBJECTIVES, "prior+l2")
+        for k in KINDS
+    ],
+)
 def test_killed_and_resumed_equals_never_stopped(tmp_path, monkeypatch, objective, kind):
     whole = config(tmp_path / "whole", objective, kind, checkpointing_steps=2)
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
