@@ -3,8 +3,9 @@
 A run of the stack is written kind:weight, e.g. "standard", "prior:1", "l2:0.01", "prior:1+l2:0.01".
 """
 
+import itertools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from toy2d.data import Pentagon, Prompts, World
@@ -304,3 +305,56 @@ def prompts() -> ToyConfig:
 
 
 PRESETS = {"smoke": smoke, "course": course, "paper": paper, "prompts": prompts}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is varied. The number of fine-tunings is the product of all lengths."""
+
+    name: str = "sweep"
+    """the summary goes to OUT/toy2d/NAME, each cell to OUT/toy2d/NAME-..."""
+    runs: tuple[str, ...] = (
+        "standard",
+        *grid(
+            prior=(0.3, 1, 3, 10),
+            l2=(0.003, 0.01, 0.03, 0.1, 0.3),
+            l2_decoupled=(0.1, 1, 10, 100, 1000),
+            output=(0.3, 1, 3, 10),
+            fisher=(0.3, 1, 3, 10, 30),
+            replay_all=(0.3, 1, 3),
+        ),
+    )
+    """objectives and weights, written kind:weight"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """each seed has its own base, shots and noise"""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+    """Adam's"""
+    steps: tuple[int, ...] = (150, 600)
+    """fine-tuning steps"""
+    widths: tuple[int, ...] = (64,)
+    """units of the hidden layers; every width has its own bases"""
+    levels: tuple[float, ...] = (0.3, 0.5, 1.0)
+    """new-class KL (nats) at which preservation is compared"""
+    chunk: int = 8192
+    """points evaluated at once: bounds memory"""
+
+    def cells(self) -> list[ToyConfig]:
+        """One configuration a cell, in the order in which they are run."""
+        if not (self.learning_rates and self.steps and self.widths and self.levels):
+            raise UserError(
+                "sweep: --learning-rates, --steps, --widths and --levels need at least one value each"
+            )
+        return [
+            replace(
+                course(),
+                name=f"{self.name}-lr{lr:g}-steps{n}-width{w}",
+                runs=self.runs,
+                seeds=self.seeds,
+                learning_rate=lr,
+                steps=n,
+                width=w,
+                snapshots=(),
+                chunk=self.chunk,
+            )
+            for w, lr, n in itertools.product(self.widths, self.learning_rates, self.steps)
+        ]

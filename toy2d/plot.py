@@ -4,6 +4,7 @@ Every objective has a colour (Okabe-Ito, told apart by the colour-blind), a mark
 scales, so that a figure reads in grey too.
 """
 
+import io
 import json
 import math
 from collections import defaultdict
@@ -12,7 +13,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from toy2d.runfolder import load_tensors, read_csv
+from toy2d.runfolder import load_tensors, read_csv, write_atomic, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # the backend is chosen above
@@ -127,15 +128,19 @@ def draw_all(path: Path) -> dict[str, str]:
     }
     if metrics.get("groups"):
         figures["groups"] = draw_groups(metrics, config)
-    (path / "figures").mkdir(exist_ok=True)
     for stem, (figure, _) in figures.items():
-        temporary = path / "figures" / f".{stem}.tmp.png"
-        figure.savefig(temporary)
-        plt.close(figure)
-        temporary.replace(path / "figures" / f"{stem}.png")
+        save(figure, path / "figures" / f"{stem}.png")
     captions = {stem: caption for stem, (_, caption) in figures.items()}
-    (path / "figures" / "captions.json").write_text(json.dumps(captions, indent=1))
+    write_json(path / "figures" / "captions.json", captions)
     return captions
+
+
+def save(figure, file: Path) -> None:
+    """The figure as PNG, atomically; closes it."""
+    data = io.BytesIO()
+    figure.savefig(data)
+    plt.close(figure)
+    write_atomic(file, data.getvalue())
 
 
 def seeds_note(config: dict) -> str:
@@ -360,7 +365,7 @@ def draw_groups(metrics: dict, config: dict):
     axes[2].set(ylabel="share of the modes kept", title="coverage of the class")
     for ax in axes[1:]:
         ax.set_xticks(range(len(names)), names, rotation=75, fontsize=7)
-    axes[0].legend(fontsize=6.5, ncols=2, loc="upper right")
+    axes[0].legend(fontsize=6.5, ncols=3, loc="lower left")
     caption = (
         f"Left: drift, mean over the prompts of a group; prior preservation replays {metrics['replayed_class']} only. Middle: the new "
         "word in contexts it was never trained in. Right: share of samples in each mode of the class and of its contexts, capped at the even "
