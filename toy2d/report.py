@@ -76,7 +76,6 @@ def readings(metrics: dict) -> list[str]:
     )
     if "standard" in objectives:
         standard = objectives["standard"][0]
-        drift = geometric([value(r, "old_base") for r in standard])[0]
         say.append(
             f"Standard fine-tuning brings the new class to {spread(standard, 'kl_new')} nats and moves the old classes "
             f"{spread(standard, 'old_base')} nats away from the base, although it never saw their prompts."
@@ -94,17 +93,7 @@ def readings(metrics: dict) -> list[str]:
             say.append(
                 f"No weight of {', '.join(missing)} learnt the new class as well as standard did."
             )
-        further = [o for o in best if o != "standard"
-                   and geometric([value(r, "delta_theta") for r in best[o]])[0] > geometric([value(r, "delta_theta") for r in standard])[0]
-                   and geometric([value(r, "old_base") for r in best[o]])[0] < drift]  # fmt: skip
-        if further:
-            say.append(
-                f"Distance in theta does not rank the objectives: {', '.join(best[o][0]['run'] for o in further)} moved theta further than standard and drifted less."
-            )
-        else:
-            say.append(
-                "Here every objective that drifted less than standard also moved theta less."
-            )
+        say.append(_distance_reading(objectives, standard))
     if metrics.get("groups") and "prior" in objectives and "standard" in objectives:
         say += _contexts_reading(objectives["prior"], objectives["standard"][0], metrics)
     elif "prior" in best:
@@ -115,6 +104,25 @@ def readings(metrics: dict) -> list[str]:
     if stopped:
         say.append(f"{len(stopped)} runs diverged and were stopped: " + "; ".join(stopped) + ".")
     return say
+
+
+def _distance_reading(objectives: dict, standard: list[dict]) -> str:
+    """Does distance in theta rank drift? A counter-example is a run that moved further than standard and drifted less."""
+
+    def of(same, key):
+        return geometric([value(r, key) for r in same])[0]
+
+    others = [same for o, runs in objectives.items() if o != "standard" for same in runs]
+    less = [same for same in others if of(same, "old_base") < of(standard, "old_base")]
+    further = [same for same in less if of(same, "delta_theta") > of(standard, "delta_theta")]
+    if not further:
+        return "Here every run that drifted less than standard also moved theta less."
+    farthest = max(further, key=lambda same: of(same, "delta_theta"))
+    return (
+        f"Distance in theta does not rank drift: {', '.join(same[0]['run'] for same in further)} moved theta further than standard "
+        f"({number(of(farthest, 'delta_theta'))} against {number(of(standard, 'delta_theta'))} for {farthest[0]['run']}) and drifted less "
+        f"({number(of(farthest, 'old_base'))} against {number(of(standard, 'old_base'))} nats)."
+    )
 
 
 def _prior_reading(same: list[dict], replayed: str) -> str:
