@@ -122,6 +122,8 @@ class Experiment:
                 "put it back, or choose another --output_dir"
             )
         torch.set_num_threads(before["threads"])  # another thread count may round differently
+        if before["device"] != str(self.device):
+            self.say(f"begun on {before['device']}, continued on {self.device}: not bit-equal to a run on one device")  # fmt: skip
 
     def choose_what_trains(self) -> None:
         c = self.config
@@ -202,8 +204,11 @@ class Experiment:
         )
 
     # ---- while it runs
-    def observe(self, terms: dict[str, float]) -> None:
-        """A row of history.csv in the toy's columns, and a grid where one is due. Nothing here draws from training's generators."""
+    def observe(self, terms: dict[str, float]) -> dict[str, float]:
+        """A row of history.csv in the toy's columns, and a grid where one is due. Nothing here draws from training's generators.
+
+        Returns what the progress bar shows: the loss terms and the newest drift.
+        """
         c, step = self.config, self.state.step
         with self.model.evaluating(), torch.no_grad():
             with self.clock("measuring"):
@@ -215,6 +220,8 @@ class Experiment:
         if c.report_to:
             numbers = {k: v for k, v in self.rows[-1].items() if isinstance(v, float)}
             self.accelerator.log(numbers, step=step)
+        known = {k: v for row in self.rows for k, v in row.items()}
+        return {k: v for k, v in known.items() if k.startswith(("loss_", "delta_"))}
 
     def row(self, terms: dict[str, float]) -> dict:
         """`terms` are means since the row before; distances and drift are of the weights as they are now."""

@@ -23,7 +23,7 @@ from personalize.config import TrainConfig
 from personalize.state import State
 from toy2d.data import generator
 from toy2d.drift import Predict
-from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Anchor, Example, Objective
+from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Distance, Example, Objective
 from toy2d.runfolder import RunFailure
 from toy2d.schedule import Schedule
 
@@ -133,9 +133,7 @@ class Guard:
 
     def watch(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
         bad = ~torch.isfinite(loss)
-        if (
-            self.scaler is None
-        ):  # GradScaler meets infinite gradients in good health and skips them itself
+        if self.scaler is None:  # GradScaler meets infinite gradients in good health and skips them
             bad |= ~torch.isfinite(grad_norm)
             self.optimizer.found_inf = self.found
         self.first += bad * (self.found == 0) * step
@@ -187,7 +185,7 @@ class Run:
     schedule: Schedule
     predict: Predict  # the live model; its condition is a list of prompts
     objective: Objective
-    anchors: Mapping[str, Anchor]
+    anchors: Mapping[str, Distance]
     streams: Streams
     base: Predict | StoredAnswers | None = None  # who "output" imitates
 
@@ -203,14 +201,15 @@ def fit(
     run: Run,
     state: State,
     accelerator: Accelerator,
-    observe: Callable[[dict[str, float]], None],
+    observe: Callable[[dict[str, float]], dict[str, float] | None],
     save: Callable[[State], None],
 ) -> None:
     """Take `state` from its step to config.max_train_steps.
 
-    observe(terms and grad_norm, means since the last call) is called every `log_every` steps and at the end; save(state) every
-    `checkpointing_steps` steps and when a signal asks to stop, after the step is whole. Raises RunFailure for a loss that is not finite (the
-    weights are then those before that step), Stopped after SIGINT or SIGTERM.
+    observe(mean terms since the last call, and grad_norm) is called every `log_every` steps and at the end, and may return what the
+    progress bar shows; save(state) is called every `checkpointing_steps` steps, and when a signal asks to stop, once the step is whole.
+    The host waits for the device at those calls only. Raises RunFailure for a loss that is not finite (the weights are then
+    those before that step), Stopped after SIGINT or SIGTERM.
     """
     config, objective, theta = run.config, run.objective, list(state.theta.values())
     last, accumulation = config.max_train_steps, config.gradient_accumulation_steps
@@ -222,6 +221,7 @@ def fit(
             started = time.perf_counter()
             if config.lora_dropout:  # the one draw that takes no generator
                 torch.manual_seed(generator(config.seed, f"dropout/{step}").initial_seed())
+            total = 0.0
             for micro in range(accumulation):
                 batch, base = run.batch(step * accumulation + micro)
                 with accelerator.accumulate():
@@ -231,10 +231,11 @@ def fit(
                     loss = guard.poison(sum(terms.values()))
                     accelerator.backward(loss)
                 state.add_to_log(terms)
+                total = total + loss.detach()
             accelerator.unscale_gradients(prepared)
             objective.add_anchor_gradients_(run.anchors)
             grad_norm = torch.nn.utils.clip_grad_norm_(theta, config.max_grad_norm or torch.inf)
-            guard.watch(step + 1, loss, grad_norm)
+            guard.watch(step + 1, total, grad_norm)
             prepared.step()
             objective.pull_to_anchors_(run.anchors, state.learning_rate * (1 - guard.found))
             state.lr_scheduler.step()
@@ -247,8 +248,7 @@ def fit(
             if state.step % config.log_every == 0 or state.step == last:
                 guard.check()
                 row = {**state.take_log(), "grad_norm": float(grad_norm)}
-                observe(row)
-                bar.set_postfix({k: f"{v:.3g}" for k, v in row.items()})
+                bar.set_postfix({k: f"{v:.3g}" for k, v in (observe(row) or row).items()})
             if signals or _due(config.checkpointing_steps, state.step, last):
                 guard.check()
                 save(state)

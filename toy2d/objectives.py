@@ -127,13 +127,15 @@ class Anchor:
             p.lerp_(star, factor / (1 + factor))  # strength 0 leaves p to the bit
 
     def _factors(self, scale: Weight):
-        """(parameter, its anchor, scale * F / numel) with the scale shaped to multiply a stack."""
+        """(parameter, its anchor, scale * F / numel), the scale shaped to multiply a stack. A plain number stays one: no copy to a GPU."""
         for name, p in self.theta.items():
             per_run = p[(0,) * self.runs].numel() if self.reduction == "tensor_mean" else 1
-            factor = torch.as_tensor(scale, dtype=p.dtype, device=p.device) / per_run
-            factor = factor.reshape(factor.shape + (1,) * (p.ndim - factor.ndim))
+            factor = scale / per_run
+            if isinstance(scale, Tensor):
+                factor = factor.to(p.device, p.dtype)
+                factor = factor.reshape(factor.shape + (1,) * (p.ndim - factor.ndim))
             if self.importance is not None:
-                factor = factor * self.importance[name].to(p.device, p.dtype)
+                factor = self.importance[name].to(p.device, p.dtype) * factor
             yield p, self.theta_star[name].to(p.device, p.dtype, non_blocking=True), factor
 
 
