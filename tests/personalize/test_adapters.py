@@ -149,7 +149,7 @@ def test_pairs_are_what_peft_would_merge(model, rng):
 
 @pytest.mark.parametrize("text", [False, True])
 def test_anchor_starts_at_zero_and_counts_the_effective_change(model, rng, text):
-    theta = choose(model, "lora", train_text_encoder=text)
+    theta = choose(model, "lora", train_text_encoder=text, rank=3, lora_alpha=7)
     anchor = anchors_for(model, theta)["anchor"]
     assert anchor.squared_distance() == 0
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_full_training_keeps_one_anchor_in_the_dtype_asked_for(model, dtype):
 
 @pytest.mark.parametrize("train", ["full", "lora"])
 def test_blocks_add_up_to_the_total(model, rng, train):
-    theta = choose(model, train, train_text_encoder=True)
+    theta = choose(model, train, train_text_encoder=True, rank=3, lora_alpha=7)
     star = copy_of(plain_parameters(theta), device="cpu")
     assert set(effective_delta_theta(model, theta, star).values()) == {0.0}
     with torch.no_grad():

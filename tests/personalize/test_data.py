@@ -352,6 +352,17 @@ def test_a_draw_is_the_pictures_own_posterior_sample(base, photos):
     torch.testing.assert_close(x0, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_the_variants_are_every_flip_at_every_position_once(base, photos):
+    record = scan(photos).require()[3]
+    pictures = instance_set(base, [record], "p", 64, "random", random_flip=True)
+    ours = [pictures._posterior(0, v)[0] for v in range(pictures.variants)]
+    frames = [(f, k / (CROPS - 1)) for f in (False, True) for k in range(CROPS)]
+    for mean, (flip, position) in zip(ours, frames, strict=True):
+        expected, _ = base.posterior(make_pixels(record, 64, "random", flip, position)[None])
+        assert torch.equal(mean, expected[0])
+    assert len({tuple(m.flatten().tolist()) for m in ours}) == 2 * CROPS
+
+
 def test_flips_and_crops_are_all_drawn_and_equally_often(base, photos):
     pictures = instance_set(base, scan(photos).require(), "p", 64, "random", random_flip=True)
     seen = []

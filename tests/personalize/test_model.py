@@ -302,6 +302,13 @@ def pickled(folder, file):
     (folder / file).with_name(name).write_bytes(pickle.dumps(Evil()))
 
 
+def not_safetensors(folder, file):
+    """Honest weights in torch's own format: refused, too, because opening such a file can run code."""
+    name = "pytorch_model.bin" if "text" in file else "diffusion_pytorch_model.bin"
+    torch.save(load_file(folder / file), (folder / file).with_name(name))
+    (folder / file).unlink()
+
+
 UNET, TEXT, VAE = (
     "unet/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
@@ -310,7 +317,7 @@ UNET, TEXT, VAE = (
 
 
 @pytest.mark.parametrize("file", [UNET, TEXT, VAE])
-@pytest.mark.parametrize("harm", [without, half, one_tensor_less, pickled])
+@pytest.mark.parametrize("harm", [without, half, one_tensor_less, pickled, not_safetensors])
 def test_a_damaged_model_folder_is_refused(tiny_folder, tmp_path, harm, file):
     copy = shutil.copytree(tiny_folder, tmp_path / "copy")
     harm(copy, file)
