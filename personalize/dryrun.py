@@ -13,8 +13,8 @@ from rich.table import Table
 
 from personalize.config import TrainConfig
 from personalize.data import Prompts, instance_set
-from personalize.engine import make_accelerator
-from personalize.experiment import peak_memory, read
+from personalize.engine import make_accelerator, peak_memory
+from personalize.experiment import read
 from personalize.model import Model, choose, load
 from personalize.prepare import DTYPES
 from personalize.train import Streams, objective_of

@@ -1,6 +1,9 @@
-"""What drives a run: accelerate, optimizer, learning-rate schedule, EMA. Raises UserError for what this machine cannot do."""
+"""What drives a run: accelerate, optimizer, learning-rate schedule, EMA; and its clocks. Raises UserError for what this machine cannot do."""
 
+import contextlib
 import math
+import resource
+import time
 from dataclasses import replace
 
 import torch
@@ -88,3 +91,20 @@ def make_optimizer(theta: Params, config: TrainConfig) -> torch.optim.Optimizer:
     except ImportError as e:
         raise UserError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from e
     return AdamW8bit(groups, **how)
+
+
+class Clock(dict):
+    """Seconds by phase. `with clock("load"): ...`"""
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str):
+        start = time.perf_counter()
+        yield
+        self[phase] = self.get(phase, 0.0) + time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that the device held, or this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,10 +4,8 @@ Everything that depends on the base alone is made before the first step (prepare
 The same command continues a killed run bit for bit.
 """
 
-import contextlib
 import json
-import resource
-import time
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +14,9 @@ import torch
 from accelerate import Accelerator
 
 from personalize import export, measure
-from personalize.adapters import effective_delta_theta
 from personalize.config import TrainConfig
 from personalize.data import Prompts, Scan, scan
-from personalize.engine import make_accelerator, make_state, with_steps
+from personalize.engine import Clock, make_accelerator, make_state, peak_memory, with_steps
 from personalize.model import Model, choose, load
 from personalize.prepare import DTYPES, make_anchors, make_pools, stored_answers
 from personalize.rules import resolve
@@ -46,8 +43,21 @@ def run(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
         if folder.status == "done":
             say(f"{folder.path} is done already")
         else:
-            Experiment(config, pictures, folder, accelerator, say).run(command)
+            try:
+                Experiment(config, pictures, folder, accelerator, say).run(command)
+            except UserError:
+                forget_refused(folder.path)
+                raise
     return folder.path
+
+
+def forget_refused(path: Path) -> None:
+    """What was refused before its first row leaves the folder free for the mended command."""
+    if not (path / "history.csv").exists():
+        for name in ("config.json", "env.json"):
+            (path / name).unlink(missing_ok=True)
+        for name in ("cache", "figures"):
+            shutil.rmtree(path / name, ignore_errors=True)
 
 
 def read(config: TrainConfig) -> tuple[TrainConfig, Scan]:
@@ -61,16 +71,6 @@ def recorded(config: TrainConfig) -> dict:
     return {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_RUN}
 
 
-class Clock(dict):
-    """Seconds by phase. `with clock("load"): ...`"""
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str):
-        start = time.perf_counter()
-        yield
-        self[phase] = self.get(phase, 0.0) + time.perf_counter() - start
-
-
 class Experiment:
     """The parts of one run, in order; `run` is their table of contents."""
 
@@ -79,7 +79,8 @@ class Experiment:
     ):
         self.config, self.pictures, self.folder = config, pictures, folder
         self.accelerator, self.device, self.say = accelerator, accelerator.device, say
-        self.cache, self.clock, self.rows = folder.path / "cache", Clock(), []
+        self.cache, self.clock = folder.path / "cache", Clock()
+        self.rows, self.paths = [], None  # of history.csv; path KL as last measured
 
     def run(self, command: str) -> None:
         with self.clock("load"):
@@ -138,6 +139,9 @@ class Experiment:
         """Every prompt of the run, once; live ones too where the text encoder stands still. Then memory is freed."""
         spoken = [p for pool in pools.values() for p in pool.prompts]
         measured = [p for group in measure.prompt_groups(self.config).values() for p in group]
+        for prompt in dict.fromkeys(spoken):
+            if lost := self.model.lost_text(prompt):
+                self.say(f"the text encoder reads only the beginning of {prompt[:60]!r}...; lost: {lost!r}")  # fmt: skip
         self.base_prompts = Prompts(self.model).add(spoken + measured)
         self.model.unload("vae")
         if self.config.train_text_encoder:
@@ -161,15 +165,18 @@ class Experiment:
         c, model, schedule = self.config, self.model, self.model.schedule
         file = self.cache / "chains.safetensors"
         with model.evaluating():
-            self.chains = measure.kept_chains(file, self.predict, c, schedule, self.shape)
+            chains = measure.kept_chains(file, self.predict, c, schedule, self.shape)
             made = make_anchors(c, model, self.theta, self.predict, self.shape, self.cache)
-            anchors, self.theta_star = made
+            anchors, theta_star = made
             streams = Streams(pools, c, len(schedule))
             base = None
             if c.uses("output"):
                 base = self.predict_base
                 if c.train == "full":
                     base = stored_answers(c, streams, self.predict, schedule, self.cache)
+        self.drift = measure.Drift(
+            model, self.theta, theta_star, self.predict, chains, c.sample_batch_size
+        )
         self.loop = Run(c, schedule, self.predict, objective_of(c), anchors, streams, base)
 
     # ---- from step 0, or from a checkpoint
@@ -179,9 +186,11 @@ class Experiment:
         self.validation = Validation(c, self.model, self.folder.path / "figures")
         if c.report_to:
             self.accelerator.init_trackers("personalize")
+        with self.model.evaluating(), self.clock("validation"), self.accelerator.autocast():
+            self.validation.keep_base()
         for part in self.trained_parts():
             part.train()
-        checkpoint = read_checkpoint(self.folder, self.theta, c.resume_from_checkpoint)
+        checkpoint = read_checkpoint(self.folder, self.theta, c)
         if checkpoint is None:
             self.observe({})
             return
@@ -233,22 +242,16 @@ class Experiment:
         row |= {f"loss_{k}": v for k, v in losses.items()}
         edge = step in (0, c.max_train_steps)
         if edge or step % c.probe_steps == 0:
-            row |= {"delta_theta": self.delta_theta()["total"], "delta_eps": self.delta_eps()}
+            row |= {
+                "delta_theta": self.drift.delta_theta()["total"],
+                "delta_eps": self.drift.delta_eps(),
+            }
         if edge or (c.path_kl_steps and step % c.path_kl_steps == 0):
-            self.paths = self.path_kl()
+            self.paths = self.drift.path_kl()
             row |= measure.path_columns(self.paths)
         if "grad_norm" in terms:
             row |= {"lr": self.state.learning_rate, "grad_norm": terms["grad_norm"]}
         return row | {"seconds": round(self.state.seconds, 2)}
-
-    def delta_theta(self) -> dict[str, float]:
-        return effective_delta_theta(self.model, self.theta, self.theta_star)
-
-    def delta_eps(self) -> float:
-        return measure.eps_drift(self.predict, self.chains, self.config.sample_batch_size)
-
-    def path_kl(self) -> dict:
-        return measure.path_drift(self.predict, self.chains, self.config.sample_batch_size)
 
     def save(self, state: State) -> None:
         c = self.config
@@ -275,9 +278,9 @@ class Experiment:
 
     def metrics(self) -> dict:
         """The drift of the weights that are exported: those of the last row, or EMA's if asked for."""
-        c, blocks, last = self.config, self.delta_theta(), self.rows[-1]
-        eps = self.delta_eps() if c.use_ema else last["delta_eps"]
-        paths = self.path_kl() if c.use_ema else self.paths
+        c, blocks, last = self.config, self.drift.delta_theta(), self.rows[-1]
+        eps = self.drift.delta_eps() if c.use_ema else last["delta_eps"]
+        paths = self.drift.path_kl() if c.use_ema or self.paths is None else self.paths
         return {
             "objective": c.objective,
             "weight": c.weight,
@@ -303,10 +306,3 @@ class Experiment:
         else:
             export.save_lora(self.model, path / "lora")
             export.save_peft(self.model, path / "peft")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that the device held, or this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from personalize.adapters import effective_delta_theta
 from personalize.config import TrainConfig
+from personalize.model import Model
 from toy2d.data import generator
-from toy2d.drift import Predict, delta_eps, path_kl
+from toy2d.drift import Params, Predict, delta_eps, path_kl
 from toy2d.runfolder import load_tensors, save_tensors
 from toy2d.sample import ancestral
 from toy2d.schedule import Schedule
@@ -142,3 +144,25 @@ def path_columns(paths: dict[str, tuple[float, float, int]]) -> dict[str, float]
     for name, (mean, error, _) in paths.items():
         row |= {f"path_kl/{name}": mean, f"path_kl_error/{name}": error}
     return row
+
+
+@dataclass
+class Drift:
+    """How far the live model is from its base, in the three senses, whenever asked. `theta_star`: the base of what trains itself."""
+
+    model: Model
+    theta: Params
+    theta_star: Params
+    predict: Predict
+    chains: dict[str, Chains]
+    chunk: int  # samples at once
+
+    def delta_theta(self) -> dict[str, float]:
+        """ "total" and each block, effective weights."""
+        return effective_delta_theta(self.model, self.theta, self.theta_star)
+
+    def delta_eps(self) -> float:
+        return eps_drift(self.predict, self.chains, self.chunk)
+
+    def path_kl(self) -> dict[str, tuple[float, float, int]]:
+        return path_drift(self.predict, self.chains, self.chunk)

@@ -14,6 +14,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from personalize.config import TrainConfig
 from toy2d.drift import Params
 from toy2d.runfolder import RunFolder, UserError, load_tensors, verify_manifest
 
@@ -104,28 +105,29 @@ class State:
 
 
 def read_checkpoint(
-    folder: RunFolder, theta: Params, wanted: str | None = None
+    folder: RunFolder, theta: Params, config: TrainConfig
 ) -> tuple[dict[str, Tensor], dict] | None:
     """The folder's own newest whole checkpoint; only if it has none, the one that --resume_from_checkpoint names.
 
-    None means step 0. Raises UserError if `wanted` is not there, not whole, or of other parameters.
+    None means step 0. Raises UserError if that one is not there, not whole, of other parameters, or already at the last step.
     """
-    own = folder.newest_checkpoint()
+    own, wanted = folder.newest_checkpoint(), config.resume_from_checkpoint
     if own is not None or wanted is None:
         return own
     if wanted == "latest":
         raise UserError(
             f"--resume_from_checkpoint latest: {folder.path} has no whole checkpoint; leave the flag out to start anew"
         )
-    path = Path(wanted).expanduser()
+    flag, path = f"--resume_from_checkpoint {wanted}", Path(wanted).expanduser()
     if not verify_manifest(path):
-        raise UserError(
-            f"--resume_from_checkpoint {wanted} is no whole checkpoint folder: pass .../checkpoints/step-N"
-        )
+        raise UserError(f"{flag} is no whole checkpoint folder: pass .../checkpoints/step-N")
     tensors = load_tensors(path / "state.safetensors")
+    scalars = json.loads((path / "state.json").read_text())
     shapes = {n: t.shape for n, t in tensors.items() if n.startswith("theta/")}
     if shapes != {f"theta/{n}": p.shape for n, p in theta.items()}:
+        raise UserError(f"{flag} holds other weights than this run trains")
+    if scalars["step"] >= config.max_train_steps:
         raise UserError(
-            f"--resume_from_checkpoint {wanted} holds other weights than this run trains"
+            f"{flag} is of step {scalars['step']}: --max_train_steps {config.max_train_steps} leaves nothing to do"
         )
-    return tensors, json.loads((path / "state.json").read_text())
+    return tensors, scalars

@@ -28,11 +28,15 @@ class Validation:
             step % c.validation_steps == 0 or step == c.max_train_steps
         )
 
+    def keep_base(self) -> None:
+        """Draw the base's pictures unless they are there. Call it before training, and before a checkpoint is restored."""
+        if self.config.validation_prompt and not all(f.exists() for f in self._files()):
+            for image, file in zip(self._draw(), self._files(), strict=True):
+                save_picture(image, file)
+
     def __call__(self, step: int) -> Path:
-        tuned = self._draw()
-        if step == 0:
-            self._keep(tuned)
-        base, n = self._kept(), len(self.seeds)
+        base, n = [Image.open(f, formats=["PNG"]).convert("RGB") for f in self._files()], len(self.seeds)  # fmt: skip
+        tuned = base if step == 0 else self._draw()
         rows, labels = [], []
         for i, prompt in enumerate(self.config.validation_prompt):
             rows += base[i * n : (i + 1) * n] + tuned[i * n : (i + 1) * n]
@@ -54,13 +58,6 @@ class Validation:
     def _files(self) -> list[Path]:
         count = len(self.config.validation_prompt) * len(self.seeds)
         return [self.folder / "base" / f"{i:05d}.png" for i in range(count)]
-
-    def _keep(self, images: list[Image.Image]) -> None:
-        for image, file in zip(images, self._files(), strict=True):
-            save_picture(image, file)
-
-    def _kept(self) -> list[Image.Image]:
-        return [Image.open(file, formats=["PNG"]).convert("RGB") for file in self._files()]
 
 
 def save_picture(image: Image.Image, file: Path) -> Path:

@@ -94,6 +94,13 @@ def test_check_of_good_pictures(tmp_path, capsys):
     assert "clear.png" in out
 
 
+def test_a_refused_run_leaves_the_folder_to_the_mended_command(tmp_path, capsys):
+    c = config(tmp_path / "run", max_train_steps=1)
+    assert main(arguments(c, "--lora_target_modules", "nowhere")) == 2
+    assert "LoRA cannot be added" in said(capsys)
+    assert main(arguments(c)) == 0
+
+
 def test_faults_of_the_machine(tmp_path, capsys):
     c = config(tmp_path / "run", kind="full", learning_rate=1e20)
     assert main(arguments(c)) == 1

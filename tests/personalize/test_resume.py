@@ -165,9 +165,14 @@ def test_resume_from_checkpoint_by_name(tmp_path):
     with pytest.raises(UserError, match="no whole checkpoint"):
         trained(replace(other, resume_from_checkpoint="latest"))
     checkpoint = str(tmp_path / "whole" / "checkpoints" / "step-00000002")
-    assert same(weights, trained(replace(other, resume_from_checkpoint=checkpoint)))
+    grids = {"validation_prompt": ("a dog",), "validation_inference_steps": 2, "num_validation_images": 1}  # fmt: skip
+    assert same(weights, trained(replace(other, resume_from_checkpoint=checkpoint, **grids)))
+    base = Image.open(tmp_path / "other" / "figures" / "base" / "00000.png")
+    assert base.size == (64, 64)  # drawn before the weights were restored
     with pytest.raises(UserError, match="no whole checkpoint folder"):
         trained(replace(whole, output_dir=str(tmp_path / "a"), resume_from_checkpoint="nowhere"))
+    with pytest.raises(UserError, match="leaves nothing to do"):
+        trained(config(tmp_path / "short", max_train_steps=2, resume_from_checkpoint=checkpoint))
     full = config(tmp_path / "full", kind="full", resume_from_checkpoint=checkpoint)
     with pytest.raises(UserError, match="other weights"):
         trained(full)
