@@ -69,6 +69,7 @@ class LoraAnchor:
     def __init__(self, pairs: list[LoraPair], reduction: Reduction = "sum"):
         self.groups = _by_shape(pairs)
         self.reduction = reduction
+        self._s2 = {}  # per group, on the factors' device: no copy from the host in a step
 
     def squared_distance(self) -> Float[Tensor, ""]:
         """sum over layers of s^2 <B'B, AA'>   (1); differentiable."""
@@ -102,9 +103,14 @@ class LoraAnchor:
     def _stacked(self, pairs):
         A = torch.stack([p.A.flatten(1) for p in pairs])
         B = torch.stack([p.B.flatten(1) for p in pairs])
-        # host numbers become one tensor per shape; the copy is asynchronous
-        s2 = torch.tensor([p.scale**2 / self._count(p) for p in pairs], dtype=A.dtype)
-        return A, B, s2.to(A.device, non_blocking=True)[:, None, None]
+        return A, B, self._squared_scales(pairs, A)
+
+    def _squared_scales(self, pairs, like):
+        key = (id(pairs), like.device, like.dtype)
+        if key not in self._s2:
+            s2 = [p.scale**2 / self._count(p) for p in pairs]
+            self._s2[key] = torch.tensor(s2, dtype=like.dtype, device=like.device)[:, None, None]
+        return self._s2[key]
 
     def _count(self, pair):
         if self.reduction == "sum":
