@@ -54,8 +54,8 @@ class Bench:
     """
 
     model: str | None = None  # pipeline folder or hub id; default: a random one of --width
-    width: int = 64  # channels of the random model's first level; SD-1.5 has 320
-    resolution: int = 128  # pixels
+    width: int = 32  # channels of the random model's first level; SD-1.5 has 320
+    resolution: int = 256  # pixels
     batch_size: int = 1
     steps: int = 6  # timed, after two that are not
     mixed_precision: str = "no"

@@ -35,13 +35,13 @@ def random_pipeline(width: int):
         attention_head_dim=8,
         norm_num_groups=32 if width % 32 == 0 else 8,
     )
-    base = max(16, width * 2 // 5 // 16 * 16)
+    base = max(16, round(width / 20) * 8)  # 128 for SD-1.5
     pipeline.vae = AutoencoderKL(
         block_out_channels=(base, 2 * base, 4 * base, 4 * base),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
-        norm_num_groups=16,
+        norm_num_groups=8,
         latent_channels=4,
         scaling_factor=0.18215,
     )

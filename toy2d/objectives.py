@@ -115,7 +115,10 @@ class Anchor:
     def add_gradient_(self, weight: Weight) -> None:
         """grad += d(weight * squared_distance) / d theta. Call it after unscaling and before clipping."""
         for p, star, factor in self._factors(2 * weight):
-            p.grad.add_((p - star) * factor)
+            if isinstance(factor, float):
+                p.grad.add_(p - star, alpha=factor)  # one pass over memory less
+            else:
+                p.grad.add_((p - star) * factor)
 
     @torch.no_grad()
     def pull_(self, strength: Weight) -> None:
