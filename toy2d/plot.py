@@ -31,6 +31,7 @@ STYLES = {  # colour, marker, line
     "l2_decoupled": ("#56B4E9", ">", "--"),
 }
 CLASS_COLOURS = ("#0072B2", "#009E73", "#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#F0E442")  # fmt: skip
+MAX_SHOTS = 30  # drawn as crosses
 plt.rcParams |= {
     "figure.dpi": 110,
     "savefig.dpi": 160,
@@ -164,20 +165,20 @@ def draw_samples(samples: dict, metrics: dict, config: dict):
             x = samples[key][cond == c]
             ax.scatter(x[:, 0], x[:, 1], s=3, alpha=0.6, color=CLASS_COLOURS[i % 8], linewidths=0, rasterized=True)  # fmt: skip
         if key != "base":
-            ax.scatter(*samples["shots"].T, s=26, marker="+", color="black", linewidths=0.9)
+            ax.scatter(
+                *samples["shots"][:MAX_SHOTS].T, s=26, marker="+", color="black", linewidths=0.9
+            )
         ax.set_title(title, fontsize=9, parse_math=False)
         ax.set_aspect("equal")
         ax.set_xlim(-5.2, 5.2)
         ax.set_ylim(-5.2, 5.2)
     figure.supxlabel("x (data units)", fontsize=9)
     figure.supylabel("y (data units)", fontsize=9)
-    n = int((cond == cond[0]).sum())
+    n, shots = int((cond == cond[0]).sum()), config["shots"]
+    shown = f"the {shots}" if shots <= MAX_SHOTS else f"{MAX_SHOTS} of the {shots}"
     caption = (
-        f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, + the {config['shots']} shots "
-        "of the new class. Each objective at its best weight for equal adaptation. Shots above 30 are not all visible."
-        if config["shots"] > 30
-        else f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, + the {config['shots']} "
-        "shots of the new class. Each objective at its best weight for equal adaptation."
+        f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, + {shown} shots of the new class. "
+        "Each objective at its best weight for equal adaptation."
     )
     return figure, caption
 
