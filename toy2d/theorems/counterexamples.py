@@ -19,7 +19,7 @@ from toy2d.data import World, generator
 from toy2d.drift import delta_theta, path_kl
 from toy2d.model import EpsMLP
 from toy2d.objectives import Example, denoising_loss
-from toy2d.theorems.paper_theorem2 import Drift
+from toy2d.theorems.paper_theorem_2 import Drift
 from toy2d.theorems.row import Row, not_applicable
 from toy2d.train import Params
 

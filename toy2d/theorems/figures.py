@@ -56,15 +56,15 @@ def draw_bounds(rows, seeds):
     if not final or not upper:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    _points(axes[0], [r for r in final if r["curve"]["set"] == "prompt"], "lhs", "rhs", 1e-4)
+    _points(axes[0], [r for r in final if r["curve"]["set"] == "a half-plane"], "lhs", "rhs", 1e-4)
     axes[0].set(xlabel="KL(world || tuned) (nats)", ylabel="kl(p*(D) || p_theta(D)) (nats)")
-    axes[0].set_title("lower bound: D = the prompt's own ball, counted", fontsize=9)
+    axes[0].set_title("lower bound: D = a half-plane, counted", fontsize=9)
     _points(axes[1], upper, "lhs", "rhs", 3e-3)
     axes[1].set(xlabel="KL(base || tuned), k-nearest neighbours (nats)", ylabel="path KL (nats)")
     axes[1].set_title("upper bound: path KL, ancestral sampler", fontsize=9)
     axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     caption = (
-        f"One point a run, old prompt and seed ({seeds}). Left: exact KL of the flow's law against a bound that needs one set and two counts; "
+        f"One point a run, old prompt and seed ({seeds}). Left: exact KL of the flow's law against a bound that needs one set and two counts (chosen on other samples); "
         "points must lie below the line. Right: the ancestral sampler's KL, estimated, against path KL; points must lie above. Values below the "
         "axes' ends are drawn at them (k-nearest neighbours cannot see less than about 0.02 nats)."
     )

@@ -23,8 +23,8 @@ from toy2d.model import members
 from toy2d.runfolder import RunFolder, UserError, load_tensors, write_json
 from toy2d.theorems import certificate as cert
 from toy2d.theorems import counterexamples as counter
-from toy2d.theorems import local_law, lower_bound, paper_theorem2, path_bound
-from toy2d.theorems.paper_theorem2 import Drift
+from toy2d.theorems import local_law, lower_bound, paper_theorem_2, path_bound
+from toy2d.theorems.paper_theorem_2 import Drift
 from toy2d.theorems.row import LIMIT, Row
 from toy2d.train import Params, Streams, fit
 
@@ -181,7 +181,7 @@ def certificates(c: Course) -> list[Row]:
     weights = {r["run"]: r["weight"] for r in c.metrics["runs"] if r["objective"] == "l2"}
     for i, name, seed in c.which(*(weights or ("",))):
         star, theta, chain = c.base(seed), c.run(i), c.chain(seed)
-        few = torch.cat([(c.cond == p).nonzero().flatten()[:4] for p in c.world.old])
+        few = torch.cat([(c.cond == p).nonzero().flatten()[:12] for p in c.world.old])
         constant = path_bound.lipschitz_constant(c.net, star, theta, c.schedule, chain[:, few], c.cond[few])  # fmt: skip
         path, error = path_kl(c.net.bind(theta), c.net.bind(star), c.schedule, chain[:, None], c.cond, runs=1)  # fmt: skip
         losses = [cert.instance_losses(c.net, p, c.schedule, c.shots(seed), c.world.new, generator(seed, "verify/loss"))
@@ -196,7 +196,7 @@ def as_printed(c: Course) -> list[Row]:
     ladder = [r for r in c.local if r.curve.get("h") and r.curve["direction"].startswith("toward")]
     near = [Drift(r.curve["direction"], "ladder", None, r.seed, h, kl)
             for r in ladder for h, kl in zip(r.curve["h"], r.curve["kl"], strict=True)]  # fmt: skip
-    return paper_theorem2.paper_theorem_2(c.drifts, near)
+    return paper_theorem_2.paper_theorem_2(c.drifts, near)
 
 
 def counterexamples(c: Course) -> list[Row]:
@@ -219,7 +219,7 @@ PARTS: dict[str, tuple[Callable[[Course], list[Row]], tuple[str, ...]]] = {
     "path bounds": (path_bounds, (path_bound.LABEL,)),
     "local law": (local_laws, (local_law.LABEL,)),
     "certificate": (certificates, (cert.LABEL,)),
-    "as printed": (as_printed, (paper_theorem2.LABEL,)),
+    "as printed": (as_printed, (paper_theorem_2.LABEL,)),
     "counter-examples": (counterexamples, (counter.LABEL,)),
 }  # fmt: skip
 LABELS = tuple(label for _, labels in PARTS.values() for label in labels)
@@ -246,7 +246,7 @@ def verify(
     c = Course(path, tuple(seeds) or tuple(saved))
     rows: list[Row] = []
     for part, (function, labels) in PARTS.items():
-        if only is not None and only not in labels and not (only == paper_theorem2.LABEL and part == "local law"):  # fmt: skip
+        if only is not None and only not in labels and not (only == paper_theorem_2.LABEL and part == "local law"):  # fmt: skip
             continue
         start = time.perf_counter()
         found = function(c)

@@ -53,8 +53,8 @@ def paper_theorem_2(drifts: list[Drift], near: list[Drift]) -> list[Row]:
             worst_other = max(others, key=lambda d: d.kl / d.distance**power, default=None)
             if worst_other:
                 rows.append(
-                    Row(LABEL, f"KL <= {name}, with the constant of the standard runs", f"{worst_other.run}, worst of the others",
-                        "claim of the paper", "<=", worst_other.kl, learnt * worst_other.distance**power,
+                    Row(LABEL, f"KL <= {name}: the standard runs' constant serves the others", f"{worst_other.run}, worst of the others",
+                        "observation", "<=", worst_other.kl, learnt * worst_other.distance**power,
                         worst_other.error, 0.0, worst_other.seed, note=f"constant {learnt:.3g}")
                 )  # fmt: skip
     lam, lam2 = constants[1], constants[2]
