@@ -12,9 +12,10 @@ Read in this order; a module imports only from those above it. `*` are shape-gen
     likelihood    exact log p by the probability-flow ODE
     measure       KL per prompt, drift: rows
     runfolder   * lock, status, exact checkpoints
-    config        ToyConfig and its presets: smoke, course, paper
+    config        ToyConfig and its presets: smoke, course, paper, prompts
     experiment    run(config) -> runs/toy2d/<name>/
     plot, report  figures and one HTML page, from rows only
+    theorems/     each statement as rows, both sides measured: `toy2d verify`
     __main__      the command line
 """
 

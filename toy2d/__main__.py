@@ -169,7 +169,7 @@ def verify_command(
     folder, rows = verify(name, out, only, seeds)
     show(rows)
     print(f"every row: {folder}")
-    refuse_bugs(rows)
+    refuse_bugs(rows, f" --name {name} --out {out}")
 
 
 def bench_command(members: int = 32, steps: int = 60, shots: int = 6, threads: int = 1) -> None:

@@ -133,7 +133,7 @@ def Prompts(
     classes, contexts = list(CLASSES), [None, *CONTEXTS]
     shapes = {n: (torch.tensor(c) + torch.tensor(o), std) for n, (c, o) in CLASSES.items()}
     shapes["V dog"] = (torch.tensor(CLASSES["dog"][0]).expand(3, 2), instance_std)
-    none_context, v, none_v = len(classes) + len(CONTEXTS), 8, 9
+    none_context, v, none_v = range(len(classes) + len(CONTEXTS), len(classes) + len(CONTEXTS) + 3)
     means, covs, names, tokens = [], [], [], []
     for name, (points, s) in shapes.items():
         for k, context in enumerate(contexts):

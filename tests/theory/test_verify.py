@@ -30,7 +30,7 @@ def test_a_failed_proof_exits_1_with_its_command(folder, capsys, monkeypatch):
     assert code == 1
     complaint = capsys.readouterr().err
     assert "bug of ours" in complaint
-    assert "toy2d verify --only path_bound --seeds 0" in complaint
+    assert "toy2d verify --only path_bound --seeds 0 --name tiny" in complaint
 
 
 def test_what_a_user_mistypes_is_one_line_and_exit_2(folder, capsys):
@@ -54,6 +54,14 @@ def test_everything_on_the_small_run(folder):
     assert not [r for r in rows if r.is_bug]
     figures = {"bounds", "evolution", "local_law", "certificate", "paper_theorem_2"}
     assert figures == set(json.loads((path / "captions.json").read_text()))
+
+
+def test_a_run_of_another_world_is_refused(tmp_path):
+    for file, text in (("status.json", {"status": "done"}), ("config.json", {"world": "prompts"})):
+        (tmp_path / "toy2d" / "mine").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "toy2d" / "mine" / file).write_text(json.dumps(text))
+    with pytest.raises(UserError, match="pentagon"):
+        verify("mine", tmp_path)
 
 
 def test_an_unfinished_folder_of_another_name_is_not_trained(tmp_path):

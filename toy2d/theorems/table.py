@@ -92,13 +92,16 @@ def _report_claims(rows: list[Row]) -> None:
                 print(f"- {words} {line['statement']!r} does not hold in {line['fails']} of {total} cases; worst: {w.condition}, seed {w.seed}.")  # fmt: skip
 
 
-def refuse_bugs(rows: list[Row]) -> None:
-    """Raises RunFailure (exit 1) with the row, the seed and the command that reproduces it, if a proved statement failed."""
+def refuse_bugs(rows: list[Row], flags: str = "") -> None:
+    """Raises RunFailure (exit 1) with the row, the seed and the command that reproduces it, if a proved statement failed.
+
+    `flags`: what the command needs besides, e.g. " --name mine".
+    """
     bugs = [r for r in rows if r.is_bug]
     if bugs:
         told = [
             f"{r.label}: {r.statement} [{r.condition}, seed {r.seed}]: {with_error(r.lhs, r.lhs_error)} {r.relation} "
-            f"{with_error(r.rhs, r.rhs_error)} fails by {-r.margin:.1f} standard errors (limit {LIMIT:g}); reproduce: {r.command}"
+            f"{with_error(r.rhs, r.rhs_error)} fails by {-r.margin:.1f} standard errors (limit {LIMIT:g}); reproduce: {r.command}{flags}"
             for r in bugs
         ]
         raise RunFailure("a proved statement failed, which is a bug of ours\n" + "\n".join(told))

@@ -237,13 +237,15 @@ def verify(
     if only is not None and only not in LABELS:
         raise UserError(f"--only {only!r}: choose from {', '.join(LABELS)}")
     path = Path(out) / "toy2d" / name
-    if not (path / "metrics.json").exists():
+    if RunFolder(path, {}).status != "done":
         if name != course().name:
             raise UserError(f"{path} holds no finished run; `toy2d run` makes one")
         say(f"{path} holds no finished run: making it first")
         run(course(), out, say)
-    saved = json.loads((path / "config.json").read_text())["seeds"]
-    c = Course(path, tuple(seeds) or tuple(saved))
+    saved = json.loads((path / "config.json").read_text())
+    if saved.get("world") != "pentagon":
+        raise UserError(f"{path} is a run of the world {saved.get('world')!r}; verify needs the mixture of all old prompts: pentagon")  # fmt: skip
+    c = Course(path, tuple(seeds) or tuple(saved["seeds"]))
     rows: list[Row] = []
     for part, (function, labels) in PARTS.items():
         if only is not None and only not in labels and not (only == paper_theorem_2.LABEL and part == "local law"):  # fmt: skip
