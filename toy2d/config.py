@@ -316,7 +316,7 @@ class Sweep:
     runs: tuple[str, ...] = (
         "standard",
         *grid(
-            prior=(0.3, 1, 3, 10),
+            prior=(1, 3, 10, 30, 100),
             l2=(0.003, 0.01, 0.03, 0.1, 0.3),
             l2_decoupled=(0.1, 1, 10, 100, 1000),
             output=(0.3, 1, 3, 10),

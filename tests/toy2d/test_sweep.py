@@ -71,6 +71,6 @@ def test_a_diverged_setting_has_no_mean_and_never_wins():
 
 def test_dry_run_and_empty_lists(capsys, tmp_path):
     assert main(["sweep", "--dry-run", "--out", str(tmp_path)]) == 0
-    assert "4 cells of 81 fine-tunings" in capsys.readouterr().out
+    assert "4 cells of 84 fine-tunings" in capsys.readouterr().out
     with pytest.raises(UserError, match="at least one value"):
         replace(PLAN, steps=()).cells()
