@@ -1,18 +1,20 @@
 """Small real runs for the tests: the tiny Stable Diffusion, photo-like files of our own, a few steps."""
 
 import atexit
+import copy
 import functools
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 
+from personalize import experiment
 from personalize.config import TrainConfig
-from personalize.experiment import run
+from personalize.model import Model, load
 from personalize.tiny import tiny
 from toy2d.runfolder import load_tensors, read_csv
 
@@ -80,9 +82,21 @@ def config(out: Path, objective: str = "standard", kind: str = "lora", **more) -
     return TrainConfig(**(chosen | more))
 
 
+@functools.cache
+def opened() -> Model:
+    return load(str(workshop() / "sd"))
+
+
+def load_quickly(name, revision=None, variant=None, dtype=torch.float32) -> Model:
+    """A copy of the tiny model instead of reading its files once more; anything else is really loaded."""
+    plain = name == str(workshop() / "sd") and not variant and dtype == torch.float32
+    return copy.deepcopy(opened()) if plain else load(name, revision, variant, dtype)
+
+
 def trained(c: TrainConfig) -> dict[str, torch.Tensor]:
     """Run, and return what was exported, by name."""
-    folder = run(c, say=lambda text: None)
+    with mock.patch.object(experiment, "load", load_quickly):
+        folder = experiment.run(c, say=lambda text: None)
     if c.train == "lora":
         return load_tensors(folder / "lora" / "pytorch_lora_weights.safetensors")
     return load_tensors(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -96,6 +110,3 @@ def history(c: TrainConfig) -> list[dict]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-__all__ = ["config", "history", "photos", "replace", "same", "trained", "workshop"]

@@ -1,5 +1,6 @@
 """N steps = k steps, killed, resumed, N - k steps: bit for bit, for every objective and kind of training. And what must not resume."""
 
+import functools
 import os
 import shutil
 import signal
@@ -84,9 +85,15 @@ def test_wherever_it_is_killed(tmp_path, monkeypatch, every):
     assert history(whole) == history(cut)
 
 
+@functools.cache
+def never_stopped():
+    whole = config(workshop() / "never_stopped", **FULL_FEATURED, checkpointing_steps=3)
+    return whole, trained(whole)
+
+
 @pytest.mark.parametrize("lost", ["adam/exp_avg/", "adam/exp_avg_sq/", "adam/step/", "ema/", "lr", "sums/"])  # fmt: skip
 def test_negative_control_every_part_of_the_state_is_needed(tmp_path, monkeypatch, lost):
-    whole = config(tmp_path / "whole", **FULL_FEATURED, checkpointing_steps=3)
+    whole, weights = never_stopped()
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
     killed_while_logging(monkeypatch, cut, step=4)
     restore = State.restore
@@ -98,11 +105,11 @@ def test_negative_control_every_part_of_the_state_is_needed(tmp_path, monkeypatc
         restore(self, tensors, scalars)
 
     monkeypatch.setattr(State, "restore", forgetful)
-    a, b = trained(whole), trained(cut)
+    forgot = trained(cut)
     if lost == "sums/":  # not of the weights, but of the log
         assert history(whole) != history(cut)
     else:
-        assert not same(a, b)
+        assert not same(weights, forgot)
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch):
