@@ -1,21 +1,20 @@
 """Settings of every test: offline, one thread (tiny tensors are fastest there), shapes of the core three checked at run time."""
 
+import importlib
 import os
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from jaxtyping import install_import_hook
-
-# the annotations of the shape-generic files are assertions while testing; must come before they are imported
-hook = install_import_hook(["toy2d.schedule", "toy2d.drift", "toy2d.objectives"], "typecheck.check")
-
-import pytest
-import torch
-
-import toy2d.schedule, toy2d.drift, toy2d.objectives  # noqa: E401, F401
-
-hook.uninstall()
+# the annotations of the shape-generic files are assertions while testing: hooked before anything imports them
+CORE = ["toy2d.schedule", "toy2d.drift", "toy2d.objectives"]
+with install_import_hook(CORE, "typecheck.check"):
+    for name in CORE:
+        importlib.import_module(name)
 
 
 @pytest.fixture(autouse=True)
