@@ -29,11 +29,7 @@ class PlainMLP(nn.Module):
         self.net = net
         self.token = nn.Embedding(1 + max(max(p) for p in net.tokens), net.token_dim)
         sizes = [2 + net.time_dim + net.token_dim, *[net.width] * net.depth]
-        layers = [
-            m
-            for a, b in itertools.pairwise(sizes)
-            for m in (nn.Linear(a, b), nn.SiLU())
-        ]
+        layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
         self.layers = nn.Sequential(*layers, nn.Linear(net.width, 2))
         self.register_buffer("time", net.time_features(torch.zeros(1)))
         self.register_buffer("b", (1 - torch.tensor(net.alpha_bar)).sqrt())
