@@ -61,10 +61,10 @@ def print_table(folder: Path) -> None:
         title_justify="left",
     )
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i, max_width=17)
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i, max_width=18)
     for row in rows:
         table.add_row(*row["cells"], style="bold" if row["best"] else None)
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     for sentence in readings(metrics):
         console.print(f"- {sentence}", markup=False, highlight=False)
@@ -146,7 +146,7 @@ def print_best(folder: Path) -> None:
             )
         )
         table.add_row(f"{row['level']:g}", row["objective"], *cells)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"every setting: {folder / 'sweep.csv'}; figure: {folder / 'sweep.png'}")
 
 
