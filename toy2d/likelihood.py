@@ -11,6 +11,7 @@ The density is that of t = 0's noise level, where a noised mixture is an exact m
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -65,6 +66,21 @@ def log_prob(
     x_T = z * float(ab[-1]) ** 0.5
     log_normal = -0.5 * (x_T**2).sum(-1) - math.log(2 * math.pi)
     return log_normal + math.log(ab[-1] / ab[0]) + total
+
+
+def ode_schedule(schedule: Schedule, nodes: int) -> Schedule:
+    """At most `nodes` nodes of the schedule for the ODE, without a last step that leaps.
+
+    Where beta was clipped (cosine: 0.999) the last log-SNR step is about 5 times the one before. No integrator crosses it: up and down
+    the ODE no longer undo each other, and points of a base come out hundreds of units away. Started one node earlier, N(0, I)
+    is off by KL of about 1e-3 nat (cosine, T = 100, radius 3).
+    """
+    step = schedule.noise_ratio.log().diff()
+    if step[-1] > 4 * step[-2]:
+        schedule = replace(
+            schedule, alpha_bar=schedule.alpha_bar[:-1], timesteps=schedule.timesteps[:-1]
+        )
+    return schedule.strided(min(nodes, len(schedule)))
 
 
 def eps_and_divergence(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from toy2d.data import World, generator
 from toy2d.drift import delta_eps, delta_theta, path_kl
-from toy2d.likelihood import flow_sample, log_prob
+from toy2d.likelihood import flow_sample, log_prob, ode_schedule
 from toy2d.model import Bound, EpsMLP, members
 from toy2d.sample import ancestral
 from toy2d.schedule import Schedule
@@ -187,7 +187,7 @@ def make_probe(
     """`chains` ancestral chains for each old prompt and seed; likelihoods on `ode_nodes` nodes of the schedule."""
     mixture = world.num_components == 1
     schedule = world.schedule.to(theta_star["bias0"].device)
-    ode = schedule.strided(ode_nodes)
+    ode = ode_schedule(schedule, ode_nodes)
     seeds = theta_star["bias0"].shape[0]
     cond = torch.tensor(world.old).repeat_interleave(chains)
     rng = generator(0, "probe")

@@ -9,7 +9,7 @@ import torch
 
 from toy2d.config import course, paper
 from toy2d.data import Pentagon, generator
-from toy2d.likelihood import eps_and_divergence, flow_sample, log_prob
+from toy2d.likelihood import eps_and_divergence, flow_sample, log_prob, ode_schedule
 from toy2d.measure import kl
 from toy2d.model import EpsMLP
 from toy2d.schedule import Schedule
@@ -27,17 +27,25 @@ def test_log_likelihood_is_the_closed_form_to_5e_3(schedule):
     assert errors(schedule, order=3).abs().max() < 5e-3
 
 
-@pytest.mark.parametrize("preset", [course, paper])
-def test_the_presets_likelihood_has_no_bias_that_matters(preset):
-    """On the nodes that the measurements use: the mean over p* (what a KL is) to 2e-3 nat, every point to 2e-2."""
+@pytest.mark.parametrize(("preset", "worst"), [(course, 2e-2), (paper, 0.2)])
+def test_the_presets_likelihood_has_no_bias_that_matters(preset, worst):
+    """On the nodes that the measurements use: the mean over p* (what a KL is) to 3e-3 nat. Single points are off by more in `paper`,
+    whose ODE starts at ab = 2.4e-4: the start's mean is 0.046 (b = 3 sqrt(ab)) from 0, a KL of b^2 / 2 = 1e-3 but b |x| at a point."""
     c = preset()
     w = c.make_world()
-    x = w.sample(0, 400, generator(0, "data"), t=0).double()
-    error = log_prob(w.eps, w.schedule.strided(c.ode_nodes), x, torch.tensor(0)) - w.log_prob(
-        x, 0, 0
-    )
-    assert abs(error.mean()) < 2e-3
-    assert error.abs().max() < 2e-2
+    x = w.sample(0, 2000, generator(0, "data"), t=0).double()
+    ode = ode_schedule(w.schedule, c.ode_nodes)
+    error = log_prob(w.eps, ode, x, torch.tensor(0)) - w.log_prob(x, 0, 0)
+    assert abs(error.mean()) < 3e-3 + 3 * error.std() / 2000**0.5
+    assert error.abs().max() < worst
+
+
+def test_only_a_clipped_end_is_left_out_of_the_ode():
+    """The clipped cosine's last log-SNR step leaps (ln 1000 after about ln 4); the others end evenly and keep every node."""
+    assert ode_schedule(Schedule.cosine(100), 100).timesteps.tolist() == list(range(99))
+    for even in (Schedule.log_snr(100), Schedule.linear(200), Schedule.cosine(100, max_beta=0.75)):
+        assert torch.equal(ode_schedule(even, 500).alpha_bar, even.alpha_bar)
+    assert len(ode_schedule(Schedule.log_snr(100), 50)) == 50
 
 
 def test_convergence_order():
