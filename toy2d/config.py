@@ -247,7 +247,7 @@ def paper() -> ToyConfig:
     ReLU network 96 wide on concatenated embeddings of 8, learned time table; T = 100 cosine, betas clipped at 0.999 (theirs are not, and
     the first reverse step is infinite); Adam 2e-3, moments carried over; 1,000 points a class, batch 512, 10,000 + 10,000 steps; prior =
     1,000 *real* points of class 0, weight 100; lam = 50 averaged per tensor. Ours beside it: output and fisher, and three seeds.
-    About 25 minutes on two cores.
+    About an hour on two shared cores; path KL is dominated by the clipped step (`Schedule.cosine`).
     """
     return ToyConfig(
         name="paper",
