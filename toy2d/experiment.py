@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -282,6 +283,7 @@ class Experiment:
     def final_records(self) -> list[dict]:
         """metrics.json: one record per run, every KL below 1 nat to 0.01 nat or with the error that more points left."""
         c, records = self.config, []
+        finer = cache(self._make_probe)  # made once, and only if some group needs it
         for group in self.groups:
             measured = measure(self.world, group, self.probe, chunk=c.chunk)
             # randomized QMC gains too little from more points: there the printed error has to do
@@ -289,9 +291,7 @@ class Experiment:
             for k in more:
                 loose = [m for m, record in enumerate(measured) if _is_loose(record)]
                 if loose:
-                    again = measure(
-                        self.world, _only(group, loose), self._make_probe(k), chunk=c.chunk
-                    )
+                    again = measure(self.world, _only(group, loose), finer(k), chunk=c.chunk)
                     for m, record in zip(loose, again, strict=True):
                         measured[m] = record
             no_terms = {"instance": group.last_loss}

@@ -267,6 +267,13 @@ def _log(ax, which: str = "xy") -> None:
                 axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
 
 
+def _band(ax, x, limits: np.ndarray, objective: str, label: str, alpha: float) -> None:
+    """A line through the means limits[:, 0], and a band between limits[:, 1] and limits[:, 2]."""
+    look = style(objective)
+    ax.plot(x, limits[:, 0], label=label, **look)
+    ax.fill_between(x, limits[:, 1], limits[:, 2], color=look["color"], alpha=alpha, linewidth=0)
+
+
 def _legend(ax) -> None:
     """Beside the axes, if anything was drawn."""
     if ax.get_legend_handles_labels()[0]:
@@ -300,8 +307,7 @@ def draw_weights(metrics: dict, config: dict):
                 continue
             weights = [same[0]["weight"] for same in runs]
             limits = np.array([geometric([value(r, key) for r in same]) for same in runs])
-            ax.plot(weights, limits[:, 0], label=objective, **style(objective))
-            ax.fill_between(weights, limits[:, 1], limits[:, 2], color=style(objective)["color"], alpha=0.15, linewidth=0)  # fmt: skip
+            _band(ax, weights, limits, objective, objective, alpha=0.15)
         standard = by_objective(metrics["runs"]).get("standard")
         if standard:
             level = geometric([value(r, key) for r in standard[0]])[0]
@@ -393,8 +399,7 @@ def draw_training(rows: list[dict], metrics: dict, config: dict):
             values = [[r[key] for r in mine if r["step"] == s and key in r] for s in steps]
             limits = np.array([geometric(v) if v else (np.nan,) * 3 for v in values]).reshape(-1, 3)
             name = objective if weight is None else f"{objective}:{weight:g}"
-            ax.plot(steps, limits[:, 0], label=name, **style(objective))
-            ax.fill_between(steps, limits[:, 1], limits[:, 2], color=style(objective)["color"], alpha=0.12, linewidth=0)  # fmt: skip
+            _band(ax, steps, limits, objective, name, alpha=0.12)
         _log(ax)
         ax.set_xlabel("training step")
         ax.set_ylabel(label)
