@@ -129,7 +129,25 @@ def generate(
     resolution: int | None = None,
     encode: Encode | None = None,
 ) -> list[Image.Image]:
-    """len(prompts) * len(seeds) pictures, prompt by prompt. guidance = 1 samples the conditional law itself.
+    """len(prompts) * len(seeds) pictures, prompt by prompt. guidance = 1 samples the conditional law itself."""
+    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    how = (steps, guidance, sampler, batch_size, negative_prompt, base, resolution, encode)
+    return draw(model, jobs, *how)
+
+
+def draw(
+    model: Model,
+    jobs: list[tuple[str, int]],
+    steps: int = 20,
+    guidance: float = 7.5,
+    sampler: str = "dpmsolver++",
+    batch_size: int = 4,
+    negative_prompt: str = "",
+    base: bool = False,
+    resolution: int | None = None,
+    encode: Encode | None = None,
+) -> list[Image.Image]:
+    """One picture for each (prompt, seed).
 
     `base` answers as the frozen base did (adapters off; see `Model.base`). `encode` defaults to `model.encode_prompts`.
     Dropout is off inside; the model's mode, gradients and generators are as before afterwards.
@@ -137,7 +155,6 @@ def generate(
     if negative_prompt and guidance == 1:
         raise UserError("a negative prompt has no effect with guidance 1: raise it or leave it out")
     resolution, encode = resolution or model.default_resolution, encode or model.encode_prompts
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     images = []
     with torch.no_grad(), model.evaluating(), model.base() if base else contextlib.nullcontext():
         uncond = encode([negative_prompt]) if guidance > 1 else None
