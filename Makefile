@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint format bench clean
+.PHONY: demo test slow lint format bench book pages lab twins figures clean
 
 demo: .venv/ready  ## the main job: the 2D experiment, its report in runs/toy2d/course/report.html
 	@echo "== toy2d course: pretrain, fine-tune 69 runs as one stack, measure, draw (about 2 minutes on two quiet cores)"
@@ -24,13 +24,30 @@ format: .venv/ready
 bench: .venv/ready  ## speed, side by side
 	@$(BIN)/toy2d bench
 
+book: demo  ## the course as one site, every notebook executed: build/book/lectures/index.html
+	@echo "== sphinx: lectures and notebooks, warnings are errors, a cell that raises fails (a few minutes)"
+	@$(BIN)/sphinx-build -b html -c lectures -d build/doctrees -W -n --keep-going -q . build/book
+	@echo "open build/book/lectures/index.html"
+
+pages: .venv/ready  ## the same pages without executing a cell (CI has executed all notebooks in the tests)
+	@BOOK_EXECUTION=off $(BIN)/sphinx-build -b html -c lectures -d build/doctrees-pages -W -n --keep-going -q . build/pages
+
+lab: demo  ## JupyterLab on the notebooks; start with 01_drift.ipynb
+	@cd notebooks && ../$(BIN)/jupyter lab --notebook-dir=.
+
+twins: .venv/ready  ## after editing a notebook or its .py twin: the newer one wins
+	@$(BIN)/jupytext --sync notebooks/[0-9]*.py
+
+figures: demo  ## redraw the lectures' figures from the runs (lectures/_static/figures, committed)
+	@$(BIN)/python lectures/figures.py
+
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "driftlab needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@echo "== making .venv with pinned versions (once; about a minute and 2 GB on disk)"
 	@$(PYTHON) -m venv .venv || { echo "no venv module: on Debian or Ubuntu, apt-get install python3-venv"; exit 2; }
 	@$(BIN)/pip install --quiet -c constraints.txt torch
-	@$(BIN)/pip install --quiet -c constraints.txt -e ".[personalize,dev]"
+	@$(BIN)/pip install --quiet -c constraints.txt -e ".[personalize,dev,book]"
 	@touch $@
 
 clean:  ## the environment and caches; runs/ stays

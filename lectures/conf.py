@@ -1,0 +1,38 @@
+"""The book: lectures and notebooks as one site, built by `make book`. The source root is the repository root (sphinx-build -c lectures)."""
+
+import os
+
+os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}  # inherited by the notebooks' kernels
+
+project = "driftlab"
+author = "driftlab contributors"
+copyright = "MIT licence"
+root_doc = "lectures/index"
+include_patterns = ["lectures/**", "notebooks/*.ipynb"]
+exclude_patterns = ["lectures/_static/vendor/**"]
+extensions = [
+    "myst_nb",
+    "sphinx_proof",
+    "sphinxcontrib.bibtex",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",  # MathJax 3.2.2 from a wheel: no page asks the network for anything
+]
+bibtex_bibfiles = ["references.bib"]  # beside this file
+bibtex_reference_style = "author_year"
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_heading_anchors = 2
+proof_uniform_numbering = True
+
+# a stored result would outlive the module that made it: notebooks run at every build, unless CI has just run them all
+nb_execution_mode = os.environ.get("BOOK_EXECUTION", "force")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+nb_ipywidgets_js = {}  # sliders carry a static twin (toy2d/slider.py); the widget scripts would come from a CDN
+
+html_theme = "furo"
+html_title = "driftlab: the course"
+html_static_path = ["_static"]
+html_show_sphinx = False
+html_copy_source = False
