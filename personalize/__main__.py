@@ -9,7 +9,7 @@ import tyro
 
 from personalize.config import TrainConfig
 from personalize.rules import explain_foreign_flags
-from toy2d.runfolder import RunFailure, UserError
+from toy2d.files import RunFailure, UserError
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def act(asked) -> None:
 
 
 def check(asked: Check) -> None:
-    from personalize.data import print_scan, scan
+    from personalize.photos import print_scan, scan
 
     found = scan(asked.folder, asked.resolution, not asked.ignore_captions)
     print_scan(found)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from toy2d.runfolder import UserError, file_digest
+from toy2d.files import UserError, file_digest
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # phones' MPO is a JPEG with a second picture behind it
 PICTURE_SUFFIXES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from personalize.config import TrainConfig
-from toy2d.runfolder import UserError
+from toy2d.files import UserError
 
 OBJECTIVES = ("standard", "prior", "l2", "output", "fisher")
 CONTEXTS = ("in the snow", "on the beach", "in the jungle")

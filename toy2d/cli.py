@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from toy2d.runfolder import RunFailure, UserError
+from toy2d.files import RunFailure, UserError
 
 
 def parse(

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from toy2d.data import Pentagon, Prompts, World
+from toy2d.files import UserError
 from toy2d.model import EpsMLP
 from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Objective
-from toy2d.runfolder import UserError
 from toy2d.schedule import Schedule
 
 KINDS = {

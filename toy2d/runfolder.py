@@ -7,9 +7,7 @@ file) is written last; a torn or altered one is passed over for the one before i
 """
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import os
 import platform
@@ -22,66 +20,30 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from toy2d.files import (
+    RunFailure,
+    UserError,
+    appearing,
+    cut_or_missing,
+    file_digest,
+    read_csv,
+    verify_manifest,
+    write_atomic,
+    write_csv,
+    write_json,
+    write_manifest,
+)
 
-class UserError(Exception):
-    """Something the user can mend: one line that says what, where and what to do. Exit code 2."""
+__all__ = [
+    "RunFailure", "RunFolder", "UserError", "appearing", "environment", "file_digest", "hash_tensors", "load_tensors", "read_csv",
+    "save_tensors", "verify_manifest", "write_atomic", "write_csv", "write_json", "write_manifest",
+]  # fmt: skip
 
-
-class RunFailure(Exception):
-    """Something the machine refused (disk, permission, divergence of everything): one line. Exit code 1."""
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """The file appears whole under its name, or the old one stays."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunFailure(
-            f"cannot write {path}: {e.strerror}; free some space or choose another --out"
-        ) from e
-
-
-def write_json(path: Path, value) -> None:
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows that may have different columns; the header is their union in order of appearance."""
-    columns = list(dict.fromkeys(c for row in rows for c in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue())
-
-
-def read_csv(path: Path) -> list[dict]:
-    """Rows of `write_csv`; numbers become floats, empty cells are left out."""
-
-    def value(text):
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-    with open(path, newline="") as f:
-        return [
-            {k: value(v) for k, v in row.items() if v not in ("", None)}
-            for row in csv.DictReader(f)
-        ]
+# what may change after a run is done, or is of no use then
+NOT_IN_MANIFEST = (".lock", "status.json", "checkpoints", "cache", "figures")
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:
@@ -97,13 +59,20 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 def save_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """One safetensors file, atomically."""
-    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_atomic(path, save_safetensors(whole, metadata))
+    """One safetensors file, atomically; written from where the tensors are, without a copy of those on the host."""
+    own, whole = set(), {}
+    for name, tensor in tensors.items():
+        t, storage = tensor.detach().cpu().contiguous(), tensor.untyped_storage()
+        if storage.data_ptr() in own or storage.nbytes() != t.nbytes:
+            t = t.clone()  # the format knows no views: each name has bytes of its own
+        own.add(storage.data_ptr())
+        whole[name] = t
+    with appearing(path) as temporary:
+        save_file(whole, temporary, metadata)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    return load_safetensors(Path(path).read_bytes())
+    return load_file(path)
 
 
 def environment(packages: tuple[str, ...] = ("torch", "numpy")) -> dict:
@@ -150,7 +119,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def open(self) -> Iterator["RunFolder"]:
-        """Lock, compare the configuration, mark as running; on leaving mark as done or failed.
+        """Lock, compare the configuration, mark as running; on leaving write the manifest and mark as done, or mark as failed.
 
         Raises UserError if another process holds the folder, if it was made with another configuration (the differing fields
         are listed), or if it is something else than a run folder; RunFailure if it cannot be written.
@@ -160,11 +129,8 @@ class RunFolder:
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
-            owner = (
-                json.loads((self.path / "status.json").read_text()) if self.status != "new" else {}
-            )
             raise UserError(
-                f"{self.path} is in use by process {owner.get('pid', '?')}; wait for it or choose another --out"
+                f"{self.path} is in use by process {self._owner()}; wait for it or choose another --out"
             ) from None
         except OSError as e:
             raise RunFailure(
@@ -173,6 +139,7 @@ class RunFolder:
         try:
             self._check_config()
             if self.status == "done":
+                self._check_whole()
                 yield self
                 return
             write_json(self.path / "config.json", self.config)
@@ -183,6 +150,7 @@ class RunFolder:
                 with contextlib.suppress(RunFailure):
                     self._mark("failed", reason=f"{type(e).__name__}: {e}"[:500])
                 raise
+            write_manifest(self.path, NOT_IN_MANIFEST)
             self._mark("done")
         finally:
             lock.release()
@@ -197,6 +165,18 @@ class RunFolder:
             **more,
         }
         write_json(self.path / "status.json", record)
+
+    def _owner(self) -> str:
+        """ "PID on HOST" of whoever holds the lock, as far as it has said so."""
+        record = json.loads((self.path / "status.json").read_text()) if self.status != "new" else {}
+        return f"{record.get('pid', '?')} on {record.get('host', 'this machine')}"
+
+    def _check_whole(self) -> None:
+        if harmed := cut_or_missing(self.path):
+            raise UserError(
+                f"{self.path} was done, but {harmed[0]!r} is gone or was cut since; "
+                "move the folder away and run the same command again"
+            )
 
     def _check_config(self) -> None:
         file = self.path / "config.json"
@@ -261,28 +241,3 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-
-
-def file_digest(path: Path) -> dict:
-    with open(path, "rb") as f:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(f, "sha256").hexdigest(),
-        }
-
-
-def write_manifest(folder: Path) -> None:
-    """manifest.json: size and SHA-256 of every file below `folder`, the mark that it is whole."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
-    write_json(
-        folder / "manifest.json", {str(p.relative_to(folder)): file_digest(p) for p in files}
-    )
-
-
-def verify_manifest(folder: Path) -> bool:
-    """Is every file of the manifest there, unaltered?"""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return bool(manifest) and all(file_digest(folder / n) == d for n, d in manifest.items())
-    except (OSError, ValueError):
-        return False

@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +16,10 @@ from toy2d.runfolder import (
     RunFolder,
     UserError,
     hash_tensors,
+    load_tensors,
     read_csv,
+    save_tensors,
+    verify_manifest,
     write_atomic,
     write_csv,
 )
@@ -66,6 +72,63 @@ def test_two_processes_on_one_folder(tmp_path):
         pass
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+import torch
+from toy2d.runfolder import RunFolder
+with RunFolder(Path(sys.argv[1]), {"steps": 3}).open() as run:
+    run.save_checkpoint(1, {"x": torch.ones(3)}, {"step": 1})
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_the_folder_free(tmp_path):
+    """kill -9 half-way: the lock goes with the process, the status still says running, the checkpoint is whole."""
+    run = folder(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {process.pid} on {platform.node()}"), run.open():
+        pass
+    process.kill()
+    process.communicate()
+    assert run.status == "running"
+    assert not (run.path / "manifest.json").exists()
+    with run.open():
+        assert run.newest_checkpoint()[1] == {"step": 1}
+    assert run.status == "done"
+
+
+def finished(tmp_path):
+    run = folder(tmp_path)
+    with run.open():
+        write_atomic(run.path / "weights", "0123")
+        write_atomic(run.path / "figures" / "a.png", "drawn")
+    return run
+
+
+def test_a_finished_run_carries_a_manifest_of_what_counts(tmp_path):
+    run = finished(tmp_path)
+    assert verify_manifest(run.path)
+    assert list(json.loads((run.path / "manifest.json").read_text())) == ["config.json", "weights"]
+    (run.path / "figures" / "a.png").write_text("drawn anew")
+    with run.open():
+        assert run.status == "done"
+    (run.path / "weights").write_text("0124")
+    assert not verify_manifest(run.path)
+
+
+@pytest.mark.parametrize("lost", ["weights", "manifest.json"])
+def test_a_finished_run_that_lost_a_file_does_not_pass_for_done(tmp_path, lost):
+    run = finished(tmp_path)
+    (run.path / lost).unlink()
+    with pytest.raises(UserError, match=f"was done, but '{lost}' is gone"), run.open():
+        pass
+
+
 @pytest.mark.parametrize("name", ["status.json", "config.json"])
 def test_garbage_in_the_folder_is_named(tmp_path, name):
     with folder(tmp_path).open():
@@ -87,6 +150,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomic(file, "new")
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
+    with pytest.raises(RunFailure, match="No space left on device"):
+        save_tensors(tmp_path / "a.json", {"x": torch.ones(3)})
+    assert os.listdir(tmp_path) == ["a.json"]
+    assert file.read_text() == "old"
 
 
 def test_no_permission_is_one_line(tmp_path, monkeypatch):
@@ -158,3 +225,11 @@ def test_hash_sees_names_values_and_shapes():
     assert hash_tensors(a) == hash_tensors({"x": torch.arange(4.0)})
     others = [{"y": a["x"]}, {"x": a["x"] + 1}, {"x": a["x"].reshape(2, 2)}, {"x": a["x"].double()}]
     assert len({hash_tensors(o) for o in (a, *others)}) == 5
+
+
+def test_tensors_that_share_memory_are_saved_each_on_its_own(tmp_path):
+    x = torch.arange(6.0).reshape(2, 3)
+    tensors = {"x": x, "same": x, "row": x[1], "turned": x.T, "empty": x[:0], "bf16": x.bfloat16()}
+    save_tensors(tmp_path / "t.safetensors", tensors)
+    loaded = load_tensors(tmp_path / "t.safetensors")
+    assert all(torch.equal(loaded[k], v) for k, v in tensors.items())

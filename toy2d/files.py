@@ -1,0 +1,116 @@
+"""Files that appear whole or not at all, and the two faults that a command reports in one line. Imports nothing heavy.
+
+Temporary name on the same file system, fsync, rename: whoever reads sees the old file or the new one.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that says what, where and what to do. Exit code 2."""
+
+
+class RunFailure(Exception):
+    """Something the machine refused (disk, permission, divergence of everything): one line. Exit code 1."""
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; it becomes `path` when the body ends, and goes when the body raises.
+
+    Raises RunFailure if the disk is full or the folder refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        raise RunFailure(
+            f"cannot write {path}: {e.strerror}; free some space or choose another --out"
+        ) from e
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    with appearing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value) -> None:
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows that may have different columns; the header is their union in order of appearance."""
+    columns = list(dict.fromkeys(c for row in rows for c in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Rows of `write_csv`; numbers become floats, empty cells are left out."""
+
+    def value(text):
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    with open(path, newline="") as f:
+        return [
+            {k: value(v) for k, v in row.items() if v not in ("", None)}
+            for row in csv.DictReader(f)
+        ]
+
+
+# ---- is a folder as it was left?
+def file_digest(path: Path) -> dict:
+    with open(path, "rb") as f:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(f, "sha256").hexdigest(),
+        }
+
+
+def write_manifest(folder: Path, leave_out: tuple[str, ...] = ()) -> None:
+    """manifest.json: size and SHA-256 of every file below `folder`, the mark that it is whole. `leave_out`: names at its top."""
+    left = {"manifest.json", *leave_out}
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    named = {str(p.relative_to(folder)): p for p in files}
+    kept = {name: p for name, p in named.items() if Path(name).parts[0] not in left}
+    write_json(folder / "manifest.json", {name: file_digest(p) for name, p in kept.items()})
+
+
+def verify_manifest(folder: Path) -> bool:
+    """Is every file of the manifest there, unaltered?"""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return bool(manifest) and all(file_digest(folder / n) == d for n, d in manifest.items())
+    except (OSError, ValueError):
+        return False
+
+
+def cut_or_missing(folder: Path) -> list[str]:
+    """Names in the manifest whose file is gone or has another size: a glance that reads no contents. ["manifest.json"] if that is."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return ["manifest.json"]
+    sizes = {n: (folder / n).stat().st_size for n in manifest if (folder / n).is_file()}
+    return [n for n, digest in manifest.items() if sizes.get(n) != digest["bytes"]]
