@@ -9,7 +9,7 @@ Read in this order; a module imports only from those above it. Objectives, sched
     model          load, and choose what trains
     adapters       ||delta W||^2 of LoRA without forming delta W; the anchors
     data           pictures -> latents, prompts -> embeddings, each computed once
-    sample         prompts x seeds -> pictures; the base's chains
+    sample         prompts x seeds -> pictures
     classimages    the class set, made by the frozen base, with its manifest
     train          one loop, with state (exact resume), engine, prepare, fisher and validate beside it
     card, export   weights in the formats that others open

@@ -1,4 +1,4 @@
-"""Prompts x seeds -> pictures, and the chains that measure drift.
+"""Prompts x seeds -> pictures.
 
     x_T from the seed's own generator;  eps = eps(uncond) + guidance (eps(cond) - eps(uncond));  x_{t-1} by a diffusers scheduler
 
@@ -11,7 +11,6 @@ import hashlib
 import math
 import textwrap
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from diffusers import (
@@ -27,8 +26,6 @@ from tqdm import tqdm
 
 from personalize.backbone import Cond, Model
 from toy2d.runfolder import RunFailure, UserError
-from toy2d.sample import ancestral
-from toy2d.schedule import Schedule
 
 Encode = Callable[[list[str]], Cond]
 
@@ -178,37 +175,6 @@ def to_pil(pixels: Tensor) -> list[Image.Image]:
     """Pictures of pixels (N 3 H W) in [-1, 1], rounded to the nearest of 256 levels."""
     levels = ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
     return [Image.fromarray(p) for p in levels.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-# ---- the base's chains
-class Chains(NamedTuple):
-    """states[t]: x_t of n chains at node t of `schedule`; cond: their prompts' rows. What `drift.path_kl` takes."""
-
-    states: list[Tensor]
-    cond: Cond
-    schedule: Schedule
-
-
-def chains(
-    model: Model,
-    prompts: list[str],
-    n: int,
-    steps: int,
-    rng: torch.Generator,
-    resolution: int | None = None,
-    encode: Encode | None = None,
-) -> Chains:
-    """n ancestral chains of the model as it is now, `steps` of the schedule's nodes, no guidance; prompts taken in turn.
-
-    Call it before training (or inside `model.base()`): path KL wants the base's chains.
-    """
-    schedule = model.schedule.strided(steps)
-    shape = (n, *model.latent_shape(resolution or model.default_resolution))
-    with torch.no_grad(), model.evaluating():
-        cond = (encode or model.encode_prompts)([prompts[i % len(prompts)] for i in range(n)])
-        x_T = torch.randn(shape, generator=rng, device=rng.device).to(model.device)
-        states = ancestral(model.predict, schedule, x_T, cond, rng, chain=True)
-    return Chains(states, cond, schedule)
 
 
 # ---- many pictures on one

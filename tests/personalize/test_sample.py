@@ -11,16 +11,13 @@ from personalize.model import SD15, Model, choose, tiny
 from personalize.sample import (
     SAMPLERS,
     batches,
-    chains,
     generate,
     grid,
     image_seed,
     make_sampler,
     sample_latents,
 )
-from toy2d.drift import path_kl
 from toy2d.runfolder import RunFailure, UserError
-from toy2d.sample import ancestral
 
 PROMPTS = ["a sks dog", "a cat in the snow"]
 
@@ -140,30 +137,6 @@ def test_seeds_of_pictures_are_all_different():
 def test_resolution_is_free_within_the_models_multiples(base):
     cond = base.encode_prompts(PROMPTS)
     assert sample_latents(base, cond, [0, 1], 96, steps=2, guidance=1).shape == (2, 4, 12, 12)
-
-
-# ---- chains
-def test_chains_are_the_toys_ancestral_sampler_on_the_base(base):
-    ours = chains(base, PROMPTS, 3, 5, torch.Generator().manual_seed(0))
-    rng = torch.Generator().manual_seed(0)
-    x_T = torch.randn(3, 4, 8, 8, generator=rng)
-    cond = base.encode_prompts([PROMPTS[0], PROMPTS[1], PROMPTS[0]])
-    states = ancestral(base.predict, base.schedule.strided(5), x_T, cond, rng, chain=True)
-    assert all(torch.equal(a, b) for a, b in zip(ours.states, states, strict=True))
-    assert torch.equal(ours.states[-1], x_T)
-
-
-def test_path_kl_of_a_constant_shift_has_its_closed_form(base):
-    """eps + h everywhere: KL(paths) = sum_t w_t |h|^2, whatever the chains; the base against itself is zero."""
-    states, cond, schedule = chains(base, PROMPTS, 4, 5, torch.Generator().manual_seed(0))
-    zero, _ = path_kl(base.predict, base.predict, schedule, states, cond)
-    assert zero == 0
-    h = 0.01
-    shifted = lambda x, t, c: base.predict(x, t, c) + h  # noqa: E731
-    kl, stderr = path_kl(shifted, base.predict, schedule, states, cond)
-    expected = float(schedule.path_weights().sum()) * h**2 * 4 * 8 * 8
-    assert kl.item() == pytest.approx(expected, rel=1e-4)
-    assert stderr.item() < 1e-4 * expected
 
 
 # ---- grids
