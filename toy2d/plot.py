@@ -202,10 +202,10 @@ def draw_kl_per_class(metrics: dict, config: dict):
             error = np.abs(limits[:, 1:].T - limits[:, 0])
             ax.errorbar(x, limits[:, 0], yerr=error, label=label, elinewidth=1, **look)
         ax.set_xticks(np.arange(len(names)), names, rotation=20)
-        _log(ax, "y")
+        log_axes(ax, "y")
         ax.set_title(f"{title}, nats", fontsize=9)
     axes[0].set_ylabel("KL (nats)")
-    _legend(axes[1])
+    legend(axes[1])
     caption = (
         f"KL per old class and for their mixture, in nats: geometric mean over {seeds_note(config)}, bars one standard error. "
         f"Prior preservation replays {metrics['replayed_class']} only."
@@ -233,7 +233,7 @@ def draw_chain(metrics: dict, config: dict):
             flat = [r for same in runs for r in same if value(r, "delta_theta") > 0]
             xy = np.array([(value(r, kx), value(r, ky)) for r in flat]).reshape(-1, 2)
             ax.plot(xy[:, 0], xy[:, 1], **style(objective) | {"linestyle": "none"}, label=objective, alpha=0.8)  # fmt: skip
-        _log(ax)
+        log_axes(ax)
         _guide(
             ax,
             slope,
@@ -242,7 +242,7 @@ def draw_chain(metrics: dict, config: dict):
         )
         ax.set_xlabel(lx)
         ax.set_ylabel(ly)
-    _legend(axes[2])
+    legend(axes[2])
     caption = (
         f"From parameters to law, one point a run ({len(metrics['runs'])} runs, {seeds_note(config)}), log-log. Left: the link that L2 "
         "bounds. Middle: path KL is quadratic in the output. Right: path KL bounds the KL of the *ancestral* sampler; the KL shown is "
@@ -251,7 +251,7 @@ def draw_chain(metrics: dict, config: dict):
     return figure, caption
 
 
-def _log(ax, which: str = "xy") -> None:
+def log_axes(ax, which: str = "xy") -> None:
     """Logarithmic axes, where there is anything positive to show; decades labelled, less than two decades at 1, 2, 5."""
     lines = [np.asarray(line.get_xydata(), float).reshape(-1, 2) for line in ax.lines]
     data = np.concatenate(lines) if lines else np.empty((0, 2))
@@ -274,7 +274,7 @@ def _band(ax, x, limits: np.ndarray, objective: str, label: str, alpha: float) -
     ax.fill_between(x, limits[:, 1], limits[:, 2], color=look["color"], alpha=alpha, linewidth=0)
 
 
-def _legend(ax) -> None:
+def legend(ax) -> None:
     """Beside the axes, if anything was drawn."""
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
@@ -313,10 +313,10 @@ def draw_weights(metrics: dict, config: dict):
             level = geometric([value(r, key) for r in standard[0]])[0]
             ax.axhline(level, color="black", linewidth=1, linestyle=":")
             ax.annotate("standard", (0.99, level), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")  # fmt: skip
-        _log(ax)
+        log_axes(ax)
         ax.set_xlabel("weight (each objective's own unit)")
         ax.set_ylabel(label)
-    _legend(axes[2])
+    legend(axes[2])
     caption = f"Every objective over its weight: geometric mean, band one standard error over {seeds_note(config)}. Dotted: standard."
     return figure, caption
 
@@ -330,10 +330,10 @@ def draw_tradeoff(metrics: dict, config: dict):
             x[:, 0], y[:, 0], xerr=np.abs(x[:, 1:].T - x[:, 0]), yerr=np.abs(y[:, 1:].T - y[:, 0]),
             label=objective, elinewidth=0.6, linewidth=1, **style(objective),
         )  # fmt: skip
-    _log(ax)
+    log_axes(ax)
     ax.set_xlabel("new class not learnt: KL(world || tuned) (nats)")
     ax.set_ylabel("old classes lost: KL(base || tuned) (nats)")
-    _legend(ax)
+    legend(ax)
     caption = (
         "Adaptation against preservation: lower left is better. Lines join the weights of one objective; geometric means, bars one "
         f"standard error over {seeds_note(config)}."
@@ -400,9 +400,9 @@ def draw_training(rows: list[dict], metrics: dict, config: dict):
             limits = np.array([geometric(v) if v else (np.nan,) * 3 for v in values]).reshape(-1, 3)
             name = objective if weight is None else f"{objective}:{weight:g}"
             _band(ax, steps, limits, objective, name, alpha=0.12)
-        _log(ax)
+        log_axes(ax)
         ax.set_xlabel("training step")
         ax.set_ylabel(label)
-    _legend(axes[2])
+    legend(axes[2])
     caption = f"Along training, each objective at its best weight for equal adaptation; geometric mean, band one standard error over {seeds_note(config)}."
     return figure, caption

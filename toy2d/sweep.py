@@ -13,7 +13,7 @@ import numpy as np
 
 from toy2d.config import Sweep
 from toy2d.experiment import run
-from toy2d.plot import _legend, _log, geometric, plt, save, style, value
+from toy2d.plot import geometric, legend, log_axes, plt, save, style, value
 from toy2d.runfolder import write_csv, write_json
 
 
@@ -85,12 +85,12 @@ def draw(summary: list[dict], plan: Sweep):
         ax.step(
             x, np.minimum.accumulate(y), where="post", label=objective, **look | {"marker": "none"}
         )
-    _log(ax)
+    log_axes(ax)
     ax.set_xlabel("new class not learnt: KL(world || tuned) (nats)")
     ax.set_ylabel("old classes lost: KL(base || tuned) (nats)")
     ax.set_title(
         f"{len(summary)} settings, geometric mean over {len(plan.seeds)} seeds, bars 1 standard error;\n"
         "lines: the least drift at that adaptation or better", fontsize=8,
     )  # fmt: skip
-    _legend(ax)
+    legend(ax)
     return figure
