@@ -1,0 +1,159 @@
+"""Pictures of a model, their scores, and how far the model moved from its base. What `Evaluation.write` leaves in a folder:
+
+    evaluation.json   headline, drift by group, means with intervals over seeds, evaluators, preprocessing, convention
+    pictures.csv      one row a picture            prompts.csv   one row a prompt            tuned/ base/   the pictures, kept
+
+`evaluate_model` takes models in memory; the command line around it is evaluate_run.py, and `compare` calls it too.
+Evaluating again draws only the pictures that are missing.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from personalize import measure
+from personalize.card import public_name
+from personalize.config import TrainConfig
+from personalize.data import Prompts
+from personalize.evaluators import Evaluators
+from personalize.gallery import USUAL, Sampling, pictures, weights_hash
+from personalize.model import Model
+from personalize.photos import scan
+from personalize.prompts import PromptSet
+from personalize.score import look_at, score
+from personalize.summary import METRICS, prompt_rows, summarise
+from toy2d.runfolder import environment, write_csv, write_json
+
+CONVENTION = "CLIP-T compares with the prompt without its identifier: 'a dog in the snow' for 'a sks dog in the snow'"  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """rows: one a picture (pictures.csv); prompts: one a prompt (prompts.csv); summary: `summary.summarise`; about: how it was made."""
+
+    rows: list[dict]
+    prompts: list[dict]
+    summary: dict
+    about: dict
+
+    @property
+    def headline(self) -> dict:
+        """dino, clip_i, subject_max, clip_t, pres, div, ...: each {"mean", "low", "high", "n"} or None."""
+        return self.summary["headline"]
+
+    @property
+    def drift(self) -> dict:
+        """group -> moved_dino, moved_clip, moved_perceptual, clip_t_change (intervals), mmd2_dino, path_kl; {} without a base."""
+        return self.summary["drift"]
+
+    def write(self, folder: Path) -> None:
+        write_csv(folder / "pictures.csv", self.rows)
+        write_csv(folder / "prompts.csv", self.prompts)
+        write_json(folder / "evaluation.json", {**self.summary, **self.about, "definitions": METRICS})  # fmt: skip
+
+
+def evaluate_model(
+    model: Model,
+    reference: str | Path,
+    prompts: PromptSet,
+    evaluators: Evaluators,
+    seeds: list[int],
+    folder: str | Path,
+    base: Model | None = None,
+    base_folder: str | Path | None = None,
+    training: str | Path | None = None,
+    sampling: Sampling = USUAL,
+    chains: int = 4,
+    say: Callable[[str], None] = print,
+) -> Evaluation:
+    """Draw (or find) the pictures of every prompt and seed, score them, measure drift; nothing but pictures is written.
+
+    reference: folder of the subject's pictures; training: of those it was trained on (default: the same).
+    base: the base as a model of its own; needless where adapters can be switched off; without any base there is no drift.
+    base_folder: where the base's pictures are kept (default: folder/base); runs of one base may share it, then they are drawn once.
+    chains: base chains for each prompt of path KL; 0: no path KL (a run's metrics.json has it already).
+    Raises UserError for pictures that cannot be read, or folders made differently.
+    """
+    folder = Path(folder)
+    subject = scan(reference, captions=False)
+    shown = scan(training, captions=False) if training else subject
+    references = look_at([r.path for r in subject.require()], [r.path for r in shown.require()], evaluators)  # fmt: skip
+    jobs = [(prompt, seed) for _, prompt in prompts.jobs() for seed in seeds]
+    other, switched = (base, False) if base else (model, True)
+    theirs = {}
+    if base or has_its_base(model):
+        theirs = pictures(other, jobs, Path(base_folder or folder / "base"), sampling, switched, say)  # fmt: skip
+    mine = pictures(model, jobs, folder / "tuned", sampling, say=say)
+    scores = score(prompts, seeds, mine, theirs, evaluators, references)
+    paths = path_kl(model, base, prompts, sampling, chains) if theirs and chains else {}
+    summary = summarise(scores.rows, references.real_images(), scores.dino, paths)
+    about = {
+        "model": public_name(model.source),
+        "weights": weights_hash(model),
+        "base": (base or model).hash() if theirs else None,
+        "reference": {"folder": Path(reference).name, "pictures": references.names, "hash": subject.hash()},
+        "training": {"folder": shown.folder.name, "pictures": references.training, "hash": shown.hash()},
+        "identifier": prompts.identifier,
+        "class_word": prompts.class_word,
+        "prompts": prompts.groups,
+        "seeds": seeds,
+        "sampling": asdict(sampling),
+        "evaluators": evaluators.describe(),
+        "left_out": notes(evaluators, len(references.names), len(seeds), bool(theirs)),
+        "prompt_convention": CONVENTION,
+        "intervals": "95 %, percentile bootstrap of the means of seeds (prompts are fixed); few seeds make them too narrow",
+        "environment": environment(("torch", "diffusers", "transformers", "scipy")),
+    }  # fmt: skip
+    return Evaluation(scores.rows, prompt_rows(scores.rows), summary, about)
+
+
+def has_its_base(model: Model) -> bool:
+    """Can the base be had by switching adapters off?"""
+    if model.trained == "nothing":
+        return False
+    try:
+        with model.base():
+            return True
+    except RuntimeError:
+        return False
+
+
+def notes(evaluators: Evaluators, references: int, seeds: int, base: bool) -> list[str]:
+    """What is missing from the numbers, one sentence each."""
+    out = list(evaluators.left_out)
+    if references == 1:
+        out.append("one reference picture: how alike the references are among themselves is undefined")  # fmt: skip
+    if seeds == 1:
+        out.append("one picture a prompt: diversity and intervals are undefined; raise --images")
+    if not base:
+        out.append("no base model: nothing is said about drift; name one with --base")
+    return out
+
+
+def path_kl(
+    model: Model, base: Model | None, prompts: PromptSet, sampling: Sampling, chains: int, nodes: int = 10
+) -> dict:  # fmt: skip
+    """group -> (mean, standard error, number of chains), as `personalize train` measures it, over the evaluation's own prompts."""
+    ask, answer = Prompts(base or model), Prompts(model)
+
+    def predict_base(x_t, t, texts):
+        if base:
+            return base.predict(x_t, t, ask(texts))
+        with model.base():
+            return model.predict(x_t, t, ask(texts))
+
+    def predict(x_t, t, texts):
+        return model.predict(x_t, t, answer(texts))
+
+    groups = prompts.groups
+    config = TrainConfig(
+        "", "", measure_chains=chains, measure_nodes=nodes, sample_batch_size=sampling.batch_size,
+        class_prompt=groups["class"][0] if "class" in groups else None,
+        context_prompts=groups.get("contexts", ()), unrelated_prompts=groups.get("unrelated", ()),
+    )  # fmt: skip
+    shape = model.latent_shape(sampling.resolution or model.default_resolution)
+    with torch.no_grad(), model.evaluating():
+        made = measure.make_chains(predict_base, config, model.schedule, shape)
+        return measure.path_drift(predict, made, sampling.batch_size)

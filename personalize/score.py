@@ -1,0 +1,145 @@
+"""Pictures -> one row each: every number that belongs to a single picture. `summary` makes means of rows, and reads nothing else.
+
+Rows of one prompt are made together, because diversity and drift are about its pictures: n seeds of the tuned model and, where
+there is one, the base's n pictures from the same seeds.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from personalize.evaluators import Evaluators
+from personalize.gallery import Job
+from personalize.metrics import cosine, mean_to_others, paired_cosine, pairwise_perceptual
+from personalize.photos import open_rgb
+from personalize.prompts import PromptSet
+
+Columns = dict[str, Tensor]  # each (n,) or (2 n,): the tuned model's pictures, then the base's
+
+
+@dataclass
+class References:
+    """Features of the subject's pictures, and of those it was trained on."""
+
+    names: list[str]
+    training: list[str]
+    clip: Tensor | None = None  # (R, D)
+    dino: Tensor | None = None  # (R, D)
+    training_dino: Tensor | None = None
+
+    def real_images(self) -> dict[str, float | None]:
+        """The references among themselves: the most that fidelity can mean ("Real Images" in DreamBooth's table). None for one."""
+        found = {"clip_i": self.clip, "dino": self.dino}
+        pairs = {k: mean_to_others(cosine(f, f)).mean() for k, f in found.items() if f is not None}
+        return {k: None if math.isnan(v) else float(v) for k, v in pairs.items()}
+
+
+def look_at(reference: list[Path], training: list[Path], evaluators: Evaluators) -> References:
+    """Raises UserError naming a picture that cannot be read."""
+    out = References([p.name for p in reference], [p.name for p in training])
+    images = [open_rgb(p) for p in reference]
+    if evaluators.clip:
+        out.clip = evaluators.clip.images(images)
+    if evaluators.dino:
+        out.dino = evaluators.dino.features(images)[0]
+        same = training == reference
+        out.training_dino = out.dino if same else evaluators.dino.features([open_rgb(p) for p in training])[0]  # fmt: skip
+    return out
+
+
+@dataclass
+class Scores:
+    """`rows`: one for each picture. `dino`: (model, group) -> DINO features of all its pictures, for distances of sets."""
+
+    rows: list[dict] = field(default_factory=list)
+    dino: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
+
+
+def score(
+    prompts: PromptSet, seeds: list[int], tuned: dict[Job, Path], base: dict[Job, Path], evaluators: Evaluators, references: References
+) -> Scores:  # fmt: skip
+    """`base` may be empty: then nothing is said about drift."""
+    scores = Scores()
+    for group, prompt in prompts.jobs():
+        sides = {"tuned": tuned, "base": base} if base else {"tuned": tuned}
+        files = [(side, seed, of[prompt, seed]) for side, of in sides.items() for seed in seeds]
+        images = [open_rgb(path) for _, _, path in files]
+        columns: Columns = {}
+        if evaluators.clip:
+            columns |= clip_columns(evaluators, prompts.plain(prompt), images, len(seeds), references)  # fmt: skip
+        if evaluators.dino:
+            found, features = dino_columns(evaluators, images, len(seeds), references)
+            columns |= found
+            for (side, _, _), f in zip(files, features, strict=True):
+                scores.dino.setdefault((side, group), []).append(f)
+        if evaluators.lpips:
+            columns |= distance_columns("lpips", evaluators.lpips.pairwise(images), len(seeds))
+        texts = truth_columns(evaluators, prompt, images)
+        for i, (side, seed, path) in enumerate(files):
+            row = {"model": side, "group": group, "prompt": prompt, "seed": seed, "file": path.name}
+            row |= {k: float(v[i]) for k, v in columns.items() if k != "nearest"}
+            if "nearest" in columns:
+                row["nearest"] = references.training[int(columns["nearest"][i])]
+            scores.rows.append({k: v for k, v in row.items() if v == v} | {k: v[i] for k, v in texts.items()})  # fmt: skip
+    return scores
+
+
+def clip_columns(evaluators: Evaluators, text: str, images: list[Image.Image], n: int, references: References) -> Columns:  # fmt: skip
+    features = evaluators.clip.images(images)
+    to_text = cosine(features, evaluators.clip.texts([text]))[:, 0]
+    to_subject = cosine(features, references.clip)
+    out = {"clip_t": to_text, "clip_i": to_subject.mean(1), "subject_max": to_subject.max(1).values}
+    out["pairwise_clip"] = within(cosine(features, features), n)
+    if len(features) > n:
+        out["moved_clip"] = 1 - paired_cosine(features[:n], features[n:])
+        out["clip_t_change"] = to_text[:n] - to_text[n:]
+    return pad(out, len(images))
+
+
+def dino_columns(evaluators: Evaluators, images: list[Image.Image], n: int, references: References) -> tuple[Columns, Tensor]:  # fmt: skip
+    """And the features. Distances of the layers are taken here, so that one prompt's layers at a time are in memory."""
+    features, layers = evaluators.dino.features(images)
+    nearest = cosine(features, references.training_dino).max(1)
+    out = {"dino": cosine(features, references.dino).mean(1), "memorization": nearest.values}
+    out["nearest"] = nearest.indices
+    out |= distance_columns("perceptual", pairwise_perceptual(layers), n)
+    if len(features) > n:
+        out["moved_dino"] = 1 - paired_cosine(features[:n], features[n:])
+    return pad(out, len(images)), features
+
+
+def distance_columns(name: str, pairwise: Tensor, n: int) -> Columns:
+    """`name`: mean distance to the prompt's other pictures of the same model; moved_`name`: to the base's with the same seed."""
+    out = {name: within(pairwise, n)}
+    if len(pairwise) > n:
+        out[f"moved_{name}"] = pairwise[:n, n:].diagonal()
+    return pad(out, len(pairwise))
+
+
+def truth_columns(
+    evaluators: Evaluators, prompt: str, images: list[Image.Image]
+) -> dict[str, list]:
+    """Is the class, is the scene there that the prompt names? Empty where it names none, or nobody knows."""
+    if not evaluators.truth:
+        return {}
+    read, out = evaluators.truth.read(images), {}
+    for k, name in enumerate(("class", "scene")):
+        asked = [word for word in set(evaluators.truth.labels[k]) if f" {word} " in f" {prompt} "]
+        if asked:
+            out[f"{name}_right"] = [float(r[k] == max(asked, key=len)) for r in read]
+    return out
+
+
+def within(pairwise: Tensor, n: int) -> Tensor:
+    """Mean to the others of the same model: the first n pictures among themselves, and the rest among themselves."""
+    return torch.cat([mean_to_others(pairwise[:n, :n]), mean_to_others(pairwise[n:, n:])])
+
+
+def pad(columns: Columns, length: int) -> Columns:
+    """nan for the base's pictures in columns that only the tuned model's have."""
+    nan = torch.full((length,), math.nan)
+    return {k: torch.cat([v, nan[len(v) :].to(v)]) if v.is_floating_point() else v for k, v in columns.items()}  # fmt: skip
