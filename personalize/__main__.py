@@ -1,4 +1,4 @@
-"""The command line: personalize train | check | generate | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
+"""The command line: personalize train | check | generate | evaluate | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
 
 import os
 import sys
@@ -46,6 +46,42 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Scores of a model's pictures, and how far it moved from its base: DINO, CLIP-I, CLIP-T, PRES, DIV, memorization, drift, path KL.
+
+    personalize evaluate --model runs/rex --reference photos/ --prompts dreambooth
+    personalize evaluate --model runs/bench --reference dreambooth/        all of the benchmark's subjects that have a run
+    """
+
+    model: str  # run folder, pipeline folder, hub id or mini
+    reference: str  # folder of the subject's pictures; or the benchmark's root: then --model holds runs named as its subjects
+    prompts: str | None = (
+        None  # dreambooth, dreambooth-live, dreambooth-object, mini, or a text file; default: the model's
+    )
+    class_word: str | None = (
+        None  # e.g. dog; default: from the run's prompts, or the benchmark's folder name
+    )
+    identifier: str | None = None  # e.g. sks; default: from the run's prompts
+    base: str | None = None  # what drift is measured from; default: the run's own base
+    training: str | None = (
+        None  # pictures that may have been memorized; default: the run's, else --reference
+    )
+    images: int = 4  # for each prompt, from as many seeds
+    seed: int = 0
+    steps: int = 25
+    guidance: float = 7.5  # 1: none
+    sampler: str = "dpmsolver++"
+    sample_batch_size: int = 8
+    resolution: int | None = None  # default: the run's
+    chains: int = 4  # base chains of path KL for each prompt; 0: none
+    clip: str | None = (
+        None  # folder or hub id; default: openai/clip-vit-base-patch32, or the mini's own
+    )
+    dino: str | None = None  # folder or hub id; default: facebook/dino-vits16, or the mini's own
+    out: str | None = None  # default: evaluation/ in the model's folder
+
+
+@dataclass(frozen=True)
 class Bench:
     """Times and memory of the objectives, side by side in one process, as ratios to standard.
 
@@ -62,7 +98,13 @@ class Bench:
     out: str | None = None  # a JSON file for the numbers
 
 
-COMMANDS = {"train": TrainConfig, "check": Check, "generate": Generate, "bench": Bench}
+COMMANDS = {
+    "train": TrainConfig,
+    "check": Check,
+    "generate": Generate,
+    "evaluate": Evaluate,
+    "bench": Bench,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,6 +155,10 @@ def act(asked) -> None:
         from personalize.pictures import pictures_of_run
 
         print(pictures_of_run(asked))
+    elif isinstance(asked, Evaluate):
+        from personalize.evaluate_run import evaluate
+
+        evaluate(asked)
     elif isinstance(asked, Bench):
         from personalize.bench import bench
 
