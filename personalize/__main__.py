@@ -4,11 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 
 from personalize.config import TrainConfig
-from personalize.rules import explain_foreign_flags
+from personalize.rules import OBJECTIVES, explain_foreign_flags
 from toy2d.files import RunFailure, UserError
 
 
@@ -53,19 +54,13 @@ class Evaluate:
     personalize evaluate --model runs/bench --reference dreambooth/        all of the benchmark's subjects that have a run
     """
 
-    model: str  # run folder, pipeline folder, hub id or mini
-    reference: str  # folder of the subject's pictures; or the benchmark's root: then --model holds runs named as its subjects
-    prompts: str | None = (
-        None  # dreambooth, dreambooth-live, dreambooth-object, mini, or a text file; default: the model's
-    )
-    class_word: str | None = (
-        None  # e.g. dog; default: from the run's prompts, or the benchmark's folder name
-    )
+    model: str  # run folder, pipeline folder, hub id or mini; a folder of runs for the benchmark
+    reference: str  # folder of the subject's pictures, or the benchmark's root
+    prompts: str | None = None  # dreambooth, dreambooth-live, dreambooth-object, mini or a file
+    class_word: str | None = None  # default: of the run's prompts or the benchmark's folder
     identifier: str | None = None  # e.g. sks; default: from the run's prompts
     base: str | None = None  # what drift is measured from; default: the run's own base
-    training: str | None = (
-        None  # pictures that may have been memorized; default: the run's, else --reference
-    )
+    training: str | None = None  # pictures that may be memorized; default: the run's own
     images: int = 4  # for each prompt, from as many seeds
     seed: int = 0
     steps: int = 25
@@ -73,11 +68,10 @@ class Evaluate:
     sampler: str = "dpmsolver++"
     sample_batch_size: int = 8
     resolution: int | None = None  # default: the run's
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # of the pictures
     chains: int = 4  # base chains of path KL for each prompt; 0: none
-    clip: str | None = (
-        None  # folder or hub id; default: openai/clip-vit-base-patch32, or the mini's own
-    )
-    dino: str | None = None  # folder or hub id; default: facebook/dino-vits16, or the mini's own
+    clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
+    dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
     out: str | None = None  # default: evaluation/ in the model's folder
 
 
@@ -90,10 +84,17 @@ class Bench:
     """
 
     model: str | None = None  # pipeline folder or hub id; default: a random one of --width
-    width: int = 32  # channels of the random model's first level; SD-1.5 has 320
+    width: int = 32  # of the random model's first level; 320 is SD-1.5, text encoder and VAE too
     resolution: int = 256  # pixels
     batch_size: int = 1
-    steps: int = 6  # timed, after two that are not
+    steps: int = 6  # timed for each objective, in three rounds after one that is not
+    kinds: tuple[Literal["full", "lora"], ...] = ("full", "lora")  # what trains
+    objectives: tuple[str, ...] = OBJECTIVES  # ratios are to the first
+    parts: tuple[Literal["steps", "usual", "class_images"], ...] = (
+        "steps",
+        "usual",
+        "class_images",
+    )
     mixed_precision: str = "no"
     out: str | None = None  # a JSON file for the numbers
 

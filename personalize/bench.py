@@ -1,22 +1,24 @@
 """`personalize bench`: what each objective costs, side by side in one process, as ratios.
 
     steps          seconds of a real training step (`train.fit`), every objective x {full, lora}, and what stays in memory
-    usual example  the same network with VAE and text encoder in every step, as the field's example scripts do
+    usual example  the same network and loop, but photo, VAE and text encoder in every step, as the field's example scripts do
     class images   our sampler in large batches against 50 PNDM steps in fours
     to a model     800 steps and 200 class images at these rates (computed from the measured ones)
 
 Latents and, unless --model is given, weights are random: speed does not depend on them. On a CPU the clock is this process's CPU time,
 because other programs come and go. `held` counts every tensor alive between two steps, in units of the denoiser's weights: full training
-holds 3 (weights and Adam's two moments; gradients are freed) and the parked VAE; an L2 anchor is 1 more, Fisher 2, a second network
+holds 3 (weights and Adam's two moments; gradients are freed) and the parked VAE and text encoder; an L2 anchor is 1 more, Fisher 2, a second network
 would be 1 more.
 """
 
 import gc
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -26,13 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from personalize.engine import make_state
 from personalize.experiment import PACKAGES
-from personalize.model import choose
 from personalize.prepare import DTYPES
-from personalize.rules import OBJECTIVES
 from personalize.sample import generate
-from personalize.stand import RandomPool, assemble, configuration, open_model
-from personalize.train import Run, Streams, fit
-from toy2d.objectives import denoising_loss
+from personalize.stand import Stand, open_model
+from personalize.train import Run, fit
 from toy2d.runfolder import environment, write_json
 
 RECIPE = {
@@ -50,12 +49,17 @@ def bench(asked, console: Console | None = None) -> dict:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         **{k: v for k, v in vars(asked).items() if k != "out"},
         "environment": environment(PACKAGES),
-        "steps_by_kind": {kind: step_times(asked, kind) for kind in ("full", "lora")},
-        "usual_example": usual_example(asked),
-        "class_images": class_image_rates(asked),
         "matmul_flops": matmul_rate(DTYPES[asked.mixed_precision]),
     }
-    numbers["to_a_model"] = times_to_a_model(numbers)
+    kinds = asked.kinds
+    if "steps" in asked.parts:
+        numbers["steps_by_kind"] = {kind: step_times(asked, kind) for kind in kinds}
+    if "usual" in asked.parts:
+        numbers["usual_example"] = {kind: usual_example(asked, kind) for kind in kinds}
+    if "class_images" in asked.parts:
+        numbers["class_images"] = class_image_rates(asked)
+    if {"steps", "usual", "class_images"} <= set(asked.parts):
+        numbers["to_a_model"] = times_to_a_model(numbers)
     for table in tables(numbers):
         console.print(table)
     if asked.out:
@@ -65,34 +69,56 @@ def bench(asked, console: Console | None = None) -> dict:
 
 # ---- what is measured
 def step_times(asked, kind: str) -> dict[str, dict]:
-    """Seconds of a step (the fastest of three rounds, after two steps that are not timed), tensors held, peak bytes on a GPU."""
-    out = {}
-    for objective in OBJECTIVES:
-        accelerator = Accelerator(mixed_precision=asked.mixed_precision)
-        cuda = accelerator.device.type == "cuda"
-        run, model, theta = assemble(asked, objective, kind, accelerator)
-        state = make_state(theta, run.config, accelerator.scaler)
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        rounds = []
-        for _ in range(ROUNDS + 1):
-            steps = max(2, asked.steps // ROUNDS)
-            run.config = replace(run.config, max_train_steps=state.step + steps)
-            work = partial(fit, run, state, accelerator, lambda row: None, lambda state: None)
-            rounds.append(_seconds(work) / steps)
-        unet = sum(p.numel() * p.element_size() for p in model.denoiser.parameters())
+    """Seconds of a step by objective: the fastest of ROUNDS after one that is not timed, in turns; bytes held and, on a GPU, at the peak.
+
+    All objectives move one network, so a slow minute of the machine meets them all alike; `held` leaves out what the others hold.
+    """
+    accelerator = Accelerator(mixed_precision=asked.mixed_precision)
+    stand, runs, own = Stand(asked, kind, accelerator), {}, {}
+    for objective in asked.objectives:
+        before = held_bytes()
+        runs[objective] = stand.run(objective)
+        own[objective] = held_bytes() - before
+    state = make_state(stand.theta, runs[asked.objectives[0]].config, accelerator.scaler)
+    seconds, peaks = in_turns(runs, state, accelerator, asked.steps)
+    unet = sum(p.numel() * p.element_size() for p in stand.model.denoiser.parameters())
+    common, out = held_bytes() - sum(own.values()), {}
+    for objective, took in seconds.items():
+        others = sum(own.values()) - own[objective]
         out[objective] = {
-            "seconds": min(rounds[1:]),
-            "held": held_bytes() / unet,
-            "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+            "seconds": took,
+            "ratio": took / seconds[asked.objectives[0]],
+            "held": (common + own[objective]) / unet,
+            "peak_bytes": peaks[objective] - others if peaks[objective] else None,
         }
-        if objective == "standard":
-            out[objective]["flops"] = step_flops(run, theta)
-        del run, model, theta, state
-        gc.collect()
-    for record in out.values():
-        record["ratio"] = record["seconds"] / out["standard"]["seconds"]
+    out[asked.objectives[0]]["flops"] = step_flops(runs[asked.objectives[0]], stand.theta)
     return out
+
+
+def usual_example(asked, kind: str) -> dict[str, float]:
+    """Seconds of the standard step, ours against the example scripts': the same network, loop and update, nothing cached."""
+    accelerator = Accelerator(mixed_precision=asked.mixed_precision)
+    stand = Stand(asked, kind, accelerator)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {"seconds": stand.run("standard"), "usual_seconds": stand.usual(Path(folder))}
+        state = make_state(stand.theta, runs["seconds"].config, accelerator.scaler)
+        seconds, _ = in_turns(runs, state, accelerator, asked.steps)
+    return {**seconds, "ratio": seconds["seconds"] / seconds["usual_seconds"]}
+
+
+def in_turns(runs: dict[str, Run], state, accelerator, steps: int) -> tuple[dict, dict]:
+    """(seconds of a step, bytes at the peak on a GPU) of each run; they move one state by turns."""
+    cuda, each = accelerator.device.type == "cuda", max(1, steps // ROUNDS)
+    rounds, peaks = {name: [] for name in runs}, dict.fromkeys(runs)
+    for _ in range(ROUNDS + 1):
+        for name, run in runs.items():
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            run.config = replace(run.config, max_train_steps=state.step + each)
+            work = partial(fit, run, state, accelerator, lambda row: None, lambda state: None)
+            rounds[name].append(_seconds(work) / each)
+            peaks[name] = torch.cuda.max_memory_allocated() if cuda else None
+    return {name: min(took[1:]) for name, took in rounds.items()}, peaks
 
 
 def held_bytes() -> int:
@@ -113,40 +139,6 @@ def step_flops(run: Run, theta: dict) -> int:
         terms = run.objective.terms(run.predict, run.schedule, *run.batch(0))
         torch.autograd.grad(sum(terms.values()), list(theta.values()), allow_unused=True)
     return counter.get_total_flops()
-
-
-def usual_example(asked) -> dict[str, float]:
-    """Ours: latents and embeddings cached. Theirs: the same step with VAE and text encoder inside it. Forward and backward, no update."""
-    model = open_model(asked)
-    theta = choose(model, "full")
-    texts = ["a photo of sks dog"] * asked.batch_size
-    pixels = torch.zeros(asked.batch_size, 3, asked.resolution, asked.resolution)
-    rng = torch.Generator().manual_seed(0)
-    config = configuration(asked, "standard", "full", 2)
-    pool = RandomPool(model, asked.resolution, texts[0])
-    example = Streams({"instance": pool}, config, len(model.schedule)).example("instance", 0)
-    cached = model.encode_prompts(texts)
-
-    def backward(x0, cond):
-        def predict(x_t, t, _):
-            with torch.autocast(model.device.type, DTYPES[asked.mixed_precision], enabled=asked.mixed_precision != "no"):  # fmt: skip
-                return model.predict(x_t, t, cond)
-
-        denoising_loss(predict, model.schedule, example._replace(x0=x0)).backward()
-        for p in theta.values():
-            p.grad = None
-
-    def theirs():
-        with torch.no_grad():
-            x0, cond = model.encode_images(pixels, rng), model.encode_prompts(texts)
-        backward(x0, cond)
-
-    seconds = {"ours": [], "theirs": []}
-    for _ in range(ROUNDS + 1):  # in turns, so that a slow minute of the machine meets both
-        seconds["ours"].append(_seconds(lambda: backward(example.x0, cached)))
-        seconds["theirs"].append(_seconds(theirs))
-    ours, usual = (min(seconds[k][1:]) for k in ("ours", "theirs"))
-    return {"seconds": ours, "usual_seconds": usual, "ratio": ours / usual}
 
 
 def class_image_rates(asked) -> dict[str, float]:
@@ -193,26 +185,34 @@ def times_to_a_model(numbers: dict) -> dict[str, dict[str, float]]:
             name: RECIPE["steps"] * r["seconds"] + images.get(name, 0) / rates["images_per_second"]
             for name, r in records.items()
         }
-        training = RECIPE["steps"] * records["prior"]["seconds"] / numbers["usual_example"]["ratio"]
-        class_set = RECIPE["class_images"] / rates["usual_images_per_second"]
-        out[kind]["usual prior"] = training + class_set
+        if "prior" in records:
+            usual = records["prior"]["seconds"] / numbers["usual_example"][kind]["ratio"]
+            class_set = RECIPE["class_images"] / rates["usual_images_per_second"]
+            out[kind]["usual prior"] = RECIPE["steps"] * usual + class_set
     return out
 
 
 def tables(numbers: dict) -> list[Table]:
-    steps = Table("kind", "objective", "s / step", "ratio", "held", "peak MiB", "GFLOP/s", "of matmul", title=f"steps on {numbers['device']}")  # fmt: skip
-    for kind, records in numbers["steps_by_kind"].items():
-        for name, r in records.items():
-            rate = r.get("flops", 0) / r["seconds"]
-            peak = f"{r['peak_bytes'] / 2**20:.0f}" if r["peak_bytes"] else "-"
-            share = [f"{rate / 1e9:.1f}", f"{rate / numbers['matmul_flops']:.0%}"] if rate else ["", ""]  # fmt: skip
-            steps.add_row(kind, name, f"{r['seconds']:.4g}", f"{r['ratio']:.3f}", f"{r['held']:.2f}", peak, *share)  # fmt: skip
+    made = []
+    if kinds := numbers.get("steps_by_kind"):
+        steps = Table("kind", "objective", "s / step", "ratio", "held", "peak MiB", "GFLOP/s", "of matmul", title=f"steps on {numbers['device']}")  # fmt: skip
+        for kind, records in kinds.items():
+            for name, r in records.items():
+                rate = r.get("flops", 0) / r["seconds"]
+                peak = f"{r['peak_bytes'] / 2**20:.0f}" if r["peak_bytes"] else "-"
+                share = [f"{rate / 1e9:.1f}", f"{rate / numbers['matmul_flops']:.0%}"] if rate else ["", ""]  # fmt: skip
+                steps.add_row(kind, name, f"{r['seconds']:.4g}", f"{r['ratio']:.3f}", f"{r['held']:.2f}", peak, *share)  # fmt: skip
+        made.append(steps)
     others = Table("what", "ours", "usual", "ratio", title="against the usual example")
-    u, i = numbers["usual_example"], numbers["class_images"]
-    others.add_row("step, s", f"{u['seconds']:.4g}", f"{u['usual_seconds']:.4g}", f"{u['ratio']:.3f}")  # fmt: skip
-    others.add_row("class images / s", f"{i['images_per_second']:.4g}", f"{i['usual_images_per_second']:.4g}", f"{i['speedup']:.2f}x")  # fmt: skip
-    totals = Table("kind", "objective", "s", title=f"to a model: {RECIPE['steps']} steps, {RECIPE['class_images']} class images (computed)")  # fmt: skip
-    for kind, records in numbers["to_a_model"].items():
-        for name, seconds in records.items():
-            totals.add_row(kind, name, f"{seconds:.0f}")
-    return [steps, others, totals]
+    for kind, u in numbers.get("usual_example", {}).items():
+        others.add_row(f"step, {kind}, s", f"{u['seconds']:.4g}", f"{u['usual_seconds']:.4g}", f"{u['ratio']:.3f}")  # fmt: skip
+    if i := numbers.get("class_images"):
+        others.add_row("class images / s", f"{i['images_per_second']:.4g}", f"{i['usual_images_per_second']:.4g}", f"{i['speedup']:.2f}x")  # fmt: skip
+    made += [others] if others.row_count else []
+    if totals := numbers.get("to_a_model"):
+        table = Table("kind", "objective", "s", title=f"to a model: {RECIPE['steps']} steps, {RECIPE['class_images']} class images (computed)")  # fmt: skip
+        for kind, records in totals.items():
+            for name, seconds in records.items():
+                table.add_row(kind, name, f"{seconds:.0f}")
+        made.append(table)
+    return made

@@ -1,17 +1,25 @@
 """The bench's stand: networks with random weights, random latents, and the loop's parts put together as `experiment` would."""
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from personalize.adapters import anchors_for, copy_of, plain_parameters
 from personalize.config import TrainConfig
-from personalize.data import Prompts
+from personalize.data import Prompts, instance_set, scan
 from personalize.fisher import effective_weights, fisher_anchor
 from personalize.model import SD15, Model, choose, load
 from personalize.prepare import DTYPES
 from personalize.tiny import tiny
 from personalize.train import Run, StoredAnswers, Streams, objective_of
+
+ROLES = {"instance": "a photo of sks dog", "prior": "a photo of a dog", "output": "a photo of a dog"}  # fmt: skip
 
 
 def open_model(asked, kind: str = "full") -> Model:
@@ -24,28 +32,57 @@ def open_model(asked, kind: str = "full") -> Model:
     return model.to(device)
 
 
-def random_pipeline(width: int):
-    """SD-1.5's architecture with `width` channels at the first level: 320 is SD-1.5 itself (its text encoder apart)."""
-    pipeline, cross = tiny(), 32
-    pipeline.unet = UNet2DConditionModel(
-        sample_size=64,
+def random_pipeline(width: int = 320, seed: int = 0) -> StableDiffusionPipeline:
+    """SD-1.5's three networks with every width scaled by width / 320 and random weights; at 320 its exact architecture.
+
+    Sizes are those of stable-diffusion-v1-5's config.json files: UNet 320 / 640 / 1280 / 1280 with 8 heads, VAE 128 / 256 / 512 / 512,
+    CLIP-L's text model of 12 layers x 768. Heads and layers stay as many, so that a smaller one has the same shape of cost.
+    """
+    pipeline, text = tiny(), 12 * max(1, round(width / 5))  # 12 heads of 64 at 320
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline.unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+            cross_attention_dim=text,
+            attention_head_dim=8,
+            norm_num_groups=_groups(width),
+        )
+        pipeline.vae = _random_vae(8 * max(1, round(width / 20)))
+        pipeline.text_encoder = _random_text_encoder(text, pipeline.tokenizer)
+    return pipeline
+
+
+def _random_vae(width: int) -> AutoencoderKL:
+    """`width` channels at the first level: 128 for SD-1.5."""
+    return AutoencoderKL(
         block_out_channels=(width, 2 * width, 4 * width, 4 * width),
-        layers_per_block=2,
-        cross_attention_dim=cross,
-        attention_head_dim=8,
-        norm_num_groups=32 if width % 32 == 0 else 8,
-    )
-    base = max(16, round(width / 20) * 8)  # 128 for SD-1.5
-    pipeline.vae = AutoencoderKL(
-        block_out_channels=(base, 2 * base, 4 * base, 4 * base),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
-        norm_num_groups=8,
+        norm_num_groups=_groups(width),
         latent_channels=4,
+        sample_size=512,
         scaling_factor=0.18215,
     )
-    return pipeline
+
+
+def _random_text_encoder(width: int, tokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            hidden_act="quick_gelu",
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def _groups(width: int) -> int:
+    return 32 if width % 32 == 0 else 8
 
 
 class RandomPool:
@@ -79,34 +116,69 @@ def configuration(asked, objective: str, kind: str, steps: int) -> TrainConfig:
     )
 
 
-def assemble(asked, objective: str, kind: str, accelerator: Accelerator) -> tuple[Run, Model, dict]:
-    """The loop's parts, as `experiment` would make them."""
-    model = open_model(asked, kind)
-    theta = choose(model, kind)
-    model.unload("vae")
-    config = configuration(asked, objective, kind, 2)
-    roles = {"instance": "a photo of sks dog", "prior": "a photo of a dog", "output": "a photo of a dog"}  # fmt: skip
-    pools = {r: RandomPool(model, asked.resolution, p) for r, p in roles.items() if r == "instance" or config.uses(r)}  # fmt: skip
-    prompts = Prompts(model).add(list(roles.values()))
-    model.unload("text_encoders")
+@dataclass
+class Stand:
+    """One model of one kind, on which every objective's loop can be put together, as `experiment` would."""
 
-    def predict(x_t, t, texts):
-        with accelerator.autocast():
-            return model.predict(x_t, t, prompts(texts))
+    asked: object  # __main__.Bench
+    kind: str
+    accelerator: Accelerator
 
-    def predict_base(x_t, t, texts):
-        with model.base():
-            return predict(x_t, t, texts)
+    def __post_init__(self):
+        self.model = open_model(self.asked, self.kind)
+        self.theta = choose(self.model, self.kind)
+        self.prompts = Prompts(self.model).add(list(ROLES.values()))
+        self.model.unload("vae")
+        self.model.unload("text_encoders")
 
-    anchors = anchors_for(model, theta) if config.uses("l2") else {}
-    if config.uses("fisher"):
-        ones = copy_of(effective_weights(model, theta))
-        star = copy_of(plain_parameters(theta))
-        anchors["fisher"] = fisher_anchor(model, theta, ones, star, None, None)
-    streams, base = Streams(pools, config, len(model.schedule)), None
-    if config.uses("output"):
-        base = predict_base
-        if kind == "full":
-            base = StoredAnswers.ask(predict, streams, model.schedule, 4)
-    run = Run(config, model.schedule, predict, objective_of(config), anchors, streams, base)
-    return run, model, theta
+    def predict(self, x_t, t, texts):
+        with self.accelerator.autocast():
+            return self.model.predict(x_t, t, self.prompts(texts))
+
+    def predict_base(self, x_t, t, texts):
+        with self.model.base():
+            return self.predict(x_t, t, texts)
+
+    def run(self, objective: str) -> Run:
+        """The loop's parts; all runs of a stand share its weights."""
+        config = configuration(self.asked, objective, self.kind, 2)
+        wanted = {r: p for r, p in ROLES.items() if r == "instance" or config.uses(r)}
+        pools = {r: RandomPool(self.model, self.asked.resolution, p) for r, p in wanted.items()}
+        streams, base = Streams(pools, config, len(self.model.schedule)), None
+        if config.uses("output"):
+            base = self.predict_base
+            if self.kind == "full":
+                base = StoredAnswers.ask(self.predict, streams, self.model.schedule, 4)
+        anchors = self._anchors(config)
+        return Run(config, self.model.schedule, self.predict, objective_of(config), anchors, streams, base)  # fmt: skip
+
+    def _anchors(self, config: TrainConfig) -> dict:
+        anchors = anchors_for(self.model, self.theta) if config.uses("l2") else {}
+        if config.uses("fisher"):
+            ones = copy_of(effective_weights(self.model, self.theta))
+            star = copy_of(plain_parameters(self.theta))
+            anchors["fisher"] = fisher_anchor(self.model, self.theta, ones, star, None, None)
+        return anchors
+
+    def usual(self, folder: Path) -> Run:
+        """The standard run as the field's example scripts do it: in every step the photo is read, cut and encoded, and the prompt too."""
+        model, dtype = self.model, DTYPES[self.asked.mixed_precision]
+        for part in (model.vae, *model.text_encoders):
+            part.to(model.device, dtype)
+        save_photograph(folder / "photo.jpg")
+        records, live = scan(folder).require(), Prompts(model, cache=False)
+        photos = instance_set(model, records, ROLES["instance"], self.asked.resolution)
+
+        def predict(x_t, t, texts):
+            with self.accelerator.autocast():
+                return model.predict(x_t, t, live(texts))
+
+        cached = self.run("standard")
+        streams = Streams({"instance": photos}, cached.config, len(model.schedule))
+        return replace(cached, predict=predict, streams=streams)
+
+
+def save_photograph(file: Path, size: int = 1024) -> None:
+    """A JPEG as large as the DreamBooth benchmark's usual ones: coarse noise, smoothly enlarged."""
+    coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(file, quality=95)
