@@ -14,6 +14,7 @@ from personalize.export import load_run
 from personalize.gallery import Sampling
 from personalize.metrics import interval
 from personalize.model import Model, load
+from personalize.prepare import DTYPES
 from personalize.prompts import PromptSet, benchmark_class, prompt_set, read_benchmark, words_of
 from personalize.sample import image_seed
 from toy2d.runfolder import UserError, write_json
@@ -39,7 +40,8 @@ def evaluate(asked, say: Callable[[str], None] = print) -> Path:
 def one(asked, name: str, reference: Path, folder: Path, say) -> Evaluation:
     """One model on one subject."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, base, config = open_model(name, asked.base, device)
+    dtype = DTYPES[asked.mixed_precision]
+    model, base, config = open_model(name, asked.base, device, dtype)
     mini = is_mini(config.get("pretrained_model_name_or_path") or name)
     prompts = prompts_of(asked, config, reference, mini)
     found = evaluate_model(
@@ -76,16 +78,18 @@ def prompts_of(asked, config: dict, reference: Path, mini: bool) -> PromptSet:
     return prompt_set(name, identifier, word, class_prompt, **kept)
 
 
-def open_model(name: str, base: str | None, device: str) -> tuple[Model, Model | None, dict]:
+def open_model(
+    name: str, base: str | None, device: str, dtype: torch.dtype
+) -> tuple[Model, Model | None, dict]:
     """(model, base where it must be a model of its own, the run's configuration or {})."""
     folder = Path(name).expanduser()
     is_run = (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
-    model = (load_run(folder) if is_run else load(name)).to(device)
+    model = (load_run(folder, dtype=dtype) if is_run else load(name, dtype=dtype)).to(device)
     config = json.loads((folder / "config.json").read_text()) if is_run else {}
     if base:
-        return model, load(base).to(device), config
+        return model, load(base, dtype=dtype).to(device), config
     if is_run and not has_its_base(model):  # full training left no base behind: load it
-        return model, load_run(folder, base=True).to(device), config
+        return model, load_run(folder, base=True, dtype=dtype).to(device), config
     return model, None, config
 
 

@@ -181,7 +181,7 @@ def _lines(file: Path):
 
 
 def _holds(prompt: str, words: str) -> bool:
-    return re.search(rf"\b{re.escape(words)}\b", prompt, re.IGNORECASE) is not None
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 # ---- who the subject is
@@ -194,10 +194,12 @@ def words_of(
     what follows it. Raises UserError if that leaves a gap.
     """
     words = (instance_prompt or "").split()
-    known = {*(class_prompt or "").split()}
+    known = {*(class_prompt or "").split(), *(class_word or "").split()}
     if identifier is None:
         strange = [w for w, after in pairwise(words) if w not in known | DETERMINERS and after in known - DETERMINERS]  # fmt: skip
         identifier = strange[0] if strange else "sks"
+    if words and not _holds(instance_prompt, identifier):
+        raise UserError(f"the identifier {identifier!r} is not in the run's prompt {instance_prompt!r}; say it with --identifier")  # fmt: skip
     if class_word is None:
         after = words[words.index(identifier) + 1 :] if identifier in words else []
         if class_prompt:
