@@ -1,140 +1,100 @@
-"""Distance from the base when weights move through adapters: exact, and nothing of weight size is formed.
+"""Distance from the base when weights move through adapters: that of the effective weights, for every law of changes.py.
 
-    delta W = s B A,  s = alpha / r,     ||delta W||_F^2 = s^2 tr(A' B' B A) = s^2 <B'B, AA'>                              (1)
-    d/dB = 2 s^2 B (AA'),   d/dA = 2 s^2 (B'B) A                                                                           (2)
-
-Both brackets are r x r. ||A||^2 + ||B||^2, which some scripts penalise instead, is weight decay on the factors: it depends on how the
-same delta W is split between them and pulls the random A to zero.
-
-Shapes: r rank, O outputs, I inputs (a convolution's kernel is part of I), n layers of one shape, stacked.
+For products (LoRA, LoHa, LoKr) nothing of the weight's size is formed, neither for the value nor for its gradient.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from personalize.backbone import Model
+from personalize.changes import FACTORS, Change, changes
 from toy2d.drift import Params, Reduction
 from toy2d.objectives import Anchor, Weight
 
 
-class LoraPair(NamedTuple):
-    """One adapted weight: A (r I...), B (O r...), and the scale s."""
+class AdapterAnchor:
+    """`toy2d.objectives.Anchor` for adapters: the same three methods, of the effective weights. Nothing is stored.
 
-    name: str  # of the adapted weight, "unet.down_blocks.0....to_q"
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
-
-    def delta_weight(self) -> Tensor:
-        """s B A as a matrix (O I): for tests and merging; the distance never forms it."""
-        return self.scale * self.B.flatten(1) @ self.A.flatten(1)
-
-
-def lora_pairs(model: Model) -> list[LoraPair]:
-    """Every LoRA pair of the model. Raises NotImplementedError for kinds whose delta W is not s B A."""
-    pairs = []
-    for part, network in model.parts.items():
-        for name, layer in network.named_modules():
-            if isinstance(layer, LoraLayer):
-                pairs += [
-                    LoraPair(f"{part}.{name}", layer.lora_A[k].weight, layer.lora_B[k].weight, s)
-                    for k, s in _plain_scales(layer).items()
-                ]
-    return pairs
-
-
-def _plain_scales(layer: LoraLayer) -> dict[str, float]:
-    grouped = getattr(layer.get_base_layer(), "groups", 1) != 1
-    if any(layer.use_dora.values()) or layer.lora_embedding_A or grouped:
-        raise NotImplementedError(
-            "the distance of DoRA, embedding and grouped-convolution LoRA is not s B A"
-        )
-    return {k: float(layer.scaling[k]) for k in layer.lora_A}
-
-
-class LoraAnchor:
-    """`toy2d.objectives.Anchor` for LoRA: the same three methods, of the effective weights. Nothing is stored.
-
-    The base is delta W = 0, where `choose` starts. Layers of one shape are stacked, so that the cost is a few dozen small kernels.
+    The base is delta W = 0, where `choose` starts. Products of one shape are stacked, so that the cost is a few dozen small kernels.
     "tensor_mean" divides each layer's square by its number of weights, as for full training.
     """
 
-    def __init__(self, pairs: list[LoraPair], reduction: Reduction = "sum"):
-        self.groups = _by_shape(pairs)
+    def __init__(self, changed: list[Change], reduction: Reduction = "sum"):
+        self.groups = _by_shape(changed)
         self.reduction = reduction
         self._s2 = {}  # per group, on the factors' device: no copy from the host in a step
 
     def squared_distance(self) -> Float[Tensor, ""]:
-        """sum over layers of s^2 <B'B, AA'>   (1); differentiable."""
-        parts = []
-        for pairs in self.groups:
-            A, B, s2 = self._stacked(pairs)
-            parts.append((s2 * (B.mT @ B) * (A @ A.mT)).sum())
-        return torch.stack(parts).sum()
+        """sum over layers of ||delta W||^2; differentiable."""
+        return torch.stack([self._square(g) for g in self.groups]).sum()
 
-    @torch.no_grad()
     def add_gradient_(self, weight: Weight) -> None:
-        """grad += d(weight * squared_distance) / d(A, B)   (2). Call it after unscaling and before clipping."""
-        for pairs in self.groups:
-            A, B, s2 = self._stacked(pairs)
-            factor = 2 * weight * s2
-            dA = (factor * (B.mT @ B)) @ A
-            dB = B @ (factor * (A @ A.mT))
-            _add_to_grads_([p.A for p in pairs], dA)
-            _add_to_grads_([p.B for p in pairs], dB)
+        """grad += d(weight * squared_distance) / d factors. Call it after unscaling and before clipping."""
+        for group in self.groups:
+            factors = [f for c in group for f in c.factors.values()]
+            with torch.enable_grad():
+                grads = torch.autograd.grad(weight * self._square(group), factors)
+            torch._foreach_add_([f.grad for f in factors], grads)
 
     @torch.no_grad()
     def pull_(self, strength: Weight) -> None:
-        """delta W <- delta W / (1 + 2 strength): the proximal step of the effective weights, taken by B alone.
+        """delta W <- delta W / (1 + 2 strength): the proximal step of the effective weights, taken by one factor alone.
 
-        B <- B / (1 + 2 strength) is that step exactly, whatever the split between A and B, and leaves the subspace A has found.
+        delta W is linear in it, so dividing it is that step exactly, however delta W is split, and leaves the subspace the others
+        have found. Raises NotImplementedError for rotations, which such a step would leave.
         """
-        for pairs in self.groups:
-            for pair in pairs:
-                pair.B.div_(1 + 2 * strength / self._count(pair))
+        for change in (c for group in self.groups for c in group):
+            factor = next(
+                (change.factors[f] for f in change.law.linear if f in change.factors), None
+            )
+            if factor is None:
+                raise NotImplementedError(
+                    f"{change.name}: a rotation cannot be shrunk toward the base"
+                )
+            factor.div_(1 + 2 * strength / self._count(change))
 
-    def _stacked(self, pairs):
-        A = torch.stack([p.A.flatten(1) for p in pairs])
-        B = torch.stack([p.B.flatten(1) for p in pairs])
-        return A, B, self._squared_scales(pairs, A)
+    def _square(self, group: list[Change]) -> Float[Tensor, ""]:
+        return (self._squared_scales(group) * squares_of(group)).sum()
 
-    def _squared_scales(self, pairs, like):
-        key = (id(pairs), like.device, like.dtype)
+    def _squared_scales(self, group):
+        like = next(iter(group[0].factors.values()))
+        key = (id(group), like.device, like.dtype)
         if key not in self._s2:
-            s2 = [p.scale**2 / self._count(p) for p in pairs]
-            self._s2[key] = torch.tensor(s2, dtype=like.dtype, device=like.device)[:, None, None]
+            s2 = [c.scale**2 / self._count(c) for c in group]
+            self._s2[key] = torch.tensor(s2, dtype=like.dtype, device=like.device)
         return self._s2[key]
 
-    def _count(self, pair):
-        if self.reduction == "sum":
-            return 1
-        return pair.B.shape[0] * pair.A[0].numel()
+    def _count(self, change):
+        return 1 if self.reduction == "sum" else change.weight.numel()
 
 
-def _by_shape(pairs):
+def squares_of(group: list[Change]) -> Float[Tensor, " n"]:
+    """||delta W||^2 / s^2 of changes that share their law and shapes."""
+    law = group[0].law
+    if law.square is None:
+        return torch.stack([law.delta(c).square().sum() for c in group])
+    return law.square({f: torch.stack([c.factors[f] for c in group]) for f in group[0].factors})
+
+
+def _by_shape(changed: list[Change]) -> list[list[Change]]:
+    """Rotations stay alone: their delta W is formed, and one at a time is enough."""
     groups = defaultdict(list)
-    for pair in pairs:
-        groups[pair.A.shape, pair.B.shape, pair.A.device].append(pair)
+    for c in changed:
+        shapes = tuple((name, f.shape, f.device) for name, f in c.factors.items())
+        groups[shapes if c.law.square else c.name].append(c)
     return list(groups.values())
-
-
-def _add_to_grads_(parameters, grads):
-    pieces = [g.reshape(p.shape) for p, g in zip(parameters, grads, strict=True)]
-    torch._foreach_add_([p.grad for p in parameters], pieces)
 
 
 @dataclass(frozen=True)
 class AnchorSum:
     """Anchors of disjoint parameters, as one."""
 
-    parts: tuple[LoraAnchor | Anchor, ...]
+    parts: tuple[AdapterAnchor | Anchor, ...]
 
     def squared_distance(self) -> Float[Tensor, ""]:
         return torch.stack([p.squared_distance() for p in self.parts]).sum()
@@ -155,15 +115,15 @@ def anchors_for(
     reduction: Reduction = "sum",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> dict[str, LoraAnchor | Anchor | AnchorSum]:
+) -> dict[str, AdapterAnchor | Anchor | AnchorSum]:
     """{"anchor": distance of theta from where it is now}. Call it right after `choose`.
 
     Adapters store nothing. For other parameters a copy in `dtype` on `device` (default: where they are) is kept; a bfloat16 copy is
     off by up to 2^-9 of each weight, so the distance starts above zero: fine for training, too coarse for reporting delta theta.
     """
     parts = []
-    if pairs := lora_pairs(model):
-        parts.append(LoraAnchor(pairs, reduction))
+    if changed := changes(model.parts):
+        parts.append(AdapterAnchor(changed, reduction))
     if plain := plain_parameters(theta):
         parts.append(Anchor(plain, copy_of(plain, dtype, device), reduction=reduction))
     return {"anchor": parts[0] if len(parts) == 1 else AnchorSum(tuple(parts))}
@@ -171,7 +131,7 @@ def anchors_for(
 
 def plain_parameters(theta: Params) -> dict[str, Tensor]:
     """Those that are weights themselves, not factors of one."""
-    return {n: p for n, p in theta.items() if ".lora_A." not in n and ".lora_B." not in n}
+    return {n: p for n, p in theta.items() if not any(f in n for f in FACTORS)}
 
 
 def copy_of(
@@ -197,9 +157,8 @@ def effective_delta_theta(
     Squares of the blocks add up to the square of the total. One transfer to the host.
     """
     squares = defaultdict(list)
-    for pair in lora_pairs(model):
-        A, B = pair.A.flatten(1), pair.B.flatten(1)
-        squares[block_of(pair.name)].append(pair.scale**2 * ((B.mT @ B) * (A @ A.mT)).sum())
+    for c in changes(model.parts):
+        squares[block_of(c.name)].append(c.scale**2 * squares_of([c]).sum())
     for name, p in plain_parameters(theta).items():
         star = theta_star[name].to(p.device, p.dtype, non_blocking=True)
         squares[block_of(name)].append(((p - star) ** 2).sum())

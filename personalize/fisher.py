@@ -3,8 +3,8 @@
     squared distance = sum_ij F_ij delta W_ij^2,    F = diag sum_t 2 w_t E[J_t' J_t]  (toy2d.drift.fisher_diagonal)
 
 F belongs to the *effective* weights. For LoRA at B = 0 the Fisher of the factors themselves would be useless: zero for A, and for B that
-of a random subspace. So F is taken of the adapted weights, and delta W = s B A is formed one layer at a time.
-Shapes: O outputs, I inputs (a convolution's kernel is part of I), r rank.
+of a random subspace. So F is taken of the adapted weights, and delta W is formed one layer at a time.
+Shapes: O outputs, I inputs (a convolution's kernel is part of I).
 """
 
 from pathlib import Path
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from personalize.adapters import AnchorSum, LoraPair, copy_of, lora_pairs, plain_parameters
+from personalize.adapters import AnchorSum, copy_of, plain_parameters
+from personalize.changes import LORA, Change, changes
 from personalize.config import TrainConfig
 from personalize.measure import base_chain, in_chunks, prompt_groups
 from personalize.model import Model
@@ -24,41 +25,50 @@ from toy2d.runfolder import load_tensors, save_tensors
 from toy2d.schedule import Schedule
 
 
-class FisherLoraAnchor:
-    """`toy2d.objectives.Anchor` for LoRA with importance: sum F (s B A)^2. Stores F only, one number per adapted weight."""
+class FisherAdapterAnchor:
+    """`toy2d.objectives.Anchor` for adapters with importance: sum F (delta W)^2. Stores F only, one number per adapted weight."""
 
-    def __init__(self, pairs: list[LoraPair], importance: Params):
-        self.pairs, self.importance = pairs, importance
+    def __init__(self, changed: list[Change], importance: Params):
+        self.changed, self.importance = changed, importance
 
     def squared_distance(self) -> Float[Tensor, ""]:
-        return torch.stack([(self._F(p) * p.delta_weight() ** 2).sum() for p in self.pairs]).sum()
+        return torch.stack([self._square(c) for c in self.changed]).sum()
 
-    @torch.no_grad()
     def add_gradient_(self, weight: Weight) -> None:
-        """d/dB = 2 weight s (F * delta W) A',  d/dA = 2 weight s B' (F * delta W)."""
-        for p in self.pairs:
-            slope = 2 * weight * p.scale * self._F(p) * p.delta_weight()
-            dA = p.B.flatten(1).T @ slope
-            p.B.grad.add_((slope @ p.A.flatten(1).T).reshape(p.B.shape))
-            p.A.grad.add_(dA.reshape(p.A.shape))
+        """One layer at a time: delta W is formed, and freed."""
+        for c in self.changed:
+            factors = list(c.factors.values())
+            with torch.enable_grad():
+                grads = torch.autograd.grad(weight * self._square(c), factors)
+            torch._foreach_add_([f.grad for f in factors], grads)
 
     @torch.no_grad()
     def pull_(self, strength: Weight) -> None:
-        """delta W <- delta W / (1 + 2 strength F) as near as B alone can follow (least squares, A fixed); strength 0 changes nothing."""
-        for p in self.pairs:
-            delta = p.delta_weight()
-            lost = delta - delta / (1 + 2 * strength * self._F(p))
-            p.B.sub_((lost @ torch.linalg.pinv(p.A.flatten(1)) / p.scale).reshape(p.B.shape))
+        """delta W <- delta W / (1 + 2 strength F) as near as LoRA's B alone can follow (least squares, A fixed); strength 0 changes nothing.
 
-    def _F(self, pair: LoraPair) -> Tensor:
-        return self.importance[pair.name].to(pair.B.device, pair.B.dtype).flatten(1)
+        Raises NotImplementedError for other adapters.
+        """
+        for c in self.changed:
+            if c.law is not LORA:
+                raise NotImplementedError(
+                    f"{c.name}: no proximal step for the Fisher distance of this adapter"
+                )
+            A, B = c.factors["lora_A"], c.factors["lora_B"]
+            delta = c.delta_weight()
+            lost = delta - delta / (1 + 2 * strength * self._F(c))
+            B.sub_((lost @ torch.linalg.pinv(A.flatten(1)) / c.scale).reshape(B.shape))
+
+    def _square(self, c: Change) -> Tensor:
+        return (self._F(c) * c.delta_weight() ** 2).sum()
+
+    def _F(self, c: Change) -> Tensor:
+        like = next(iter(c.factors.values()))
+        return self.importance[c.name].to(like.device, like.dtype).flatten(1)
 
 
 def effective_weights(model: Model, theta: Params) -> dict[str, Tensor]:
-    """What the adapters change, under their pairs' names, and the parameters that train themselves."""
-    parts = {f"{part}.{n}": m for part, net in model.parts.items() for n, m in net.named_modules()}
-    adapted = {p.name: parts[p.name].get_base_layer().weight for p in lora_pairs(model)}
-    return adapted | plain_parameters(theta)
+    """What the adapters change, under those weights' names, and the parameters that train themselves."""
+    return {c.name: c.weight for c in changes(model.parts)} | plain_parameters(theta)
 
 
 def base_fisher(
@@ -92,11 +102,11 @@ def _own_samples(predict, config: TrainConfig, short: Schedule, shape):
 
 def fisher_anchor(
     model: Model, theta: Params, importance: Params, theta_star: Params | None, dtype, device
-) -> Anchor | FisherLoraAnchor | AnchorSum:
+) -> Anchor | FisherAdapterAnchor | AnchorSum:
     """The Fisher-weighted distance from where theta is now. `theta_star`: a copy of the plain parameters that exists already."""
     parts = []
-    if pairs := lora_pairs(model):
-        parts.append(FisherLoraAnchor(pairs, importance))
+    if changed := changes(model.parts):
+        parts.append(FisherAdapterAnchor(changed, importance))
     if plain := plain_parameters(theta):
         star = theta_star or copy_of(plain, dtype, device)
         parts.append(Anchor(plain, star, importance))

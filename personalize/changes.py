@@ -1,0 +1,174 @@
+"""How adapters change a weight, and how far: each `Law` gives delta W, and ||delta W||_F^2 without forming it where algebra allows.
+
+    LoRA    delta W = s B A                  ||.||^2 = s^2 <B'B, A A'>                                   r x r               (1)
+    LoHa    delta W = s (B1 A1) * (B2 A2)            = s P Q,  P = B1 & B2,  Q = A1 & A2   then (1)      r^2 x r^2           (2)
+    LoKr    delta W = s (W1 kron W2)         ||.||^2 = s^2 ||W1||^2 ||W2||^2                             r x r at most       (3)
+    OFT     delta W = W R' - W                                                                           the weight's size
+    BOFT    delta W = diag(s) W R' - W                                                                   the weight's size
+
+& pairs columns of the same row (the face-splitting product), so P is O x r^2 and Q is r^2 x I. Rotations are taken layer by layer.
+||A||^2 + ||B||^2, which some scripts penalise instead, is weight decay on the factors: it depends on how the same delta W is split
+between them and pulls the random A to zero.
+
+Shapes: n layers of one shape, stacked; r rank, O outputs, I inputs (a convolution's kernel is part of I).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.boft.layer import BOFTLayer
+from peft.tuners.loha.layer import LoHaLayer
+from peft.tuners.lokr.layer import LoKrLayer
+from peft.tuners.lora import LoraLayer
+from peft.tuners.oft.layer import OFTLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+Factors = dict[str, Tensor]
+ADAPTER = "default"  # the only one that `choose` adds
+
+
+@dataclass(frozen=True)
+class Law:
+    """`layer`: PEFT's class. `factors`: its trained attributes. `delta(factors)`: delta W / s as a matrix (O I).
+
+    `square(stacked factors)` -> n squared norms of delta W / s; None: sum the squares of delta W. `linear`: the factors of which the
+    first that is there carries delta W linearly, so that shrinking it shrinks delta W; empty: there is none.
+    """
+
+    layer: type[BaseTunerLayer]
+    factors: tuple[str, ...]
+    delta: Callable[["Change"], Tensor]
+    square: Callable[[Factors], Tensor] | None = None
+    linear: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """One adapted weight: "unet.down_blocks.0....to_q", its factors by PEFT's names, and the scale s."""
+
+    name: str
+    law: Law
+    factors: Factors
+    scale: float = 1.0
+    weight: Tensor | None = None  # of the base: what rotations turn
+    layer: BaseTunerLayer | None = None
+
+    def delta_weight(self) -> Tensor:
+        """delta W as a matrix (O I), differentiable: for rotations, tests and the Fisher distance."""
+        return self.scale * self.law.delta(self)
+
+
+def square_of_product(B: Tensor, A: Tensor) -> Tensor:
+    """||B A||_F^2 of each layer   (1). B (n O r), A (n r I)."""
+    return ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
+
+
+# ---- the laws
+def _lora_delta(c: Change) -> Tensor:
+    return c.factors["lora_B"].flatten(1) @ c.factors["lora_A"].flatten(1)
+
+
+def _lora_square(f: Factors) -> Tensor:
+    return square_of_product(f["lora_B"].flatten(2), f["lora_A"].flatten(2))
+
+
+def _loha_delta(c: Change) -> Tensor:
+    f = c.factors
+    return (f["hada_w1_a"] @ f["hada_w1_b"]) * (f["hada_w2_a"] @ f["hada_w2_b"])
+
+
+def _loha_square(f: Factors) -> Tensor:
+    P = (f["hada_w1_a"][..., :, None] * f["hada_w2_a"][..., None, :]).flatten(-2)
+    Q = (f["hada_w1_b"][..., :, None, :] * f["hada_w2_b"][..., None, :, :]).flatten(-3, -2)
+    return square_of_product(P, Q)
+
+
+def _lokr_delta(c: Change) -> Tensor:
+    W1, W2 = (_whole(c.factors, w) for w in ("lokr_w1", "lokr_w2"))
+    full = torch.kron(W1.reshape(*W1.shape, *[1] * (W2.ndim - 2)), W2)
+    return full.flatten(1)
+
+
+def _lokr_square(f: Factors) -> Tensor:
+    """(3)"""
+    squares = []
+    for w in ("lokr_w1", "lokr_w2"):
+        whole = f"{w}" in f
+        squares.append(f[w].square().flatten(1).sum(1) if whole else square_of_product(f[f"{w}_a"], f[f"{w}_b"]))  # fmt: skip
+    return squares[0] * squares[1]
+
+
+def _whole(f: Factors, w: str) -> Tensor:
+    return f[w] if w in f else f[f"{w}_a"] @ f[f"{w}_b"]
+
+
+def _rotation_delta(c: Change) -> Tensor:
+    """PEFT's own rotation R (and scale s of BOFT), applied to the base's weight as its merge does."""
+    turned = c.layer.get_delta_weight(ADAPTER)
+    R, s = turned if isinstance(turned, tuple) else (turned, 1.0)
+    W = c.weight.detach().flatten(1).to(R.dtype)
+    return (W @ R.mT) * s - W
+
+
+LORA = Law(LoraLayer, ("lora_A", "lora_B"), _lora_delta, _lora_square, ("lora_B",))
+LOHA = Law(
+    LoHaLayer,
+    ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    _loha_delta,
+    _loha_square,
+    ("hada_w2_b",),
+)
+LOKR = Law(
+    LoKrLayer,
+    ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    _lokr_delta,
+    _lokr_square,
+    ("lokr_w1", "lokr_w1_b"),
+)
+OFT = Law(OFTLayer, ("oft_R",), _rotation_delta)
+BOFT = Law(BOFTLayer, ("boft_R", "boft_s"), _rotation_delta)
+LAWS = (LORA, LOHA, LOKR, OFT, BOFT)
+FACTORS = tuple(f".{name}." for law in LAWS for name in law.factors)
+
+
+# ---- reading them off a network
+def changes(parts: dict[str, nn.Module]) -> list[Change]:
+    """Every adapted weight of the networks. Raises NotImplementedError for adapters whose delta W is none of the laws."""
+    return [c for part, network in parts.items() for c in _of_network(part, network)]
+
+
+def _of_network(part: str, network: nn.Module) -> Iterator[Change]:
+    for name, layer in network.named_modules():
+        law = next((law for law in LAWS if isinstance(layer, law.layer)), None)
+        if law is not None:
+            yield _change(f"{part}.{name}", law, layer)
+
+
+def _change(name: str, law: Law, layer: BaseTunerLayer) -> Change:
+    factors = {}
+    for attribute in law.factors:
+        held = getattr(layer, attribute)
+        if ADAPTER in held:  # a parameter, or a small module around one
+            factors[attribute] = getattr(held[ADAPTER], "weight", held[ADAPTER])
+    base = layer.get_base_layer()
+    if unusual := _unusual(layer, factors, base):
+        raise NotImplementedError(f"{name}: the distance of {unusual} is not known here")
+    # rotations have no scale of their own
+    scale = float(layer.scaling[ADAPTER]) if law.square else 1.0
+    return Change(name, law, factors, scale, base.weight, layer)
+
+
+def _unusual(layer, factors, base) -> str | None:
+    if any(getattr(layer, "use_dora", {}).values()):
+        return "DoRA"
+    if getattr(layer, "lora_embedding_A", None) or not factors:
+        return "adapters of embeddings"
+    if getattr(base, "groups", 1) != 1:
+        return "adapters of grouped convolutions"
+    if {"hada_t1", "lokr_t2"} & factors.keys():
+        return "factors with a core tensor"
+    if base.weight.ndim > 2 and {"oft_R", "boft_R"} & factors.keys():
+        return "rotated convolutions"
+    return None

@@ -1,0 +1,72 @@
+"""What can train, as data: one `Kind` for each word of --train. Nothing heavy is imported here.
+
+    full               every weight of the denoiser
+    lora               W + s B A                                              Hu et al. 2021
+    loha               W + s (B1 A1) * (B2 A2), elementwise                   Hyeon-Woo et al. 2021 (FedPara)
+    lokr               W + s (W1 kron W2)                                     Edalati et al. 2022 (KronA)
+    oft                W R, R block-diagonal and orthogonal                   Qiu et al. 2023
+    boft               diag(s) W R, R a product of butterflies                Liu et al. 2023
+    custom_diffusion   keys and values of the cross-attention, new words      Kumari et al. 2023
+    token              new words alone: textual inversion                     Gal et al. 2022
+
+The loop, the distances and the formats read these fields; none of them asks for a kind by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`adapter`: PEFT's name of it. `flags`: PEFT's keyword -> field of TrainConfig; `fixed`: PEFT's keyword -> value.
+
+    `weights` names the denoiser's own weights that train, `text` says whether --train_text_encoder may be added, `words` whether there
+    are new words. `objectives` and `decoupled` list what acts on it; `formats` what `export` writes, the run folder's own first.
+    """
+
+    learning_rate: float
+    adapter: str | None = None
+    flags: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    weights: Literal["all", "cross_attention", "none"] = "none"
+    text: bool = True
+    words: bool = False
+    objectives: tuple[str, ...] = ("prior", "l2", "output", "fisher")
+    decoupled: tuple[str, ...] = ("l2", "fisher")
+    formats: tuple[str, ...] = ("peft", "merged")
+
+    @property
+    def keeps_base(self) -> bool:
+        """Can the trained model still answer as its base did, without a second network?"""
+        return self.weights != "all"
+
+    def options(self, settings: Any) -> dict[str, Any]:
+        """PEFT's keywords, read from `settings` (a TrainConfig)."""
+        return dict(self.fixed) | {k: getattr(settings, name) for k, name in self.flags.items()}
+
+
+PRODUCT = {"r": "rank", "alpha": "lora_alpha"}
+KINDS = {
+    "full": Kind(5e-6, weights="all", formats=("merged",)),
+    "lora": Kind(
+        5e-4,
+        adapter="LORA",
+        flags={"r": "rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
+        fixed={"init_lora_weights": "gaussian"},
+        formats=("diffusers", "peft", "kohya", "merged"),
+    ),
+    "loha": Kind(5e-4, adapter="LOHA", flags=PRODUCT, decoupled=("l2",)),
+    "lokr": Kind(5e-4, adapter="LOKR", flags=PRODUCT | {"decompose_factor": "decompose_factor"}, decoupled=("l2",)),
+    # the exact Cayley map: PEFT's default cuts its series, and R is then orthogonal only nearly
+    "oft": Kind(1e-4, adapter="OFT", flags={"oft_block_size": "oft_block_size"}, fixed={"r": 0, "use_cayley_neumann": False}, decoupled=()),
+    "boft": Kind(
+        1e-4,
+        adapter="BOFT",
+        flags={"boft_block_size": "oft_block_size", "boft_n_butterfly_factor": "boft_n_butterfly_factor"},
+        decoupled=(),
+    ),
+    "custom_diffusion": Kind(1e-5, weights="cross_attention", text=False, words=True, formats=("custom_diffusion", "merged")),
+    # no prompt of the base holds the new word: those terms would be constants
+    "token": Kind(5e-4, text=False, words=True, objectives=("l2",), decoupled=("l2",), formats=("token", "merged")),
+}  # fmt: skip

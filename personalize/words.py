@@ -1,0 +1,96 @@
+"""New words: a token of one's own whose embedding row trains while every other row stays as it was, to the bit.
+
+    "<new1>" starts as the row of a word that is there already.  n vectors are n tokens: "<new1> <new1>_1 ..." (diffusers' names)
+
+The rows are PEFT's trainable tokens: a small parameter beside the table, so neither a gradient nor weight decay can reach the table.
+Shapes: k new tokens, E embedding width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from peft import TrainableTokensConfig
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from torch import Tensor, nn
+
+from personalize.backbone import Model
+from toy2d.runfolder import UserError
+
+ROWS = ".trainable_tokens_delta."  # in the names of theta
+
+
+class Word(NamedTuple):
+    """`placeholder` is learnt; it starts as the embedding of `initializer`, `vectors` times."""
+
+    placeholder: str
+    initializer: str
+    vectors: int = 1
+
+    @property
+    def tokens(self) -> list[str]:
+        return [self.placeholder, *(f"{self.placeholder}_{i}" for i in range(1, self.vectors))]
+
+
+def vocabularies(model: Model) -> dict[str, tuple]:
+    """{"text_encoder": (its tokenizer, itself), ...} of the encoders that learn words."""
+    pipeline = model.pipeline
+    return {n: (getattr(pipeline, n.replace("text_encoder", "tokenizer")), getattr(pipeline, n)) for n in model.family.text_encoders}  # fmt: skip
+
+
+@torch.no_grad()
+def add_words(model: Model, words: tuple[Word, ...]) -> None:
+    """Extend tokenizers and tables; the new rows are trainable. Raises UserError for a word that cannot be added."""
+    if any(w.vectors > 1 for w in words) and not hasattr(model.pipeline, "maybe_convert_prompt"):
+        raise UserError(f"--num_vectors: {type(model.pipeline).__name__} reads one vector per word; leave it at 1")  # fmt: skip
+    for part, (tokenizer, encoder) in vocabularies(model).items():
+        starts = [_row_of(tokenizer, part, w.initializer) for w in words for _ in w.tokens]
+        tokens = [t for w in words for t in w.tokens]
+        if known := sorted(set(tokens) & tokenizer.get_vocab().keys()):
+            raise UserError(f"{known[0]!r} is a word of this model already; choose another, e.g. <my-{known[0].strip('<>')}>")  # fmt: skip
+        table = encoder.get_input_embeddings().weight[starts].clone()
+        extend(tokenizer, encoder, tokens, table)
+        ids = tokenizer.convert_tokens_to_ids(tokens)
+        target = next(n for n, m in encoder.named_modules() if m is encoder.get_input_embeddings())
+        encoder.add_adapter(TrainableTokensConfig(token_indices=ids, target_modules=[target]))
+
+
+def _row_of(tokenizer, part: str, word: str) -> int:
+    ids = tokenizer.encode(word, add_special_tokens=False)
+    if len(ids) != 1:
+        raise UserError(
+            f"--initializer_token {word!r} is {len(ids)} tokens for the model's {part}; choose a word that is one, such as the class (dog, toy)"
+        )
+    return ids[0]
+
+
+@torch.no_grad()
+def extend(tokenizer, encoder: nn.Module, tokens: list[str], rows: Tensor) -> None:
+    """Append `tokens` with their `rows` (k E); what was there keeps its bits."""
+    tokenizer.add_tokens(tokens)
+    highest = max(tokenizer.convert_tokens_to_ids(tokens))
+    if highest >= encoder.get_input_embeddings().weight.shape[0]:
+        with torch.random.fork_rng(devices=[]):  # the new rows are drawn before they are set
+            encoder.resize_token_embeddings(highest + 1, mean_resizing=False)
+    table = encoder.get_input_embeddings().weight
+    table[tokenizer.convert_tokens_to_ids(tokens)] = rows.to(table)
+
+
+def learnt_rows(model: Model) -> dict[str, dict[str, Tensor]]:
+    """{part: {placeholder: rows (k E)}} as they are now; empty if no word was added."""
+    found = {}
+    for part, (tokenizer, encoder) in vocabularies(model).items():
+        layer = encoder.get_input_embeddings()
+        if isinstance(layer, TrainableTokensLayer):
+            (ids,), (rows,) = layer.token_indices.values(), layer.trainable_tokens_delta.values()
+            found[part] = _by_placeholder(tokenizer.convert_ids_to_tokens(ids), rows.detach())
+    return found
+
+
+def _by_placeholder(tokens: list[str], rows: Tensor) -> dict[str, Tensor]:
+    """Token "<a>_1" that follows "<a>" belongs to it."""
+    words: dict[str, list[Tensor]] = {}
+    for token, row in zip(tokens, rows, strict=True):
+        stem, _, number = token.rpartition("_")
+        belongs = stem in words and number == str(len(words[stem]))
+        words.setdefault(stem if belongs else token, []).append(row)
+    return {word: torch.stack(group) for word, group in words.items()}
