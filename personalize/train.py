@@ -143,10 +143,14 @@ class Guard:
 
     def check(self) -> None:
         if self.found.item():
-            raise RunFailure(
+            raise Diverged(
                 f"the loss or its gradient is no longer finite at step {int(self.first)}; the weights were left as they were before it. "
                 "Lower --learning_rate or the objective's weight, or use --mixed_precision bf16 or no"
             )
+
+
+class Diverged(RunFailure):
+    """The loss or its gradient left the finite numbers."""
 
 
 class Stopped(RunFailure):
