@@ -33,8 +33,13 @@ NOT_OF_THE_RUN = (
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def run(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
-    """Make, continue or find the run that `config` describes. Raises UserError, RunFailure or Stopped, one line each."""
+def run(
+    config: TrainConfig, say: Callable[[str], None] = print, chains: Path | None = None
+) -> Path:
+    """Make, continue or find the run that `config` describes. Raises UserError, RunFailure or Stopped, one line each.
+
+    `chains`: a file of base chains that runs of the same base, prompts and seed share; made if it is not there.
+    """
     command = config.command()
     config, pictures = read(config)
     accelerator = make_accelerator(config)
@@ -44,7 +49,7 @@ def run(config: TrainConfig, say: Callable[[str], None] = print) -> Path:
             say(f"{folder.path} is done already")
         else:
             try:
-                Experiment(config, pictures, folder, accelerator, say).run(command)
+                Experiment(config, pictures, folder, accelerator, say, chains).run(command)
             except UserError:
                 forget_refused(folder.path)
                 raise
@@ -75,11 +80,11 @@ class Experiment:
     """The parts of one run, in order; `run` is their table of contents."""
 
     def __init__(
-        self, config: TrainConfig, pictures: Scan, folder: RunFolder, accelerator: Accelerator, say
-    ):
+        self, config: TrainConfig, pictures: Scan, folder: RunFolder, accelerator: Accelerator, say, chains: Path | None = None
+    ):  # fmt: skip
         self.config, self.pictures, self.folder = config, pictures, folder
         self.accelerator, self.device, self.say = accelerator, accelerator.device, say
-        self.cache, self.clock = folder.path / "cache", Clock()
+        self.cache, self.clock, self.chains = folder.path / "cache", Clock(), chains
         self.rows, self.paths = [], None  # of history.csv; path KL as last measured
 
     def run(self, command: str) -> None:
@@ -163,9 +168,10 @@ class Experiment:
     def ask_the_base(self, pools: dict) -> None:
         """Chains, anchors and answers: the last things that need the base as it was."""
         c, model, schedule = self.config, self.model, self.model.schedule
-        file = self.cache / "chains.safetensors"
         with model.evaluating():
-            chains = measure.kept_chains(file, self.predict, c, schedule, self.shape)
+            with self.clock("chains"):
+                file = self.chains or self.cache / "chains.safetensors"
+                chains = measure.kept_chains(file, self.predict, c, schedule, self.shape)
             made = make_anchors(c, model, self.theta, self.predict, self.shape, self.cache)
             anchors, theta_star = made
             streams = Streams(pools, c, len(schedule))
