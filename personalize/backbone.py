@@ -1,80 +1,27 @@
 """A text-to-image pipeline, opened: what denoises, what encodes, what the frozen base answers.
 
-A backbone is a `Family`: names and two small functions, so that the next one is another value and not a branch in the loop.
-The pipeline's own classes do all the work; every number (betas, prediction type, scaling factor, resolution) is read from its
-configuration files.
+What differs between backbones is in its `Family` (families.py); nothing here asks which one it is.
 
 Shapes: B batch, C latent channels, h w latent size, f = 2^(VAE levels - 1), H = f h, W = f w pixels.
 cond: a dict of tensors, batch first, handed through unread; only the family knows its keys.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from toy2d.runfolder import UserError, hash_tensors
+from personalize.families import Cond, Family
+from toy2d.runfolder import RunFailure, UserError, hash_tensors
 from toy2d.schedule import Schedule
 
-Cond = dict[str, Tensor]
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' word -> ours
-
-
-# ---- what a backbone is
-@dataclass(frozen=True)
-class Family:
-    """What differs between backbones. `encode(pipeline, prompts) -> cond`; `call(denoiser, x_t, t, cond) -> its output`."""
-
-    name: str
-    pipeline_class: type[DiffusionPipeline]
-    denoiser: str  # the pipeline's attribute
-    text_encoders: tuple[str, ...]
-    encode: Callable[[DiffusionPipeline, list[str]], Cond]
-    call: Callable[[nn.Module, Tensor, Tensor, Cond], Tensor]
-    lora_targets: tuple[str, ...]  # diffusers' own choice, so that other tools know these keys
-    text_lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-
-def _encode_sd(pipeline, prompts):
-    device = pipeline.text_encoder.device
-    return {"encoder_hidden_states": pipeline.encode_prompt(prompts, device, 1, False)[0]}
-
-
-def _call_sd(denoiser, x_t, t, cond):
-    return denoiser(x_t, t, encoder_hidden_states=cond["encoder_hidden_states"]).sample
-
-
-SD15 = Family(
-    name="sd15",  # SD-1.x and SD-2.x: they differ in numbers that the configuration files hold
-    pipeline_class=StableDiffusionPipeline,
-    denoiser="unet",
-    text_encoders=("text_encoder",),
-    encode=_encode_sd,
-    call=_call_sd,
-    lora_targets=("to_k", "to_q", "to_v", "to_out.0"),
-)
-FAMILIES = {"StableDiffusionPipeline": SD15}
-
-
-def from_diffusers(scheduler) -> Schedule:
-    """The schedule that a diffusers scheduler was configured with: its own alphas_cumprod and prediction type.
-
-    Raises UserError for what the objectives cannot use, naming it: another prediction type, or zero terminal SNR.
-    """
-    word = scheduler.config.get("prediction_type", "epsilon")
-    if word not in PREDICTIONS:
-        raise UserError(
-            f"the model predicts {word!r}; personalize knows {', '.join(PREDICTIONS)}: choose another base model"
-        )
-    try:
-        return Schedule(scheduler.alphas_cumprod.double(), PREDICTIONS[word])
-    except ValueError as e:
-        raise UserError(f"the model's noise schedule cannot be used: {e}") from e
+MAX_TOKENS = 256  # what diffusers' SD-3 pipeline lets T5 read; CLIP's own limit is 77
 
 
 # ---- the open pipeline
@@ -92,13 +39,25 @@ class Model:
 
     def __post_init__(self):
         self.denoiser = getattr(self.pipeline, self.family.denoiser)
-        self.schedule = from_diffusers(self.pipeline.scheduler)
+        self.schedule = self.family.schedule(self.pipeline.scheduler)
+        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            warnings.warn("the VAE overflows in float16 (force_upcast): it computes in float32", stacklevel=3)  # fmt: skip
+            self.vae.float()
         for part in self.parts.values():
             part.requires_grad_(False).eval()
 
     @property
+    def text_encoder_names(self) -> list[str]:
+        """Of the text encoders that are there: SD-3 may do without T5."""
+        return [n for n in self.family.text_encoders if getattr(self.pipeline, n) is not None]
+
+    @property
     def text_encoders(self) -> list[nn.Module]:
-        return [getattr(self.pipeline, name) for name in self.family.text_encoders]
+        return [getattr(self.pipeline, name) for name in self.text_encoder_names]
+
+    @property
+    def trainable_text_encoders(self) -> list[str]:
+        return [n for n in self.text_encoder_names if n not in self.family.optional]
 
     @property
     def vae(self) -> nn.Module:
@@ -107,7 +66,7 @@ class Model:
     @property
     def parts(self) -> dict[str, nn.Module]:
         """Every network by its name in the pipeline folder, without wrappers."""
-        names = (self.family.denoiser, *self.family.text_encoders, "vae")
+        names = (self.family.denoiser, *self.text_encoder_names, "vae")
         return {name: getattr(self.pipeline, name) for name in names}
 
     @property
@@ -133,15 +92,17 @@ class Model:
         return self.parts[self.family.denoiser].config.sample_size * self.latent_scale
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of a square picture. Raises UserError unless the denoiser's levels divide it."""
-        unet = self.parts[self.family.denoiser].config
-        multiple = self.latent_scale * 2 ** (len(unet.block_out_channels) - 1)
-        if resolution < multiple or resolution % multiple:
-            near = max(1, round(resolution / multiple)) * multiple
+        """(C, h, w) of a square picture. Raises UserError for one that the denoiser's levels or patches do not fit."""
+        config, f = self.parts[self.family.denoiser].config, self.latent_scale
+        divisor, largest = self.family.fits(config)
+        multiple = f * divisor
+        if resolution < multiple or resolution % multiple or resolution > f * largest:
+            near = max(1, round(min(resolution, f * largest) / multiple)) * multiple
             raise UserError(
-                f"resolution {resolution} does not fit this model: it must be a multiple of {multiple}, try {near}"
+                f"resolution {resolution} does not fit this model: it must be a multiple of {multiple}"
+                f"{f' up to {f * largest}' if resolution > f * largest else ''}, try {near}"
             )
-        return unet.in_channels, resolution // self.latent_scale, resolution // self.latent_scale
+        return config.in_channels, resolution // f, resolution // f
 
     def to(self, device) -> "Model":
         for part in self.parts.values():
@@ -151,10 +112,13 @@ class Model:
 
     # ---- the four things a pipeline does
     def lost_text(self, prompt: str) -> str:
-        """The end of a prompt that the text encoder will not see (SD reads 77 tokens); empty when it sees all."""
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+        """The end of a prompt that no text encoder will see (CLIP reads 77 tokens, T5 256); empty when one sees all."""
+        ends = []
+        for name in self.text_encoder_names:
+            tokenizer = getattr(self.pipeline, name.replace("text_encoder", "tokenizer"))
+            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            ends.append(tokenizer.decode(ids[min(tokenizer.model_max_length, MAX_TOKENS) - 1 : -1]))
+        return min(ends, key=len)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
         """The pipeline's own text encoding, one row per prompt; differentiable when the text encoder trains."""
@@ -164,12 +128,29 @@ class Model:
             cond = self.family.encode(self.pipeline, list(prompts))
         return {k: v.to(self.device) for k, v in cond.items()}
 
+    def unread(self, part: str) -> list[str]:
+        """The modules of a text encoder that no embedding depends on (SDXL reads its first one's last layer but one); else empty.
+
+        They would get no gradient: they neither train nor carry adapters.
+        """
+        if part not in self.text_encoder_names:
+            return []
+        names, weights = zip(*self.parts[part].named_parameters(), strict=True)
+        for w in weights:
+            w.requires_grad_(True)
+        read = sum(v.float().sum() for v in self.encode_prompts(["a"]).values())
+        grads = torch.autograd.grad(read, weights, allow_unused=True)
+        for w in weights:
+            w.requires_grad_(False)
+        return sorted({n.rpartition(".")[0] for n, g in zip(names, grads, strict=True) if g is None})  # fmt: skip
+
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B C h w) of the latents of pixels (B 3 H W) in [-1, 1], scaled as the denoiser sees them."""
         config = self.vae.config
         with self._resident(self.vae), self._without_autocast():
             law = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        self._check_finite(law.mean, "latents")
         mean = law.mean - (config.shift_factor or 0.0)
         return mean.float() * config.scaling_factor, law.std.float() * config.scaling_factor
 
@@ -184,11 +165,28 @@ class Model:
         config = self.vae.config
         z = latents / config.scaling_factor + (config.shift_factor or 0.0)
         with self._resident(self.vae), self._without_autocast():
-            return self.vae.decode(z.to(self.device, self.vae.dtype)).sample.float().clamp(-1, 1)
+            pixels = self.vae.decode(z.to(self.device, self.vae.dtype)).sample.float()
+        self._check_finite(pixels, "pictures")
+        return pixels.clamp(-1, 1)
+
+    def _check_finite(self, made: Tensor, what: str) -> None:
+        """Where others draw black."""
+        if not torch.isfinite(made).all():
+            raise RunFailure(
+                f"the VAE's {what} are not finite numbers in {str(self.vae.dtype).removeprefix('torch.')}: "
+                "its weights overflow there or are damaged; load it in float32, or download the model again"
+            )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The denoiser's output (a `Predict`), computed in its own dtype, returned in x_t's. t as in `schedule.timesteps`."""
+        """The denoiser's output (a `Predict`), computed in its own dtype, returned in x_t's. t as in `schedule.timesteps`.
+
+        A backbone that is told the frame of a picture, and was not, is told that x_t shows all of it.
+        """
         dtype = next(self.denoiser.parameters()).dtype
+        if self.family.framed and "frame" not in cond:
+            H, W = (self.latent_scale * side for side in x_t.shape[-2:])
+            whole = torch.tensor([H, W, 0, 0, H, W], device=x_t.device)
+            cond = cond | {"frame": whole.expand(len(x_t), 6)}
         cond = {
             k: v.to(dtype, non_blocking=True) if v.is_floating_point() else v
             for k, v in cond.items()

@@ -33,6 +33,7 @@ class TrainConfig:
     instance_prompt: str | None = None  # the prompt of every picture without a caption
     revision: str | None = None  # branch, tag or commit of the hub id
     variant: str | None = None  # e.g. fp16: which of the published weight files to read
+    without_t5: bool = False  # SD-3 without its third and largest text encoder
     class_data_dir: str | None = None  # where the base's own pictures of the class are kept
     class_prompt: str | None = None  # e.g. "a photo of a dog": no identifier in it
     resolution: int | None = None  # pixels; default: the model's own (512 for SD-1.5)
@@ -63,7 +64,14 @@ class TrainConfig:
     reg_decoupled: bool = False  # a proximal step after Adam's instead of a gradient
     anchor_dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored base weights
     anchor_device: Literal["train", "cpu"] = "train"  # cpu: base weights wait on the host
-    snr_gamma: float | None = None  # min-SNR weighting, usually 5.0
+    snr_gamma: float | None = None  # min-SNR weighting, usually 5.0; not for SD-3
+    weighting_scheme: Literal["none", "logit_normal", "mode", "sigma_sqrt", "cosmap"] | None = (
+        None  # SD-3: which timesteps are drawn, or how much they count; default: logit_normal
+    )
+    logit_mean: float = 0.0  # of logit_normal; above 0: less noise
+    logit_std: float = 1.0  # of logit_normal
+    mode_scale: float = 1.29  # of mode, between -1 and 1.75; above 0: more draws in the middle
+    precondition_outputs: bool = False  # SD-3: compare clean pictures instead of flows
     offset_noise: bool = False  # add 0.1 * one normal number per channel to the noise
     output_source: Literal["class", "instance"] = (
         "class"  # what --objective output noises: the base's pictures, or yours

@@ -37,18 +37,55 @@ def fit(
 
     `position` in [0, 1] places the frame along the longer side (0.5 is the centre).
     """
-    w, h = image.size
-    scale = resolution / (max(w, h) if crop == "pad" else min(w, h))
-    size = (max(1, round(w * scale)), max(1, round(h * scale)))
+    size = _scaled(image.size, resolution, crop)
     image = image.resize(size, Image.Resampling.LANCZOS)
     if crop == "pad":
         image = ImageOps.pad(image, (resolution, resolution), color=(255, 255, 255))
-    left, top = (round((s - resolution) * position) for s in image.size)
+    left, top = _corner(image.size, resolution, position)
     image = image.crop((left, top, left + resolution, top + resolution))
     if flip:
         image = ImageOps.mirror(image)
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32).copy())
     return pixels.permute(2, 0, 1) / 127.5 - 1
+
+
+def _scaled(size: tuple[int, int], resolution: int, crop: Crop) -> tuple[int, int]:
+    w, h = size
+    scale = resolution / (max(w, h) if crop == "pad" else min(w, h))
+    return max(1, round(w * scale)), max(1, round(h * scale))
+
+
+def _corner(size: tuple[int, int], resolution: int, position: float) -> tuple[int, int]:
+    left, top = (round((side - resolution) * position) for side in size)
+    return left, top
+
+
+def frame_of(
+    size: tuple[int, int],
+    resolution: int,
+    crop: Crop = "center",
+    flip: bool = False,
+    position: float = 0.5,
+) -> tuple[int, ...]:
+    """What SDXL is told of a picture that `fit` has cut from a photo of `size` (w, h): original h w, crop top left, target h w.
+
+    The crop's corner counts pixels of the resized photo, mirrored first if `flip`: what the network sees begins there.
+    """
+    w, h = _scaled(size, resolution, crop)
+    left, top = (0, 0) if crop == "pad" else _corner((w, h), resolution, position)
+    left = w - resolution - left if flip and crop != "pad" else left
+    return size[1], size[0], top, left, resolution, resolution
+
+
+class Framed(str):
+    """A prompt that carries the frame of its picture (`frame_of`); in every other respect the text it is."""
+
+    frame: tuple[int, ...]
+
+    def __new__(cls, text: str, frame: tuple[int, ...] = ()):
+        prompt = super().__new__(cls, text)
+        prompt.frame = frame
+        return prompt
 
 
 def make_pixels(
@@ -67,14 +104,21 @@ Posterior = Callable[[int, int], tuple[Tensor, Tensor]]  # (picture, variant) ->
 
 
 class PictureSet:
-    """Pictures under their prompts. `posterior(i, v)` is the law of the latents of variant v (a flip, a crop) of picture i.
+    """Pictures under their prompts. `posterior(i, v)` is the law of the latents of variant v (a flip, a crop) of picture i,
+    `frame(i, v)` what part of the photo that is; without it a picture shows all there is, as the base's own do.
 
     `cache()` computes all of them; a draw is the same, to the bit, with and without, because each variant is encoded alone.
     """
 
-    def __init__(self, prompts: list[str], posterior: Posterior, variants: int = 1):
+    def __init__(
+        self,
+        prompts: list[str],
+        posterior: Posterior,
+        variants: int = 1,
+        frame: Callable[[int, int], tuple[int, ...]] | None = None,
+    ):
         self.prompts, self.variants = prompts, variants
-        self._posterior, self._table = posterior, {}
+        self._posterior, self._frame, self._table = posterior, frame, {}
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -89,13 +133,15 @@ class PictureSet:
 
     def draw(self, indices: list[int], rng: torch.Generator) -> tuple[Tensor, list[str]]:
         """(x0 (B C h w), prompts) of the pictures `indices`: flip, crop and posterior noise drawn from `rng`, in that order per picture."""
-        latents = []
+        latents, prompts = [], []
         for i in indices:
             v = int(torch.randint(self.variants, (), generator=rng, device=rng.device))
             mean, std = self._table[i, v] if (i, v) in self._table else self._posterior(i, v)
             noise = torch.randn(mean.shape, generator=rng, device=rng.device)
             latents.append(mean + std * noise.to(mean.device, non_blocking=True))
-        return torch.stack(latents), [self.prompts[i] for i in indices]
+            prompt = self.prompts[i]
+            prompts.append(Framed(prompt, self._frame(i, v)) if self._frame else prompt)
+        return torch.stack(latents), prompts
 
 
 def instance_set(
@@ -117,14 +163,18 @@ def instance_set(
         )
     flips, positions = 1 + random_flip, CROPS if crop == "random" else 1
 
-    def posterior(i, v):
+    def variant(v):
         flip, place = divmod(v, positions)
-        position = place / (positions - 1) if positions > 1 else 0.5
-        pixels = make_pixels(records[i], resolution, crop, bool(flip), position)
-        mean, std = model.posterior(pixels[None])
+        return crop, bool(flip), place / (positions - 1) if positions > 1 else 0.5
+
+    def posterior(i, v):
+        mean, std = model.posterior(make_pixels(records[i], resolution, *variant(v))[None])
         return mean[0], std[0]
 
-    return PictureSet(prompts, posterior, flips * positions)
+    def frame(i, v):
+        return frame_of((records[i].width, records[i].height), resolution, *variant(v))
+
+    return PictureSet(prompts, posterior, flips * positions, frame)
 
 
 class Prompts:
@@ -144,8 +194,20 @@ class Prompts:
         return self
 
     def __call__(self, texts: list[str]) -> Cond:
+        """Embeddings, and the pictures' frames where the backbone wants them and the prompts have them."""
+        return self._embeddings(texts) | self._frames(texts)
+
+    def _embeddings(self, texts):
         if not self.cached:
             return self.model.encode_prompts(texts)
         self.add(texts)
         rows = [self._rows[t] for t in texts]
         return {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+
+    def _frames(self, texts):
+        frames = [t.frame for t in texts if isinstance(t, Framed)]
+        if not (frames and self.model.family.framed):
+            return {}
+        if len(frames) != len(texts):
+            raise ValueError("some prompts of a batch carry a frame, others do not")
+        return {"frame": torch.tensor(frames).to(self.model.device, non_blocking=True)}

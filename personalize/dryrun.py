@@ -17,6 +17,7 @@ from personalize.engine import make_accelerator, peak_memory
 from personalize.experiment import read
 from personalize.model import Model, choose, load
 from personalize.prepare import DTYPES
+from personalize.rules import refuse_for_model
 from personalize.train import Streams, objective_of
 from toy2d.objectives import denoising_loss
 
@@ -70,7 +71,9 @@ def pairing(config: TrainConfig, pictures: int) -> list[str]:
 def measure_cost(config: TrainConfig, records, accelerator) -> Cost:
     c, device = config, accelerator.device
     dtype = DTYPES[c.mixed_precision] if c.train == "lora" else torch.float32
-    model = load(c.pretrained_model_name_or_path, c.revision, c.variant, dtype).to(device)
+    source = c.pretrained_model_name_or_path
+    model = load(source, c.revision, c.variant, dtype, c.without_t5).to(device)
+    refuse_for_model(c, model.schedule.prediction == "flow")
     resolution = c.resolution or model.default_resolution
     model.latent_shape(resolution)  # raises UserError for a resolution that does not fit
     lora = (c.rank, c.lora_alpha, c.lora_dropout, c.lora_target_modules or None)

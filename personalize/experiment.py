@@ -19,8 +19,9 @@ from personalize.data import Prompts, Scan, scan
 from personalize.engine import Clock, make_accelerator, make_state, peak_memory, with_steps
 from personalize.model import Model, choose, load
 from personalize.prepare import DTYPES, make_anchors, make_pools, stored_answers
-from personalize.rules import resolve
+from personalize.rules import refuse_for_model, resolve
 from personalize.state import State, read_checkpoint
+from personalize.timesteps import node_weights
 from personalize.train import Run, Streams, fit, objective_of
 from personalize.validate import Validation
 from toy2d.runfolder import RunFolder, UserError, environment, read_csv, write_csv, write_json
@@ -106,7 +107,10 @@ class Experiment:
         c = self.config
         dtype = DTYPES[c.mixed_precision] if c.train == "lora" else torch.float32
         source = c.pretrained_model_name_or_path
-        self.model: Model = load(source, c.revision, c.variant, dtype).to(self.device)
+        self.model: Model = load(source, c.revision, c.variant, dtype, c.without_t5).to(self.device)
+        refuse_for_model(c, self.model.schedule.prediction == "flow")
+        if c.mixed_precision == "fp16" and self.model.vae.config.force_upcast:
+            self.say("the VAE computes in float32: in float16 it overflows")
         self.resolution = c.resolution or self.model.default_resolution
         self.shape = self.model.latent_shape(self.resolution)
         self.check_identity()
@@ -137,7 +141,7 @@ class Experiment:
         self.theta = choose(self.model, c.train, c.train_text_encoder, *lora, c.seed)
         if c.gradient_checkpointing:
             self.model.denoiser.enable_gradient_checkpointing()
-            for encoder in self.model.text_encoders if c.train_text_encoder else []:
+            for encoder in self.trained_parts()[1:]:
                 encoder.gradient_checkpointing_enable()
 
     def embed(self, pools: dict) -> None:
@@ -174,7 +178,8 @@ class Experiment:
                 chains = measure.kept_chains(file, self.predict, c, schedule, self.shape)
             made = make_anchors(c, model, self.theta, self.predict, self.shape, self.cache)
             anchors, theta_star = made
-            streams = Streams(pools, c, len(schedule))
+            scheme = c.weighting_scheme or model.family.weighting
+            streams = Streams(pools, c, len(schedule), scheme)
             base = None
             if c.uses("output"):
                 base = self.predict_base
@@ -183,7 +188,8 @@ class Experiment:
         self.drift = measure.Drift(
             model, self.theta, theta_star, self.predict, chains, c.sample_batch_size
         )
-        self.loop = Run(c, schedule, self.predict, objective_of(c), anchors, streams, base)
+        weights = node_weights(c, scheme, schedule)
+        self.loop = Run(c, schedule, self.predict, objective_of(c), anchors, streams, base, weights)
 
     # ---- from step 0, or from a checkpoint
     def start_or_resume(self) -> None:
@@ -208,8 +214,8 @@ class Experiment:
         self.say(f"resumed after step {self.state.step}{inexact}")
 
     def trained_parts(self) -> list[torch.nn.Module]:
-        encoders = self.model.text_encoders if self.config.train_text_encoder else []
-        return [self.model.denoiser, *encoders]
+        names = self.model.trainable_text_encoders if self.config.train_text_encoder else []
+        return [self.model.denoiser, *(self.model.parts[name] for name in names)]
 
     def describe(self) -> str:
         n, c = sum(p.numel() for p in self.theta.values()), self.config

@@ -13,11 +13,12 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from torch import nn
 
-from personalize.backbone import FAMILIES, SD15, Cond, Family, Model, from_diffusers
+from personalize.backbone import Model
+from personalize.families import FAMILIES, SD3, SD15, SDXL, Cond, Family, from_diffusers
 from personalize.tiny import tiny
 from toy2d.runfolder import UserError
 
-__all__ = ["FAMILIES", "SD15", "Cond", "Family", "Model", "choose", "from_diffusers", "load", "tiny"]  # fmt: skip
+__all__ = ["FAMILIES", "SD3", "SD15", "SDXL", "Cond", "Family", "Model", "choose", "from_diffusers", "load", "tiny"]  # fmt: skip
 
 LIBRARIES = (
     None,
@@ -33,26 +34,29 @@ def load(
     revision: str | None = None,
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
+    without_t5: bool = False,
 ) -> Model:
     """A model from a pipeline folder or a hub id (the local cache serves when there is no network).
 
     `dtype` is that of the denoiser and the text encoders; the VAE stays in float32, because it runs once per picture and half
-    precision overflows in some. The safety checker is left out. Raises UserError that says what is missing and what to do.
+    precision overflows in some. The safety checker is left out, and SD-3's T5 if asked. Raises UserError that says what is missing and
+    what to do.
     """
     folder = Path(name_or_path).expanduser()
     name = str(folder if folder.is_dir() else name_or_path)
     try:
         config = DiffusionPipeline.load_config(name, revision=revision)
         family = _family(name, config)
+        encoders = _text_encoders(name, family, config, without_t5)
         where = {"revision": revision, "variant": variant, "use_safetensors": True}
         pipeline = family.pipeline_class.from_pretrained(
             name,
             dtype={"default": dtype, "vae": torch.float32},
             trust_remote_code=False,
-            safety_checker=None,
-            requires_safety_checker=False,
             **where,
-            **{p: _text_encoder(name, p, config, dtype, where) for p in family.text_encoders},
+            **family.load_options,
+            **{p: _text_encoder(name, p, config, dtype, where) for p in encoders},
+            **_left_out(family, encoders),
         )
     except UserError:
         raise
@@ -64,6 +68,21 @@ def load(
         if any(p.is_meta for p in module.parameters()):
             raise UserError(f"{name}/{part} lacks some of its weights; download the model again")
     return model
+
+
+def _text_encoders(name, family, config, without_t5) -> list[str]:
+    """Those to load: all of the family's, but for an optional one that the folder lacks or the user does without."""
+    if without_t5 and not family.optional:
+        raise UserError(f"--without_t5 has no effect: {name} has no T5")
+    there = [p for p in family.text_encoders if (config.get(p) or [None])[0] is not None]
+    if missing := sorted({*family.text_encoders} - {*there, *family.optional}):
+        raise UserError(f"{name} lacks {missing[0]}; download the model again")
+    return [p for p in there if not (without_t5 and p in family.optional)]
+
+
+def _left_out(family, encoders) -> dict[str, None]:
+    absent = [p for p in family.text_encoders if p not in encoders]
+    return {name: None for p in absent for name in (p, p.replace("text_encoder", "tokenizer"))}
 
 
 def _text_encoder(name, part, config, dtype, where) -> nn.Module:
@@ -81,7 +100,7 @@ def _family(name: str, config: dict[str, Any]) -> Family:
     word = config.get("_class_name")
     if not isinstance(word, str) or word not in FAMILIES:
         raise UserError(
-            f"{name} is a {word!r}; personalize trains {', '.join(FAMILIES)} (SD-1.x and SD-2.x): choose such a base model"
+            f"{name} is a {word!r}; personalize trains {', '.join(FAMILIES)} (SD-1.x, SD-2.x, SDXL, SD-3): choose such a base model"
         )
     for part, value in config.items():
         if isinstance(value, list | tuple) and value[0] not in LIBRARIES:

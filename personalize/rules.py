@@ -63,6 +63,9 @@ RULES = (
     Rule("class_guidance", lambda c: c.needs_class_images, "the objective uses no class images"),
     Rule("class_keep", lambda c: c.needs_class_images, "the objective uses no class images"),
     Rule("prior_generation_precision", lambda c: c.needs_class_images, "the objective uses no class images"),
+    Rule("logit_mean", lambda c: c.weighting_scheme in (None, "logit_normal"), "only --weighting_scheme logit_normal has a mean"),
+    Rule("logit_std", lambda c: c.weighting_scheme in (None, "logit_normal"), "only --weighting_scheme logit_normal has a width"),
+    Rule("mode_scale", lambda c: c.weighting_scheme == "mode", "only --weighting_scheme mode has a scale"),
     Rule("repeats", lambda c: c.max_train_steps is None, "--max_train_steps decides the length; pictures always take turns"),
     Rule("num_train_epochs", lambda c: c.max_train_steps is None, "--max_train_steps decides the length"),
     Rule("text_encoder_lr", lambda c: c.train_text_encoder, "the text encoder is frozen; add --train_text_encoder"),
@@ -80,11 +83,13 @@ RULES = (
     Rule("checkpoints_total_limit", lambda c: c.checkpointing_steps > 0, "--checkpointing_steps 0 writes no checkpoints"),
 )  # fmt: skip
 
+FLOW_ONLY = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "precondition_outputs")
+
 POSITIVE = (
     "repeats", "rank", "output_draws", "fisher_samples", "num_class_images", "sample_batch_size", "class_steps",
     "train_batch_size", "num_train_epochs", "gradient_accumulation_steps", "lr_num_cycles", "adam_epsilon", "log_every",
     "num_validation_images", "validation_steps", "validation_inference_steps", "probe_steps", "resolution", "max_train_steps",
-    "lora_alpha", "snr_gamma", "learning_rate", "text_encoder_lr",
+    "lora_alpha", "snr_gamma", "logit_std", "learning_rate", "text_encoder_lr",
 )  # fmt: skip
 AT_LEAST_TWO = ("measure_chains", "measure_nodes")
 NOT_NEGATIVE = (
@@ -109,6 +114,10 @@ NOT_HERE = {
     "logging_dir": "logs go into the run folder",
     "local_rank": "one process trains",
     "tokenizer_max_length": "the tokenizer's own length is used",
+    "max_sequence_length": "the pipeline's own length (T5 reads 256 tokens) is used, in training as in sampling",
+    "pretrained_vae_model_name_or_path": "the VAE computes in float32, so no fp16-safe replacement is needed",
+    "do_edm_style_training": "only schedulers with a table of betas, or flow matching",
+    "lora_layers": "use --lora_target_modules",
     "text_encoder_use_attention_mask": "SD-1.x and 2.x use none",
     "class_labels_conditioning": "SD-1.x and 2.x use none",
     "validation_images": "only prompts are validated",
@@ -163,6 +172,8 @@ def _wrong_values(c: TrainConfig) -> list[str]:
         bad.append(
             "--reg_reduction tensor_mean cannot be combined with fisher, whose unit is the sum"
         )
+    if not (math.isfinite(c.logit_mean) and -1 <= c.mode_scale <= 1.75):
+        bad.append("--logit_mean must be a number and --mode_scale must lie between -1 and 1.75")
     if c.probe_steps % c.log_every or c.path_kl_steps % c.log_every:
         bad.append(
             f"--probe_steps and --path_kl_steps must be multiples of --log_every {c.log_every}"
@@ -190,6 +201,15 @@ def _without_effect(c: TrainConfig) -> list[str]:
         for r in RULES
         if getattr(c, r.field) != default[r.field] and not r.when(c)
     ]
+
+
+def refuse_for_model(c: TrainConfig, flow: bool) -> None:
+    """What only the opened model can tell. Raises UserError for flags of flow matching on another model, and the reverse."""
+    default = {f.name: f.default for f in fields(c)}
+    why = "this model is trained by flow matching" if flow else "this model knows no flow matching"
+    names = [n for n in (("snr_gamma",) if flow else FLOW_ONLY) if getattr(c, n) != default[n]]
+    if names:
+        raise UserError("; ".join(f"--{n} has no effect: {why}" for n in names))
 
 
 def _is_folder(c: TrainConfig) -> bool:

@@ -17,6 +17,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -48,15 +49,30 @@ SAMPLERS = {
     ),  # diffusers' for SD-1.x, 50 steps
 }
 
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+FLOW_SAMPLERS = {
+    "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", **FLOW}),
+    "unipc": (UniPCMultistepScheduler, FLOW),
+    "euler": (FlowMatchEulerDiscreteScheduler, {}),  # diffusers' for SD-3, 28 steps
+}
+
+
+def samplers_of(model: Model) -> dict:
+    return FLOW_SAMPLERS if model.schedule.prediction == "flow" else SAMPLERS
+
 
 def make_sampler(model: Model, name: str, steps: int):
     """A fresh scheduler on the model's own noise schedule, set to `steps`. Raises UserError for what cannot be."""
-    if name not in SAMPLERS:
-        raise UserError(f"no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+    known = samplers_of(model)
+    if name not in known:
+        raise UserError(f"no sampler {name!r} for this model; choose one of {', '.join(known)}")
     if not 1 <= steps <= len(model.schedule):
         raise UserError(f"steps must lie between 1 and {len(model.schedule)}, not {steps}")
-    kind, changes = SAMPLERS[name]
-    scheduler = kind.from_config(model.pipeline.scheduler.config, **changes)
+    kind, changes = known[name]
+    config = dict(model.pipeline.scheduler.config)
+    if "shift" in config:  # the solvers' own name for it
+        config["flow_shift"] = config["shift"]
+    scheduler = kind.from_config(config, **changes)
     scheduler.set_timesteps(steps, device=model.device)
     return scheduler
 
@@ -91,11 +107,13 @@ def sample_latents(
     scheduler = make_sampler(model, sampler, steps)
     shape = model.latent_shape(resolution)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    x = torch.stack(noise).to(model.device) * scheduler.init_noise_sigma
+    # flow matching's Euler has neither: its noise and its inputs are not scaled
+    x = torch.stack(noise).to(model.device) * getattr(scheduler, "init_noise_sigma", 1.0)
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
     if guidance > 1:
         both = {k: torch.cat([uncond[k].expand_as(v), v]) for k, v in cond.items()}
     for t in scheduler.timesteps:
-        x_in = scheduler.scale_model_input(x, t)
+        x_in = scale(x, t)
         if guidance > 1:
             without, output = _predict(model, torch.cat([x_in, x_in]), t, both).chunk(2)
             output = without + guidance * (output - without)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from personalize.config import TrainConfig
 from personalize.state import State
+from personalize.timesteps import timestep_law
 from toy2d.data import generator
 from toy2d.drift import Predict
 from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Distance, Example, Objective
@@ -54,8 +55,14 @@ class Streams:
     Sample i of a role has a generator of its own, so how samples are cut into batches changes none of them.
     """
 
-    def __init__(self, pools: Mapping[str, Pool], config: TrainConfig, num_timesteps: int):
-        self.pools, self.num_timesteps = pools, num_timesteps
+    def __init__(
+        self,
+        pools: Mapping[str, Pool],
+        config: TrainConfig,
+        num_timesteps: int,
+        scheme: str = "none",  # the law of t (timesteps.py)
+    ):
+        self.pools, self.draw_t = pools, timestep_law(config, scheme, num_timesteps)
         self.seed, self.batch_size = config.seed, config.train_batch_size
         self.offset = 0.1 if config.offset_noise else 0.0
 
@@ -74,7 +81,7 @@ class Streams:
         rng, n = generator(self.seed, f"{role}/{i}"), len(self.pools[role])
         picture = permutation(self.seed, role, n, i // n)[i % n]
         x0, (prompt,) = self.pools[role].draw([picture], rng)
-        t = torch.randint(self.num_timesteps, (1,), generator=rng)
+        t = self.draw_t(rng)
         eps = torch.randn(x0.shape, generator=rng)
         if self.offset:  # https://www.crosslabs.org/blog/diffusion-with-offset-noise
             eps += self.offset * torch.randn(1, eps.shape[1], 1, 1, generator=rng)
@@ -192,6 +199,7 @@ class Run:
     anchors: Mapping[str, Distance]
     streams: Streams
     base: Predict | StoredAnswers | None = None  # who "output" imitates
+    weights: Tensor | None = None  # of the nodes t (timesteps.py)
 
     def batch(self, tick: int) -> tuple[dict[str, Example], Predict | None]:
         if not isinstance(self.base, StoredAnswers):
@@ -229,9 +237,7 @@ def fit(
             for micro in range(accumulation):
                 batch, base = run.batch(step * accumulation + micro)
                 with accelerator.accumulate():
-                    terms = objective.terms(
-                        run.predict, run.schedule, batch, base, config.snr_gamma
-                    )
+                    terms = objective.terms(run.predict, run.schedule, batch, base, run.weights)
                     loss = guard.poison(sum(terms.values()))
                     accelerator.backward(loss)
                 state.add_to_log(terms)

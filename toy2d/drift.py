@@ -62,9 +62,9 @@ def squared_error(
 ) -> Float[Tensor, " *B"]:
     """||eps_theta - eps_star||^2 per sample, summed over the data's coordinates, in eps whatever the network predicts."""
     steps = schedule.timesteps[t]
-    ours = schedule.eps_from(predict(x_t, steps, cond), x_t, t)
-    star = schedule.eps_from(predict_star(x_t, steps, cond), x_t, t)
-    return ((ours - star).float() ** 2).flatten(t.ndim).sum(-1)
+    apart = predict(x_t, steps, cond) - predict_star(x_t, steps, cond)
+    # not eps - eps: where a_t is small, x_t would cancel and leave rounding, times a large w_t
+    return ((schedule.eps_per_output(t, apart) * apart).float() ** 2).flatten(t.ndim).sum(-1)
 
 
 @torch.no_grad()

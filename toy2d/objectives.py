@@ -27,6 +27,7 @@ from toy2d.drift import Params, Predict, Reduction, squared_distance
 from toy2d.schedule import Schedule
 
 Weight = float | Tensor
+Weights = Float[Tensor, " T"]  # what each node's error counts, e.g. schedule.min_snr_weights(5.0)
 TERMS = ("prior", "anchor", "output", "fisher")  # beside "instance"
 
 
@@ -40,12 +41,12 @@ class Example(NamedTuple):
 
 
 def denoising_loss(
-    predict: Predict, schedule: Schedule, example: Example, snr_gamma: float | None = None
+    predict: Predict, schedule: Schedule, example: Example, weights: Weights | None = None
 ) -> Float[Tensor, " *R"]:
-    """mean over B and D of (network(x_t, t, cond) - target)^2, each sample times its min-SNR weight if `snr_gamma`."""
+    """mean over B and D of (network(x_t, t, cond) - target)^2, each sample times the weight of its node t, if given."""
     x0, t, eps, cond = example
     output = predict(schedule.add_noise(x0, t, eps), schedule.timesteps[t], cond)
-    return per_run_mean(output, schedule.target(x0, t, eps), schedule, t, snr_gamma)
+    return per_run_mean(output, schedule.target(x0, t, eps), t, weights)
 
 
 def output_loss(
@@ -53,26 +54,25 @@ def output_loss(
     predict_star: Predict,
     schedule: Schedule,
     example: Example,
-    snr_gamma: float | None = None,
+    weights: Weights | None = None,
 ) -> Float[Tensor, " *R"]:
     """mean over B and D of (network(x_t, t, cond) - base network(x_t, t, cond))^2: the base answers instead of the noise."""
     x0, t, eps, cond = example
     x_t, steps = schedule.add_noise(x0, t, eps), schedule.timesteps[t]
     with torch.no_grad():
         star = predict_star(x_t, steps, cond)
-    return per_run_mean(predict(x_t, steps, cond), star, schedule, t, snr_gamma)
+    return per_run_mean(predict(x_t, steps, cond), star, t, weights)
 
 
 def per_run_mean(
     output: Float[Tensor, " *R_B_D"],
     target: Float[Tensor, " *R_B_D"],
-    schedule: Schedule,
     t: Int[Tensor, " *R_B"],
-    snr_gamma: float | None,
+    weights: Weights | None,
 ) -> Float[Tensor, " *R"]:
     error = ((output.float() - target.float()) ** 2).flatten(t.ndim).mean(-1)
-    if snr_gamma is not None:
-        error = error * schedule.min_snr_weight(t, snr_gamma)
+    if weights is not None:
+        error = error * weights[t]
     return error.mean(-1)
 
 
@@ -199,9 +199,9 @@ class Objective:
         schedule: Schedule,
         batch: Mapping[str, Example],
         predict_star: Predict | None = None,
-        snr_gamma: float | None = None,
+        weights: Weights | None = None,
     ) -> dict[str, Float[Tensor, " *R"]]:
-        """The weighted denoising terms, by name; their sum is what is differentiated.
+        """The weighted denoising terms, by name; their sum is what is differentiated. `weights`: of the nodes t, for every role alike.
 
         `batch` has a role "instance", and "prior" / "output" where those weights are not zero. The distance terms are added to the
         gradient by `add_anchor_gradients_` and to the log by `anchor_terms`: they need no graph.
@@ -216,13 +216,11 @@ class Objective:
             raise ValueError(
                 "the output weight is not zero, but there is no base to imitate: pass predict_star"
             )
-        terms = {"instance": denoising_loss(predict, schedule, batch["instance"], snr_gamma)}
+        terms = {"instance": denoising_loss(predict, schedule, batch["instance"], weights)}
         if self.uses("prior"):
-            terms["prior"] = self.prior * denoising_loss(
-                predict, schedule, batch["prior"], snr_gamma
-            )
+            terms["prior"] = self.prior * denoising_loss(predict, schedule, batch["prior"], weights)
         if self.uses("output"):
-            kept = output_loss(predict, predict_star, schedule, batch["output"], snr_gamma)
+            kept = output_loss(predict, predict_star, schedule, batch["output"], weights)
             terms["output"] = self.output * kept
         return terms
 

@@ -8,7 +8,8 @@
     "flow"       1 - s_t          s_t                eps - x0                                  Esser et al. 2024
 
 ab = alpha_bar is the only table kept. Flow matching has one too: equal signal-to-noise ratio, a^2/b^2 = ab/(1 - ab), so
-s = sqrt(1 - ab) / (sqrt(ab) + sqrt(1 - ab)), and its x_t is the variance-preserving one divided by sqrt(ab) + sqrt(1 - ab).
+s = sqrt(1 - ab) / (sqrt(ab) + sqrt(1 - ab)), and its x_t is the variance-preserving one divided by k_t = sqrt(ab) + sqrt(1 - ab).
+So everything said of the variance-preserving chain (reverse_chain, path_weights) is said of k_t x_t, and a KL does not notice the scale.
 
 Shapes: T timesteps, B batch of any rank (a stack of runs has B = "runs batch"), D data. t = 0 is the least noise.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Real
 from torch import Tensor
 
 Prediction = Literal["eps", "v", "flow"]
@@ -29,13 +30,13 @@ Variance = Literal["beta", "posterior"]
 class Schedule:
     """`alpha_bar` (float64, strictly decreasing, inside (0, 1)) and what the network predicts.
 
-    `timesteps` are the numbers the network is called with; they differ from 0..T-1 only after `strided`.
+    `timesteps` are the numbers the network is called with; they differ from 0..T-1 after `strided` and where a model has its own.
     Raises ValueError for a table that would put a 0/0 into a sampler, naming the entry.
     """
 
     alpha_bar: Float[Tensor, " T"]  # kept as float64
     prediction: Prediction = "eps"
-    timesteps: Int[Tensor, " T"] | None = None
+    timesteps: Real[Tensor, " T"] | None = None
 
     def __post_init__(self):
         ab = torch.as_tensor(self.alpha_bar, dtype=torch.float64)
@@ -96,6 +97,12 @@ class Schedule:
         """log(ab / (1 - ab)) falls evenly from `first` to `last`: path weights without peaks, x_T normal to 3e-4."""
         return cls(torch.sigmoid(torch.linspace(first, last, T, dtype=torch.float64)), prediction)
 
+    @classmethod
+    def from_flow(cls, s, timesteps=None) -> "Schedule":
+        """The rectified-flow path x_t = (1 - s_t) x0 + s_t eps, s rising inside (0, 1): ab = (1 - s)^2 / ((1 - s)^2 + s^2)."""
+        s = torch.as_tensor(s, dtype=torch.float64)
+        return cls((1 - s) ** 2 / ((1 - s) ** 2 + s**2), "flow", timesteps)
+
     def __len__(self) -> int:
         return len(self.alpha_bar)
 
@@ -107,6 +114,12 @@ class Schedule:
     def noise_ratio(self) -> Float64[Tensor, " T"]:
         """sqrt((1 - ab) / ab), the time of the probability-flow ODE (EDM calls it sigma)."""
         return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+
+    @property
+    def vp_scale(self) -> Float64[Tensor, " T"]:
+        """k_t: k_t x_t is the variance-preserving x_t. 1 for eps and v, sqrt(ab) + sqrt(1 - ab) for flow."""
+        ab = self.alpha_bar
+        return ab.sqrt() + (1 - ab).sqrt() if self.prediction == "flow" else torch.ones_like(ab)
 
     def to(self, device) -> "Schedule":
         return replace(
@@ -158,15 +171,24 @@ class Schedule:
         a, b = self.coefficients(t, x_t)
         return a * output + (x_t if self.prediction == "flow" else b * x_t)
 
+    def eps_per_output(self, t: Int[Tensor, " *B"], like: Float[Tensor, " *B_D"]) -> Tensor | float:
+        """d eps / d output at fixed x_t: 1 for eps, a_t for v and flow. So eps_1 - eps_2 is this times a difference of outputs."""
+        return 1.0 if self.prediction == "eps" else self.coefficients(t, like)[0]
+
     def score_from_eps(
         self, eps_hat: Float[Tensor, " *B_D"], t: Int[Tensor, " *B"]
     ) -> Float[Tensor, " *B_D"]:
         """grad log p_t(x_t) = -eps_hat / b_t   (Tweedie)."""
         return -eps_hat / self.coefficients(t, eps_hat)[1]
 
-    def min_snr_weight(self, t: Int[Tensor, " *B"], gamma: float) -> Float[Tensor, " *B"]:
-        """min(SNR, gamma) / SNR for eps, / (SNR + 1) for v   (Hang et al. 2023); float32."""
-        snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
+    def min_snr_weights(self, gamma: float) -> Float[Tensor, " T"]:
+        """min(SNR, gamma) / SNR for eps, / (SNR + 1) for v   (Hang et al. 2023), for every node; float32.
+
+        Raises ValueError for "flow", whose loss has weights of its own (Esser et al. 2024).
+        """
+        if self.prediction == "flow":
+            raise ValueError("min-SNR weights are for eps and v prediction, not for flow matching")
+        snr = self.alpha_bar / (1 - self.alpha_bar)
         return (snr.clamp(max=gamma) / (snr + (self.prediction == "v"))).float()
 
     # ---- the reverse chain: x_{t-1} = (x_t - beta_t / b_t eps_hat) / sqrt(alpha_t) + s_t z, t = T-1 .. 1
@@ -175,6 +197,7 @@ class Schedule:
     ) -> tuple[Float64[Tensor, " T"], Float64[Tensor, " T"], Float64[Tensor, " T"]]:
         """(beta_t, alpha_t, s_t^2) of the ancestral sampler that ends at t = 0's noise level; entry 0 is unused (zero).
 
+        It is the chain of k_t x_t (`vp_scale`): for flow matching, of the variance-preserving process with the same signal-to-noise ratio.
         s_t^2 = beta_t ("beta") or beta_t (1 - ab_{t-1}) / (1 - ab_t) ("posterior")   (Ho et al. 2020, section 3.2).
         """
         ab = self.alpha_bar
@@ -187,13 +210,9 @@ class Schedule:
         """w_t = beta_t^2 / (2 s_t^2 alpha_t (1 - ab_t)), w_0 = 0: no noise is added after t = 1.
 
         KL(paths of theta1 || paths of theta2) = sum_t w_t E ||eps_1 - eps_2||^2 (nats), the chain rule of KL for Gaussian
-        steps of equal variance; variance-preserving x_t.
-        Raises ValueError for "flow", whose ancestral sampler this is not.
+        steps of equal variance. "flow" has the same weights: its chain is the variance-preserving one divided by k_t, KL is
+        invariant under that, and eps is the same unit of noise in both (lectures/06_path_kl.md, Proposition 6.10).
         """
-        if self.prediction == "flow":
-            raise ValueError(
-                "path_weights: flow matching has no ancestral chain here; use an eps or v schedule"
-            )
         beta, alpha, s2 = self.reverse_chain(variance)
         w = beta[1:] ** 2 / (2 * s2[1:] * alpha[1:] * (1 - self.alpha_bar[1:]))
         return torch.cat([w[:1] * 0, w])

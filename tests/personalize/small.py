@@ -87,10 +87,12 @@ def opened() -> Model:
     return load(str(workshop() / "sd"))
 
 
-def load_quickly(name, revision=None, variant=None, dtype=torch.float32) -> Model:
+def load_quickly(name, revision=None, variant=None, dtype=torch.float32, without_t5=False) -> Model:
     """A copy of the tiny model instead of reading its files once more; anything else is really loaded."""
     plain = name == str(workshop() / "sd") and not variant and dtype == torch.float32
-    return copy.deepcopy(opened()) if plain else load(name, revision, variant, dtype)
+    if plain and not without_t5:
+        return copy.deepcopy(opened())
+    return load(name, revision, variant, dtype, without_t5)
 
 
 def trained(c: TrainConfig) -> dict[str, torch.Tensor]:

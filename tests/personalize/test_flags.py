@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 FULL = {"kind": "full"}
 TEXT = {"kind": "lora+text"}
 PRIOR, L2, OUTPUT, FISHER = ({"objective": o} for o in ("prior", "l2", "output", "fisher"))
+SD3 = {"pretrained_model_name_or_path": "@sd3"}
 NEW_SET = {"class_data_dir": "@new"}  # a class folder of its own, because another set is made
 VALIDATED = {"validation_prompt": ("a dog",), "num_validation_images": 1, "validation_inference_steps": 2}  # fmt: skip
 CHECKPOINTS = {"max_train_steps": 3, "checkpointing_steps": 1}
@@ -53,6 +54,12 @@ SEEN = {
     "reg_decoupled": (L2, {"reg_decoupled": True}, "weights"),
     "anchor_dtype": (FULL | L2, {"anchor_dtype": "bf16"}, "weights"),
     "snr_gamma": ({}, {"snr_gamma": 0.01}, "weights"),
+    "weighting_scheme": (SD3, {"weighting_scheme": "cosmap"}, "weights"),
+    "logit_mean": (SD3, {"logit_mean": 1.0}, "weights"),
+    "logit_std": (SD3, {"logit_std": 0.1}, "weights"),
+    "mode_scale": (SD3 | {"weighting_scheme": "mode"}, {"mode_scale": -1.0}, "weights"),
+    "precondition_outputs": (SD3, {"precondition_outputs": True}, "weights"),
+    "without_t5": (SD3, {"without_t5": True}, "weights"),
     "offset_noise": ({}, {"offset_noise": True}, "weights"),
     "output_source": (OUTPUT | {"output_weight": 10.0}, {"output_source": "instance", "class_data_dir": None, "num_class_images": 100, "class_steps": 20}, "weights"),
     "output_draws": (FULL | OUTPUT | {"output_draws": 2, "max_train_steps": 3}, {"output_draws": 1}, "weights"),
@@ -130,6 +137,9 @@ def place(name: str) -> str:
     if name == "@other_sd":
         tiny(folder=workshop() / "other_sd", seed=1)
         return str(workshop() / "other_sd")
+    if name == "@sd3":
+        tiny("sd3", folder=workshop() / "sd3")
+        return str(workshop() / "sd3")
     if name == "@captioned":
         folder = photos(workshop() / "captioned", 2)
         (folder / "0.txt").write_text("a green sks toy")
@@ -202,6 +212,9 @@ SENSELESS = {
     "class_guidance": {"class_guidance": 5.0},
     "class_keep": {"class_keep": "latents"},
     "prior_generation_precision": {"prior_generation_precision": "bf16"},
+    "logit_mean": {"weighting_scheme": "mode", "logit_mean": 1.0},
+    "logit_std": {"weighting_scheme": "mode", "logit_std": 2.0},
+    "mode_scale": {"weighting_scheme": "logit_normal", "mode_scale": 1.0},
     "repeats": {"repeats": 2},
     "num_train_epochs": {"num_train_epochs": 2},
     "text_encoder_lr": {"text_encoder_lr": 1e-5},
@@ -242,6 +255,10 @@ def test_a_flag_without_effect_is_an_error_that_says_why(flag):
         ({"objective": "prior", "class_prompt": None}, "needs --class_prompt"),
         ({"class_prompt": "a photo of sks dog"}, "--class_prompt equals --instance_prompt"),
         ({"measure_chains": 1}, "--measure_chains 1 must be at least 2"),
+        ({"mode_scale": 2.0, "weighting_scheme": "mode"}, "--mode_scale must lie between -1 and 1.75"),
+        ({"weighting_scheme": "cosmap"}, "--weighting_scheme has no effect: this model knows no flow matching"),
+        ({"pretrained_model_name_or_path": "@sd3", "snr_gamma": 5.0}, "--snr_gamma has no effect: this model is trained by flow matching"),
+        ({"without_t5": True}, "--without_t5 has no effect: .* has no T5"),
         ({"probe_steps": 5, "log_every": 2}, "must be multiples of --log_every 2"),
         ({"objective": "l2+fisher", "reg_reduction": "tensor_mean"}, "cannot be combined with fisher"),
         ({"mixed_precision": "fp16"}, "fp16 needs a CUDA device"),

@@ -111,8 +111,8 @@ class Setting:
     def predict(self, x_t, t, prompts):
         return self.model.predict(x_t, t, self.model.encode_prompts(prompts))
 
-    def gradient(self, objective, batch, snr_gamma=None) -> torch.Tensor:
-        terms = objective.terms(self.predict, self.model.schedule, batch, snr_gamma=snr_gamma)
+    def gradient(self, objective, batch) -> torch.Tensor:
+        terms = objective.terms(self.predict, self.model.schedule, batch)
         grads = torch.autograd.grad(sum(terms.values()), list(self.theta.values()))
         return torch.cat([g.flatten() for g in grads])
 
@@ -134,7 +134,8 @@ def test_min_snr_weighs_each_sample_of_both_terms(batch_size):
     """Against a loop over single samples, with the weight min(snr, 5) / snr written out."""
     s = Setting()
     batch, ab = s.batch(batch_size), s.model.schedule.alpha_bar
-    terms = PRIOR(1.0).terms(s.predict, s.model.schedule, batch, snr_gamma=5.0)
+    weights = s.model.schedule.min_snr_weights(5.0)
+    terms = PRIOR(1.0).terms(s.predict, s.model.schedule, batch, weights=weights)
     for role, e in batch.items():
         by_hand = []
         for b in range(batch_size):

@@ -171,7 +171,9 @@ def test_min_snr_weights_every_sample_also_under_prior():
     net = network()
     for batch_size in (1, 2, 3):
         batch = {"instance": example(5, (batch_size, 3)), "prior": example(6, (batch_size, 3))}
-        terms = PRIOR(2.0).terms(lambda x, t, c: net(x), SCHEDULE, batch, snr_gamma=5.0)
+        terms = PRIOR(2.0).terms(
+            lambda x, t, c: net(x), SCHEDULE, batch, weights=SCHEDULE.min_snr_weights(5.0)
+        )
         for role, factor in (("instance", 1.0), ("prior", 2.0)):
             x0, t, eps, _ = batch[role]
             error = ((net(SCHEDULE.add_noise(x0, t, eps)) - eps) ** 2).mean(-1)

@@ -101,7 +101,7 @@ def test_min_snr_equals_diffusers():
     t = torch.arange(0, 1000, 7)
     snr = compute_snr(theirs, t)
     ours = Schedule(theirs.alphas_cumprod)
-    torch.testing.assert_close(ours.min_snr_weight(t, 5.0), snr.clamp(max=5.0) / snr, rtol=1e-4, atol=0)  # fmt: skip
+    torch.testing.assert_close(ours.min_snr_weights(5.0)[t], snr.clamp(max=5.0) / snr, rtol=1e-4, atol=0)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,26 @@ def test_a_table_that_would_divide_by_zero_is_refused(table, says):
         Schedule(torch.tensor(table))
 
 
-def test_flow_has_no_ancestral_chain():
+def test_from_flow_is_the_rectified_path():
+    s = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    a, b = Schedule.from_flow(s).coefficients(torch.arange(50), torch.ones(50, 1).double())
+    torch.testing.assert_close(b[:, 0], s)
+    torch.testing.assert_close(a[:, 0], 1 - s)
+
+
+def test_flow_has_the_path_weights_of_its_variance_preserving_twin_but_no_min_snr():
+    flow, twin = Schedule.log_snr(10, prediction="flow"), Schedule.log_snr(10)
+    assert torch.equal(flow.path_weights("posterior"), twin.path_weights("posterior"))
     with pytest.raises(ValueError, match="flow"):
-        Schedule.log_snr(10, prediction="flow").path_weights()
+        flow.min_snr_weights(5.0)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "flow"])
+def test_eps_per_output_is_the_slope_of_eps_from(prediction):
+    s = Schedule.log_snr(20, prediction=prediction)
+    t, (x, u, v) = torch.arange(20), torch.randn(3, 20, 2, dtype=torch.float64)
+    apart = s.eps_per_output(t, u) * (u - v)
+    torch.testing.assert_close(apart, s.eps_from(u, x, t) - s.eps_from(v, x, t))
 
 
 def test_strided_keeps_the_ends_and_the_networks_numbers():
