@@ -1,0 +1,515 @@
+"""Evaluation end to end on the tiny model: a model that has not moved has no drift, a copied photo is found, nothing is drawn twice."""
+
+import csv
+import json
+import math
+import shutil
+import sys
+import types
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from judges import LABELS, judges
+from photographs import photo
+from PIL import Image
+from small import config, trained, workshop
+
+from personalize import gallery
+from personalize.__main__ import main
+from personalize.evaluate import evaluate_model, has_its_base
+from personalize.evaluators import Evaluators, load_evaluators, square
+from personalize.export import load_run
+from personalize.gallery import Sampling, pictures
+from personalize.metrics import cosine, perceptual_distance
+from personalize.model import Model, choose, load
+from personalize.prompts import PromptSet, prompt_set
+from toy2d.runfolder import UserError
+
+torch.set_num_threads(1)
+
+QUICK = Sampling(steps=2, batch_size=4)
+SEEDS = [11, 22, 33]
+PROMPTS = PromptSet("sks", "dog", {"subject": ("a sks dog in the snow", "a sks dog on the beach"), "class": ("a photo of a dog",), "unrelated": ("a red car",)})  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    return judges(tmp_path_factory.mktemp("judges"))
+
+
+@pytest.fixture(scope="session")
+def evaluators(folders):
+    return load_evaluators(folders["clip"], folders["dino"], folders["truth"], lpips=False)
+
+
+@pytest.fixture(scope="session")
+def still():
+    """A model with adapters that have not moved: B = 0."""
+    model = load(str(workshop() / "sd"))
+    choose(model, "lora")
+    return model
+
+
+@pytest.fixture(scope="session")
+def moved():
+    """The same with adapters that have."""
+    model = load(str(workshop() / "sd"))
+    theta = choose(model, "lora")
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in theta.values():
+            p.add_(0.3 * torch.randn(p.shape, generator=rng))
+    return model
+
+
+@pytest.fixture(scope="session")
+def evaluation(moved, evaluators, tmp_path_factory):
+    """The moved model's evaluation, and its folder."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    found = evaluate_model(moved, workshop() / "photos", PROMPTS, evaluators, SEEDS, folder, sampling=QUICK, chains=2, say=silent)  # fmt: skip
+    found.write(folder)
+    return found, folder
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def run(model: Model, folder: Path, evaluators: Evaluators, prompts: PromptSet = PROMPTS, **more):
+    """Without path KL, unless asked for."""
+    chosen = {"reference": workshop() / "photos", "seeds": SEEDS, "sampling": QUICK, "chains": 0, "say": silent} | more  # fmt: skip
+    return evaluate_model(model, prompts=prompts, evaluators=evaluators, folder=folder, **chosen)
+
+
+# ---- what the numbers must be
+def test_a_model_that_has_not_moved_has_no_drift(still, evaluators, tmp_path):
+    """B = 0: the same pictures, so every distance is 0, CLIP-T stands still and path KL is rounding."""
+    found = run(still, tmp_path, evaluators, chains=2)
+    assert set(found.drift) == {"subject", "class", "unrelated"}
+    for group, drift in found.drift.items():
+        for name in ("moved_dino", "moved_clip", "moved_perceptual", "clip_t_change"):
+            assert drift[name]["mean"] == pytest.approx(0, abs=1e-6), (group, name)
+        # unbiased: within a set nobody is paired with itself, across sets the same picture is
+        assert drift["mmd2_dino"] <= 1e-6
+    assert found.drift["class"]["path_kl"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert found.headline["pres"]["mean"] == pytest.approx(found.headline["pres_base"]["mean"])
+
+
+def test_a_model_that_has_moved_is_seen_to(evaluation):
+    found, _ = evaluation
+    for drift in found.drift.values():
+        assert drift["moved_dino"]["mean"] > 1e-6
+        assert drift["moved_perceptual"]["mean"] > 0.01
+    assert found.drift["class"]["path_kl"]["mean"] > 0.01
+    assert found.drift["subject"]["path_kl"] is None  # the base knows no sks dog
+
+
+def test_path_kl_is_the_trainers(moved, evaluators, tmp_path):
+    """The same chains, nodes and prompts as `personalize train` measures, here with the adapters switched off for the base."""
+    from personalize import measure
+    from personalize.data import Prompts
+
+    c = config("unused", class_prompt="a photo of a dog", context_prompts=(), unrelated_prompts=("a red car",), measure_chains=2, measure_nodes=10, sample_batch_size=4)  # fmt: skip
+    prompts = Prompts(moved)
+
+    def predict(x_t, t, texts):
+        return moved.predict(x_t, t, prompts(texts))
+
+    def base(x_t, t, texts):
+        with moved.base():
+            return predict(x_t, t, texts)
+
+    with torch.no_grad():
+        chains = measure.make_chains(base, c, moved.schedule, (4, 8, 8))
+        expected = measure.path_drift(predict, chains, 4)
+    found = run(moved, tmp_path, evaluators, chains=2)
+    for group, (mean, _, n) in expected.items():
+        assert found.drift[group]["path_kl"]["mean"] == pytest.approx(mean, rel=1e-4)
+        assert found.drift[group]["path_kl"]["n"] == n
+
+
+def test_rows_are_the_definitions(evaluation, evaluators):
+    """Each column once more from the files, by its formula."""
+    found, folder = evaluation
+    mine = [r for r in found.rows if r["model"] == "tuned" and r["prompt"] == PROMPTS.groups["subject"][0]]  # fmt: skip
+    theirs = [r for r in found.rows if r["model"] == "base" and r["prompt"] == PROMPTS.groups["subject"][0]]  # fmt: skip
+    assert [r["seed"] for r in mine] == [r["seed"] for r in theirs] == SEEDS
+    photos = [Image.open(p) for p in sorted((workshop() / "photos").glob("*.jpg"))]
+    images = [Image.open(folder / side / r["file"]) for side, rows in (("tuned", mine), ("base", theirs)) for r in rows]  # fmt: skip
+    clip, dino = evaluators.clip, evaluators.dino
+    to_text = cosine(clip.images(images), clip.texts(["a dog in the snow"]))[:, 0]
+    to_photos = cosine(clip.images(images), clip.images(photos))
+    features, layers = dino.features(images)
+    to_training = cosine(features, dino.features(photos)[0])
+    alike = cosine(features, features)
+    distance = perceptual_distance([f[:3] for f in layers], [f[3:] for f in layers])
+    for i, row in enumerate(mine):
+        assert row["clip_t"] == pytest.approx(float(to_text[i]), abs=1e-5)
+        assert row["clip_i"] == pytest.approx(float(to_photos[i].mean()), abs=1e-5)
+        assert row["subject_max"] == pytest.approx(float(to_photos[i].max()), abs=1e-5)
+        assert row["dino"] == pytest.approx(float(to_training[i].mean()), abs=1e-5)
+        assert row["memorization"] == pytest.approx(float(to_training[i].max()), abs=1e-5)
+        assert row["nearest"] == f"{int(to_training[i].argmax())}.jpg"
+        assert row["moved_dino"] == pytest.approx(1 - float(alike[i, i + 3]), abs=1e-5)
+        assert row["moved_perceptual"] == pytest.approx(float(distance[i]), abs=1e-5)
+        assert row["clip_t_change"] == pytest.approx(float(to_text[i] - to_text[i + 3]), abs=1e-5)
+    assert all("moved_dino" not in r for r in theirs)
+
+
+def test_summary_is_the_mean_of_the_rows(evaluation):
+    found, folder = evaluation
+    with open(folder / "pictures.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 2 * 4 * len(SEEDS)
+
+    def mean(group, column, model="tuned"):
+        values = [float(r[column]) for r in rows if (r["model"], r["group"]) == (model, group)]
+        return sum(values) / len(values)
+
+    head = found.headline
+    assert head["dino"]["mean"] == pytest.approx(mean("subject", "dino"))
+    assert head["pres"]["mean"] == pytest.approx(mean("class", "dino"))
+    assert head["div"]["mean"] == pytest.approx(mean("subject", "perceptual"))
+    assert head["div_distance"] == "perceptual"
+    assert head["clip_t_base"]["mean"] == pytest.approx(mean("subject", "clip_t", "base"))
+    assert head["dino"]["low"] <= head["dino"]["mean"] <= head["dino"]["high"]
+    assert head["dino"]["n"] == len(SEEDS)
+    with open(folder / "prompts.csv", newline="") as f:
+        line = next(r for r in csv.DictReader(f) if r["prompt"] == "a red car" and r["model"] == "base")  # fmt: skip
+    assert float(line["clip_t"]) == pytest.approx(mean("unrelated", "clip_t", "base"))
+    assert int(line["pictures"]) == len(SEEDS)
+
+
+def test_a_copied_training_picture_is_found(evaluation, moved, evaluators, tmp_path):
+    """One generated picture among the training pictures: memorization 1, and it is named."""
+    _, folder = evaluation
+    copied = next((folder / "tuned").glob("*-22.png"))
+    (tmp_path / "training").mkdir()
+    shutil.copy(copied, tmp_path / "training" / "copied.png")
+    photo().save(tmp_path / "training" / "other.png")
+    found = run(moved, folder, evaluators, training=tmp_path / "training")
+    top = found.headline["nearest_to_training"]
+    assert top["memorization"] == pytest.approx(1)
+    assert (top["file"], top["nearest"]) == (copied.name, "copied.png")
+
+
+def test_references_that_are_the_pictures_themselves(evaluation, moved, evaluators):
+    """The tuned pictures as references: the largest identity is 1; real_images is the mean over pairs."""
+    _, folder = evaluation
+    found = run(moved, folder, evaluators, reference=folder / "tuned")
+    assert found.headline["subject_max"]["mean"] == pytest.approx(1)
+    features = evaluators.clip.images([Image.open(p) for p in sorted((folder / "tuned").glob("*.png"))])  # fmt: skip
+    pairs = cosine(features, features)
+    n = len(pairs)
+    expected = float((pairs.sum() - pairs.trace()) / (n * n - n))
+    assert found.headline["real_images"]["clip_i"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_classifier_reads_marginals_and_checks_the_metric(evaluation, evaluators):
+    """class and scene are read apart; the rows say whether they are the prompt's."""
+    found, folder = evaluation
+    rows = [r for r in found.rows if "scene_right" in r]
+    assert {r["group"] for r in rows} == {"subject"}  # only those prompts name a scene it knows
+    assert {r["prompt"] for r in found.rows if "class_right" not in r} == {"a red car"}
+    side = {"tuned": folder / "tuned", "base": folder / "base"}
+    image = Image.open(side[rows[0]["model"]] / rows[0]["file"])
+    truth = evaluators.truth
+    p = truth.network(truth.pixels([image])).logits.softmax(1)[0]
+    classes = {c: sum(float(p[i]) for i, n in enumerate(LABELS) if n.startswith(c)) for c in ("dog", "cat")}  # fmt: skip
+    assert truth.read([image])[0][0] == max(classes, key=classes.get)
+    assert rows[0]["class_right"] == float(classes["dog"] > classes["cat"])
+    right = sum(r["class_right"] == r["scene_right"] == 1 for r in rows)
+    assert found.summary["check"]["right"] == right
+    assert found.summary["check"]["n"] == len(rows)
+
+
+def test_a_wide_photo_is_seen_by_its_central_square(evaluators):
+    wide = photo(96, 64)
+    middle = wide.crop((16, 0, 80, 64))
+    assert square(wide).tobytes() == middle.tobytes()
+    for eye in (evaluators.clip, evaluators.dino):
+        assert torch.equal(eye.pixels([wide]), eye.pixels([middle]))
+
+
+# ---- nothing is drawn twice
+def test_pictures_that_are_there_are_kept(moved, tmp_path):
+    """Again: nothing. One damaged, one gone: those two, bit-equal. One prompt more: only its pictures."""
+    jobs = [("a cat", s) for s in SEEDS]
+    said = []
+    paths = pictures(moved, jobs, tmp_path, QUICK, say=said.append)
+    assert "3 pictures" in said[0]
+    assert "images/s" in said[0]
+    before = {p: p.read_bytes() for p in paths.values()}
+    with mock.patch.object(gallery, "draw", side_effect=AssertionError("drawn again")):
+        assert pictures(moved, jobs, tmp_path, QUICK, say=said.append) == paths
+    assert len(said) == 1
+    first, second, _ = paths.values()
+    first.unlink()
+    second.write_bytes(before[second][:-1])
+    pictures(moved, jobs, tmp_path, QUICK, say=said.append)
+    assert "2 pictures" in said[1]
+    assert {p: p.read_bytes() for p in paths.values()} == before
+    pictures(moved, [*jobs, ("a dog", 11)], tmp_path, QUICK, say=said.append)
+    assert "1 pictures" in said[2]
+    assert "3 were there" in said[2]
+
+
+def test_a_killed_evaluation_goes_on(moved, tmp_path):
+    """Stopped after the first batch: that batch stays, the rest is drawn, and the files equal those of a run never stopped."""
+    jobs, real, calls = [("a cat", s) for s in range(6)], gallery.draw, []
+
+    def fails_second_time(*args, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **more)
+
+    with mock.patch.object(gallery, "draw", fails_second_time), pytest.raises(KeyboardInterrupt):
+        pictures(moved, jobs, tmp_path / "killed", QUICK, say=silent)
+    assert len(list((tmp_path / "killed").glob("*.png"))) == 4
+    said = []
+    again = pictures(moved, jobs, tmp_path / "killed", QUICK, say=said.append)
+    assert "2 pictures" in said[0]
+    whole = pictures(moved, jobs, tmp_path / "whole", QUICK, say=silent)
+    assert [p.read_bytes() for p in again.values()] == [p.read_bytes() for p in whole.values()]
+
+
+def test_another_sampler_or_other_weights_are_refused(moved, still, tmp_path):
+    pictures(moved, [("a cat", 1)], tmp_path, QUICK, say=silent)
+    with pytest.raises(UserError, match="steps: 2 there, 3 now"):
+        pictures(moved, [("a cat", 1)], tmp_path, Sampling(steps=3), say=silent)
+    with pytest.raises(UserError, match="weights"):
+        pictures(still, [("a cat", 1)], tmp_path, QUICK, say=silent)
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "mine.txt").write_text("")
+    with pytest.raises(UserError, match=r"mine\.txt"):
+        pictures(moved, [("a cat", 1)], tmp_path / "strange", QUICK, say=silent)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        pictures(moved, [("a cat", 1)], tmp_path, QUICK, say=silent)
+
+
+def test_runs_of_one_base_share_its_pictures(still, moved, evaluators, tmp_path):
+    """With adapters off both are the base: the second evaluation draws only its own pictures."""
+    run(still, tmp_path / "a", evaluators, base_folder=tmp_path / "base")
+    said = []
+    run(moved, tmp_path / "b", evaluators, base_folder=tmp_path / "base", say=said.append)
+    assert len(said) == 1
+    assert "tuned" in said[0]
+
+
+def test_a_base_of_its_own_draws_what_switched_off_adapters_draw(moved, evaluators, tmp_path):
+    one = run(moved, tmp_path / "a", evaluators)
+    other = run(moved, tmp_path / "b", evaluators, base=load(str(workshop() / "sd")))
+    assert other.about["base"] == one.about["base"]
+    for x, y in zip(one.rows, other.rows, strict=True):
+        assert x["clip_t"] == pytest.approx(y["clip_t"], abs=1e-5)
+
+
+def test_without_a_base_there_is_no_drift(evaluators, tmp_path):
+    plain = load(str(workshop() / "sd"))
+    assert not has_its_base(plain)
+    found = run(plain, tmp_path, evaluators, chains=2)
+    assert found.drift == {}
+    assert any("--base" in note for note in found.about["left_out"])
+    assert found.headline["dino"]
+
+
+# ---- what is not there
+def test_a_missing_evaluator_is_named_and_the_others_go_on(folders, moved, tmp_path):
+    found = load_evaluators(folders["clip"], str(tmp_path / "nowhere"), lpips=False)
+    assert found.dino is None
+    assert len(found.left_out) == 1
+    assert all(word in found.left_out[0] for word in ("DINO", "nowhere", "--dino"))
+    done = run(moved, tmp_path / "out", found)
+    assert done.headline["clip_t"]
+    assert done.headline["dino"] is None
+    assert done.headline["pres"] is None
+    assert done.headline["div"] is None
+    assert "moved_clip" in done.drift["class"]
+    done.write(tmp_path / "out")
+    nobody = run(moved, tmp_path / "out", Evaluators(), chains=2)
+    assert nobody.drift["class"]["path_kl"]["mean"] > 0
+
+
+def test_weights_with_holes_are_refused(folders, tmp_path):
+    """transformers would fill them at random and go on."""
+    from toy2d.runfolder import load_tensors, save_tensors
+
+    folder = Path(shutil.copytree(folders["dino"], tmp_path / "dino"))
+    weights = load_tensors(folder / "model.safetensors")
+    dropped = next(k for k in weights if "attention" in k)
+    save_tensors(folder / "model.safetensors", {k: v for k, v in weights.items() if k != dropped}, {"format": "pt"})  # fmt: skip
+    found = load_evaluators(folders["clip"], str(folder), lpips=False)
+    assert found.dino is None
+    assert "missing" in found.left_out[0]
+
+
+def test_one_reference_and_one_seed(moved, evaluators, tmp_path):
+    """Pairs do not exist: undefined, said, and no crash."""
+    (tmp_path / "one").mkdir()
+    photo().save(tmp_path / "one" / "a.png")
+    found = run(moved, tmp_path / "out", evaluators, reference=tmp_path / "one", seeds=[11])
+    assert found.headline["real_images"] == {"clip_i": None, "dino": None}
+    assert found.headline["div"] is None
+    assert found.headline["dino"]["low"] is None
+    assert found.drift["class"]["mmd2_dino"] is None
+    text = " ".join(found.about["left_out"])
+    assert "one reference picture" in text
+    assert "one picture a prompt" in text
+    found.write(tmp_path / "out")
+    assert not any(math.isnan(v) for r in found.rows for v in r.values() if isinstance(v, float))
+
+
+def test_corrupt_pictures_are_named(moved, evaluators, tmp_path):
+    (tmp_path / "photos").mkdir()
+    photo().save(tmp_path / "photos" / "good.png")
+    (tmp_path / "photos" / "torn.jpg").write_bytes((workshop() / "photos" / "0.jpg").read_bytes()[:300])  # fmt: skip
+    (tmp_path / "photos" / "empty.png").write_bytes(b"")
+    with pytest.raises(UserError) as e:
+        run(moved, tmp_path / "out", evaluators, reference=tmp_path / "photos")
+    assert "torn.jpg" in str(e.value)
+    assert "empty.png" in str(e.value)
+    assert not (tmp_path / "out").exists()  # before anything is drawn
+
+
+class FakeLpips(torch.nn.Module):
+    """What the package's class promises: (n, 3, H, W) in [-1, 1], twice, gives (n, 1, 1, 1)."""
+
+    def __init__(self, net, verbose):
+        super().__init__()
+        assert (net, verbose) == ("alex", False)
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x, y):
+        assert x.shape[1:] == (3, 224, 224)
+        assert x.min() >= -1
+        assert x.max() <= 1
+        return self.scale * (x - y).abs().mean((1, 2, 3), keepdim=True)
+
+
+def test_lpips_is_div_where_it_is_installed(folders, moved, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=FakeLpips))
+    found = load_evaluators(folders["clip"], folders["dino"])
+    assert not found.left_out
+    a, b = Image.new("RGB", (64, 64), (0, 0, 0)), Image.new("RGB", (64, 64), (255, 255, 255))
+    assert found.lpips.pairwise([a, b, a]).tolist() == [[0, 4, 0], [4, 0, 4], [0, 4, 0]]
+    done = run(moved, tmp_path / "out", found)
+    assert done.headline["div_distance"] == "lpips"
+    assert done.headline["div"] == done.summary["means"]["tuned"]["subject"]["lpips"]
+    assert "moved_lpips" in done.drift["class"]
+    assert done.about["evaluators"]["lpips"]["preprocessing"]["size"] == [224, 224]
+
+
+def test_lpips_that_is_not_installed_is_said(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    found = load_evaluators(folders["clip"], folders["dino"])
+    assert found.lpips is None
+    assert "driftlab[lpips]" in found.left_out[0]
+
+
+# ---- the command
+@pytest.fixture(scope="session")
+def words(folders):
+    return ["--images", "2", "--steps", "2", "--chains", "2", "--clip", folders["clip"], "--dino", folders["dino"]]  # fmt: skip
+
+
+def said(capsys) -> str:
+    out = capsys.readouterr()
+    assert "Traceback" not in out.err + out.out
+    return out.err + out.out
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_run_from_the_command_line(tmp_path, capsys, words, kind):
+    """Its own words, prompts and base; the JSON says all that the numbers depend on, and nothing of the home folder."""
+    trained(config(tmp_path / "run", kind=kind, max_train_steps=2, class_prompt="a photo of a dog", context_prompts=("a dog in the snow",), center_crop=True))  # fmt: skip
+    (tmp_path / "prompts.txt").write_text("a {0} {1} in the snow\n")
+    command = ["evaluate", "--model", str(tmp_path / "run"), "--reference", str(workshop() / "photos"), "--prompts", str(tmp_path / "prompts.txt"), *words]  # fmt: skip
+    assert main(command) == 0
+    text = said(capsys)
+    assert "images/s" in text
+    assert "LPIPS" in text
+    report = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    assert report["identifier"] == "sks"
+    assert report["class_word"] == "dog"
+    assert list(report["prompts"]) == ["subject", "class", "contexts", "unrelated"]
+    assert set(report["drift"]) == set(report["prompts"])
+    assert report["drift"]["class"]["path_kl"]["n"] == 2
+    assert report["evaluators"]["clip"]["preprocessing"]["crop_size"] == {"height": 32, "width": 32}
+    assert len(report["evaluators"]["dino"]["weights"]) == 16
+    assert "without its identifier" in report["prompt_convention"]
+    assert report["training"]["folder"] == "photos"
+    written = (tmp_path / "run" / "evaluation" / "evaluation.json").read_text()
+    assert str(tmp_path) not in written
+    assert str(workshop()) not in written
+    assert main(command) == 0
+    assert "images/s" not in said(capsys)  # everything was there
+
+
+def test_the_benchmark_as_published(tmp_path, capsys, words):
+    """Folders of subjects beside prompts_and_classes.txt, and runs named as subjects: each is evaluated, the rest is listed."""
+    from test_prompts import published
+
+    root = tmp_path / "dreambooth"
+    for subject in ("dog", "monster_toy", "vase"):
+        shutil.copytree(workshop() / "photos", root / subject)
+    published(root)
+    trained(config(tmp_path / "runs" / "monster_toy", max_train_steps=1, instance_prompt="a photo of sks toy"))  # fmt: skip
+    shutil.copytree(tmp_path / "runs" / "monster_toy", tmp_path / "runs" / "vase")
+    command = ["evaluate", "--model", str(tmp_path / "runs"), "--reference", str(root), "--chains", "0", *words[:4], *words[6:], "--images", "1"]  # fmt: skip
+    assert main(command) == 0
+    report = json.loads((tmp_path / "runs" / "evaluation" / "benchmark.json").read_text())
+    assert set(report["subjects"]) == {"monster_toy", "vase"}
+    assert len(report["without_run"]) == 28
+    assert report["means"]["dino"]["n"] == 2
+    one = json.loads((tmp_path / "runs/evaluation/vase/evaluation.json").read_text())
+    assert one["class_word"] == "vase"
+    assert len(one["prompts"]["subject"]) == 25
+    assert "a sks vase on top of a mirror" in one["prompts"]["subject"]
+
+
+def test_faults_of_the_user(tmp_path, capsys, words):
+    trained(config(tmp_path / "run", max_train_steps=1))
+    start = ["evaluate", "--model", str(tmp_path / "run"), "--reference", str(workshop() / "photos"), *words]  # fmt: skip
+    for more, why in (
+        (["--images", "0"], "--images 0"),
+        (["--prompts", "nonsense"], "neither dreambooth"),
+        (["--identifier", "zwx"], "'zwx' is not in the run's prompt"),
+        (["--reference", str(tmp_path / "none")], "is not a folder"),
+        (["--model", str(tmp_path)], "model_index.json"),
+        (["--sampler", "magic"], "no sampler 'magic'"),
+    ):
+        assert main([*start, *more]) == 2, more
+        assert why in said(capsys)
+    plain = ["evaluate", "--model", str(workshop() / "sd"), "--reference", str(workshop() / "photos"), *words, "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main(plain) == 2
+    assert "--class_word" in said(capsys)
+
+
+def test_a_pipeline_against_a_base_of_ones_choice(tmp_path, capsys, words):
+    """The tiny pipeline against itself: no drift at all."""
+    sd = str(workshop() / "sd")
+    (tmp_path / "p.txt").write_text("a {0} {1}\n")
+    command = ["evaluate", "--model", sd, "--base", sd, "--class_word", "dog", "--reference", str(workshop() / "photos"), "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out"), *words]  # fmt: skip
+    assert main(command) == 0
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert report["drift"]["class"]["moved_clip"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert report["drift"]["class"]["path_kl"]["mean"] == pytest.approx(0, abs=1e-9)
+
+
+def test_mini_prompts_are_its_scenes_and_classes():
+    mini = pytest.importorskip("personalize.mini")
+    found = prompt_set("mini", "sks", mini.CLASSES[0])
+    assert len(found.groups["subject"]) == len(mini.SCENES)
+    assert len(found.groups["unrelated"]) == len(mini.CLASSES) - 1
+    assert all(mini.CLASSES[0] not in p.split() for p in found.groups["unrelated"])
+
+
+def test_a_finished_run_is_loaded_with_its_weights(tmp_path, evaluators):
+    """What is evaluated is what was trained: the run's pictures differ from its base's."""
+    trained(config(tmp_path / "run"))
+    found = run(load_run(tmp_path / "run"), tmp_path / "out", evaluators)
+    assert found.drift["subject"]["moved_perceptual"]["mean"] > 1e-4
