@@ -17,6 +17,9 @@ Read in this order; a module imports only from those above it. Objectives, sched
     experiment     run(config) -> runs/personalize/<name>/
     dryrun, bench  what a run would do; times and memory side by side
     pictures       a finished run's grids
+    prompts        what evaluation asks for: the benchmark's lists, the mini's world, files; metrics: closed forms of features
+    evaluators     CLIP, DINO, LPIPS; gallery: pictures kept; score, summary: rows and their means
+    evaluate       one model judged, from the command line by evaluate_run
     __main__       the command line
 
 This file imports nothing, so that `personalize --help` is instant.

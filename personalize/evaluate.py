@@ -20,13 +20,14 @@ from personalize.data import Prompts
 from personalize.evaluators import Evaluators
 from personalize.gallery import USUAL, Sampling, pictures, weights_hash
 from personalize.model import Model
-from personalize.photos import scan
+from personalize.photos import Scan, scan
 from personalize.prompts import PromptSet
 from personalize.score import look_at, score
 from personalize.summary import METRICS, prompt_rows, summarise
 from toy2d.runfolder import environment, write_csv, write_json
 
 CONVENTION = "CLIP-T compares with the prompt without its identifier: 'a dog in the snow' for 'a sks dog in the snow'"  # fmt: skip
+INTERVALS = "95 %, percentile bootstrap of the means of seeds (prompts are fixed); few seeds make them too narrow"  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def evaluate_model(
     """
     folder = Path(folder)
     subject = scan(reference, captions=False)
-    shown = scan(training, captions=False) if training else subject
-    references = look_at([r.path for r in subject.require()], [r.path for r in shown.require()], evaluators)  # fmt: skip
+    trained_on = scan(training, captions=False) if training else subject
+    references = look_at(*([r.path for r in s.require()] for s in (subject, trained_on)), evaluators)  # fmt: skip
     jobs = [(prompt, seed) for _, prompt in prompts.jobs() for seed in seeds]
-    other, switched = (base, False) if base else (model, True)
     theirs = {}
     if base or has_its_base(model):
-        theirs = pictures(other, jobs, Path(base_folder or folder / "base"), sampling, switched, say)  # fmt: skip
+        kept = Path(base_folder or folder / "base")
+        theirs = pictures(base or model, jobs, kept, sampling, base is None, say)
     mine = pictures(model, jobs, folder / "tuned", sampling, say=say)
     scores = score(prompts, seeds, mine, theirs, evaluators, references)
     paths = path_kl(model, base, prompts, sampling, chains) if theirs and chains else {}
@@ -93,20 +94,24 @@ def evaluate_model(
         "model": public_name(model.source),
         "weights": weights_hash(model),
         "base": (base or model).hash() if theirs else None,
-        "reference": {"folder": Path(reference).name, "pictures": references.names, "hash": subject.hash()},
-        "training": {"folder": shown.folder.name, "pictures": references.training, "hash": shown.hash()},
-        "identifier": prompts.identifier,
-        "class_word": prompts.class_word,
-        "prompts": prompts.groups,
+        "reference": _named(subject),
+        "training": _named(trained_on),
+        **asdict(prompts),
+        "prompt_convention": CONVENTION,
         "seeds": seeds,
         "sampling": asdict(sampling),
+        "intervals": INTERVALS,
         "evaluators": evaluators.describe(),
-        "left_out": notes(evaluators, len(references.names), len(seeds), bool(theirs)),
-        "prompt_convention": CONVENTION,
-        "intervals": "95 %, percentile bootstrap of the means of seeds (prompts are fixed); few seeds make them too narrow",
+        "left_out": evaluators.left_out + undefined(model, prompts, len(subject.records), len(seeds), bool(theirs)),
         "environment": environment(("torch", "diffusers", "transformers", "scipy")),
     }  # fmt: skip
     return Evaluation(scores.rows, prompt_rows(scores.rows), summary, about)
+
+
+def _named(pictures: Scan) -> dict:
+    """Which pictures, without where they lie."""
+    names = [r.path.name for r in pictures.records]
+    return {"folder": pictures.folder.name, "pictures": names, "hash": pictures.hash()}
 
 
 def has_its_base(model: Model) -> bool:
@@ -120,16 +125,16 @@ def has_its_base(model: Model) -> bool:
         return False
 
 
-def notes(evaluators: Evaluators, references: int, seeds: int, base: bool) -> list[str]:
-    """What is missing from the numbers, one sentence each."""
-    out = list(evaluators.left_out)
-    if references == 1:
-        out.append("one reference picture: how alike the references are among themselves is undefined")  # fmt: skip
-    if seeds == 1:
-        out.append("one picture a prompt: diversity and intervals are undefined; raise --images")
-    if not base:
-        out.append("no base model: nothing is said about drift; name one with --base")
-    return out
+def undefined(model: Model, prompts: PromptSet, references: int, seeds: int, base: bool) -> list[str]:  # fmt: skip
+    """What these pictures and prompts cannot give, one sentence each."""
+    cut = [p for _, p in prompts.jobs() if model.lost_text(p)]
+    reasons = {
+        "one reference picture: how alike the references are among themselves is undefined": references == 1,
+        "one picture a prompt: diversity and intervals are undefined; raise --images": seeds == 1,
+        "no base model: nothing is said about drift; name one with --base": not base,
+        f"{len(cut)} prompts are longer than the text encoder reads, e.g. {cut[:1]}: their ends have no effect": bool(cut),
+    }  # fmt: skip
+    return [reason for reason, so in reasons.items() if so]
 
 
 def path_kl(

@@ -27,7 +27,7 @@ def said(capsys) -> str:
 
 
 def test_help_teaches_with_an_example(capsys):
-    for command in ("train", "check", "generate", "bench"):
+    for command in ("train", "check", "generate", "evaluate", "bench"):
         with pytest.raises(SystemExit) as e:
             main([command, "--help"])
         assert e.value.code == 0
