@@ -1,0 +1,140 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1. The drift problem
+#
+# Beside [lecture 1](../lectures/01_drift.md). A model of five classes is taught a sixth from six points. What becomes of the five?
+#
+# Run the cells in order. The first makes the course's experiment (two minutes, once); everything after it reads that run.
+
+# %%
+import json
+
+from toy2d.config import course
+from toy2d.display import Slider, show
+from toy2d.experiment import run
+from toy2d.plot import draw_kl_per_class, draw_samples, old_kl
+from toy2d.runfolder import load_tensors
+
+folder = run(course(), out="../runs")
+metrics, config = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config"))
+
+# %% [markdown]
+# One base model, the same six points, the same noise to the bit: nothing but the objective differs between the panels.
+
+# %%
+show(draw_samples(load_tensors(folder / "samples.safetensors"), metrics, config))
+
+# %% [markdown]
+# **Claim.** Standard fine-tuning never sees an old prompt, and moves every old class, in every seed, at least five times further from the
+# world than the base was (KL in nats of the probability-flow ODE's law, mean over the five classes).
+
+# %%
+standard = {r["seed"]: old_kl(r, "kl_truth") for r in metrics["runs"] if r["run"] == "standard"}
+base = {seed: old_kl(r, "kl_truth") for seed, r in enumerate(metrics["base"])}
+for seed, after in standard.items():
+    print(f"seed {seed}: base {base[seed]:.4f} nats, after standard fine-tuning {after:.3g} nats")
+    assert after > 5 * base[seed]
+
+# %% [markdown]
+# **Claim.** Prior preservation replays class 0 and keeps it better than the mean of the others, in every seed.
+
+# %%
+for r in metrics["runs"]:
+    if r["run"] == "prior:10":
+        kept, *others = (r["kl_base"][f"class {i}"][0] for i in range(5))
+        print(f"seed {r['seed']}: class 0 {kept:.3f} nats; classes 1 to 4 {', '.join(f'{v:.3f}' for v in others)}")
+        assert kept < sum(others) / 4
+
+# %%
+show(draw_kl_per_class(metrics, config))
+
+# %% [markdown]
+# ## The knob lambda
+#
+# L2 adds lambda times the squared distance from the base's parameters. Move the slider: contours of the exact density of every prompt (seed 1),
+# grey where the base had it, + the shots. The number is KL(base ‖ tuned), mean over the old classes. The densities are computed once (ten
+# seconds); the slider only chooses.
+
+# %%
+from toy2d.density import draw_densities, on_grid, total_mass
+from toy2d.model import members
+from toy2d.theorems.verify import Course
+
+course_run = Course(folder, seeds=(1,))
+prompts = (*course_run.world.old, course_run.world.new)
+which = course_run.which("standard", "l2:0.001", "l2:0.01", "l2:0.03", "l2:0.1", "l2:1")
+density = on_grid(course_run.net.bind(members(course_run.tuned, [i for i, _, _ in which])), course_run.probe.ode, prompts, n=40)
+before = on_grid(course_run.net.bind(course_run.base(1)), course_run.probe.ode, prompts, n=40)[0]
+assert (total_mass(density) - 1).abs().max() < 0.01  # densities, so each integrates to one
+
+# %%
+records = [metrics["runs"][i] for i, _, _ in which]
+frames = {}
+for p, r in zip(density, records, strict=True):
+    lam, kl = r["weight"] or 0, old_kl(r, "kl_base")
+    title = f"lambda {lam:g}: KL(base || tuned) {kl:.3f} nats"
+    frames[f"{lam:g}"] = show(draw_densities(p, title, course_run.shots(1), before), title)
+Slider("lambda", frames)
+
+# %% [markdown]
+# **Claim.** In this run the drift falls at every step up in lambda (lecture 7 says why that is not a theorem).
+
+# %%
+drift = [old_kl(r, "kl_base") for r in records]
+assert drift == sorted(drift, reverse=True)
+print(" > ".join(f"{v:.3g}" for v in drift))
+
+# %% [markdown]
+# ## The same in pictures
+#
+# The mini model is a real text-to-image model of Stable Diffusion's classes, 64 x 64, that runs on a laptop. `sks` is a word that it never saw.
+
+# %%
+import mini_lab
+
+if mini_lab.available():
+    model = mini_lab.load_mini()
+    prompts = ["a photo of a fox", "a photo of a fox on the beach", "a photo of sks fox"]
+    display(mini_lab.draw(model, prompts, seeds=(0, 1, 2, 3)))
+
+# %% [markdown]
+# And after personalization, along lambda (recorded: see the caption for commit, steps and seeds).
+
+# %%
+display(mini_lab.recorded_slider("l2"))
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.1** Why do the old classes move, although no example of theirs is in the loss? (a) the sampler is random; (b) the prompts share parameters;
+# (c) Adam's moments are carried over.
+
+# %%
+from exercises import check
+
+answer = ...  # "a", "b" or "c"
+check("1.1", answer)
+
+# %% [markdown]
+# **1.2** How many bits is one nat?
+
+# %%
+answer = ...
+check("1.2", answer)
+
+# %% tags=["hide-cell"]
+# solutions
+check("1.1", "b")
+check("1.2", 1.4427)

@@ -1,0 +1,157 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2. Diffusion in one page
+#
+# Beside [lecture 2](../lectures/02_diffusion.md): noise, score, samplers, and an exact likelihood, each checked against a closed form.
+
+# %%
+import torch
+
+from toy2d.data import Pentagon, generator
+from toy2d.display import show
+from toy2d.likelihood import flow_sample, log_prob
+from toy2d.plot import plt
+from toy2d.sample import ancestral, ddim
+from toy2d.schedule import Schedule
+
+world = Pentagon(Schedule.log_snr(100, 5.0, -15.0))
+schedule = world.schedule
+rng = generator(0, "notebook 02")
+
+# %% [markdown]
+# ## Noise
+#
+# A schedule is one table. A table that would put a division by zero into a sampler is refused, and the message says where.
+
+# %%
+try:
+    Schedule.from_betas([0.1, 0.5, 1.0])
+except ValueError as refused:
+    print(refused)
+
+# %% [markdown]
+# Five classes at four noise levels: at t = 0 the world, at the end a standard normal.
+
+# %%
+figure, axes = plt.subplots(1, 4, figsize=(9, 2.4), sharex=True, sharey=True)
+for ax, t in zip(axes, (0, 25, 45, 99), strict=True):
+    for c in world.old:
+        ax.scatter(*world.sample(c, 300, rng, t=t).T, s=2, linewidths=0)
+    ax.set_title(f"t = {t}, noise ratio {schedule.noise_ratio[t]:.2g}")
+    ax.set_aspect("equal")
+show(figure, "300 points a class, noised to four steps of the schedule")
+
+# %% [markdown]
+# **Claim** (Proposition 2.4). The exact noise prediction is minus the score times b: eps* = -b grad log p. The right side by automatic
+# differentiation of the density.
+
+# %%
+x = (3 * torch.randn(500, 2, generator=rng, dtype=torch.float64)).requires_grad_()
+t = torch.full((500,), 30)
+(score,) = torch.autograd.grad(world.log_prob(x, 2, t).sum(), x)
+gap = (world.eps(x, t, 2) + (1 - schedule.alpha_bar[30]).sqrt() * score).abs().max()
+print(f"largest difference {float(gap):.1e}")
+assert gap < 1e-10
+
+# %% [markdown]
+# **Claim** (Proposition 2.3). The least denoising loss is not zero: even the exact predictor leaves the variance of the noise given x_t.
+
+# %%
+from toy2d.objectives import Example, denoising_loss
+
+x0 = world.sample(0, 20_000, rng)
+t = torch.randint(100, (20_000,), generator=rng)
+example = Example(x0, t, torch.randn(x0.shape, generator=rng), torch.zeros_like(t))
+least = denoising_loss(world.eps, schedule, example)
+shifted = denoising_loss(lambda x, t, c: world.eps(x, t, c) + 0.1, schedule, example)
+print(f"exact predictor {float(least):.4f}; shifted by 0.1 {float(shifted):.4f}, more by {float(shifted - least):.4f}")
+assert least > 0.1 and abs(float(shifted - least) - 0.01) < 2e-3  # 0.1^2, by the proposition's Pythagoras
+
+# %% [markdown]
+# ## Likelihood
+#
+# **Claim** (Theorem 2.7). The probability-flow ODE gives the log density of the exact predictor's law to 5e-3 nats at every point tried.
+
+# %%
+x = world.sample(1, 2000, rng, t=0).double()
+ode = log_prob(world.eps, schedule, x, torch.tensor(1))
+gap = (ode - world.log_prob(x, 1, 0)).abs().max()
+print(f"largest error {float(gap):.1e} nats over 2,000 points")
+assert gap < 5e-3
+
+# %% [markdown]
+# ## Samplers
+#
+# Three samplers, one exact predictor: their means and standard deviations agree with the world's within Monte-Carlo error (and with each other
+# only because the predictor is exact).
+
+# %%
+n, c = 4000, torch.tensor(1)
+x_T = torch.randn(n, 2, generator=rng)
+draws = {
+    "ancestral": ancestral(world.eps, schedule, x_T, c, rng),
+    "ddim": ddim(world.eps, schedule, x_T, c),
+    "flow (Heun)": flow_sample(world.eps, schedule, x_T, c),
+}
+truth = world.sample(1, n, rng, t=0)
+for name, x in draws.items():
+    off = (x.mean(0) - truth.mean(0)).norm() / (truth.std() * (2 / n) ** 0.5)
+    print(f"{name:12s} mean {x.mean(0).numpy().round(3)}, std {x.std(0).numpy().round(3)}")
+    assert (x.std(0) / truth.std(0) - 1).abs().max() < 0.12
+
+# %% [markdown]
+# **Two samplers of one network have two laws.** The base of seed 1 is a trained network, not an exact predictor: its ancestral points have another
+# density than its ODE gives them. Entropy-like check: the mean of the ODE's log density over each sampler's own points.
+
+# %%
+from toy2d.config import course
+from toy2d.experiment import run
+from toy2d.theorems.verify import Course
+
+course_run = Course(run(course(), out="../runs"), seeds=(1,))
+standard = course_run.run(course_run.which("standard")[0][0])
+predict, ode = course_run.net.bind(standard), course_run.probe.ode
+x_T = torch.randn(1, 4000, 2, generator=rng)
+flow = flow_sample(predict, ode, x_T, torch.tensor(4), runs=1)
+chain = ancestral(predict, course_run.schedule, x_T, torch.tensor(4), rng, runs=1)
+print("mean of the points, class 4 after standard fine-tuning:")
+print("ODE      ", flow[0].mean(0).numpy().round(3), "\nancestral", chain[0].mean(0).numpy().round(3))
+gap = float((flow.mean(1) - chain.mean(1)).norm())
+error = float((flow.var(1).sum() / 4000 + chain.var(1).sum() / 4000) ** 0.5)
+print(f"distance {gap:.3f}, standard error {error:.3f}")
+assert gap > 4 * error
+
+# %% [markdown]
+# ## Exercises
+#
+# **2.1** At log-SNR 0, what is b^2?
+
+# %%
+from exercises import check
+
+answer = ...
+check("2.1", answer)
+
+# %% [markdown]
+# **2.2** For x0 ~ N(m, 1), what is eps* at noise ratio r = 2, one unit right of m (z - m = 1)?
+
+# %%
+answer = ...
+check("2.2", answer)
+
+# %% tags=["hide-cell"]
+# solutions
+check("2.1", 0.5)
+check("2.2", 2 / 5)

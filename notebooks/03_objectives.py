@@ -1,0 +1,152 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3. Three objectives and two more
+#
+# Beside [lecture 3](../lectures/03_objectives.md). One file, [`toy2d/objectives.py`](../toy2d/objectives.py): four weights beside the instance loss.
+
+# %%
+from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD
+
+for objective in (STANDARD, PRIOR(1.0), L2(0.1), OUTPUT(1.0), FISHER(10.0), PRIOR(1.0) + L2(1e-3)):
+    print(objective)
+
+# %% [markdown]
+# **Claim.** The trainer for Stable Diffusion imports this file; it has no loss of its own.
+
+# %%
+import personalize.train
+import toy2d.objectives
+
+assert personalize.train.Objective is toy2d.objectives.Objective
+assert personalize.train.L2 is toy2d.objectives.L2
+
+# %% [markdown]
+# ## A batch, and its terms
+#
+# The course's base of seed 0, six shots, one batch. Every role has its own generator.
+
+# %%
+import torch
+
+from toy2d.config import course
+from toy2d.data import Pool, draw, generator
+from toy2d.experiment import run
+from toy2d.theorems.verify import Course
+
+c = Course(run(course(), out="../runs"), seeds=(0,))
+star, schedule = c.base(0), c.schedule
+shots = Pool(c.shots(0)[None], torch.full((1, 6), c.world.new))
+replayed = Pool(c.chain(0)[0][None], c.cond[None])  # the base's own chains at t = 0's noise level
+batch = {role: draw(pool, [generator(0, role)], 256, 100) for role, pool in
+         (("instance", shots), ("prior", replayed), ("output", replayed))}
+
+# %%
+predict = c.net.bind(star)
+for objective in (STANDARD, PRIOR(1.0), OUTPUT(1.0)):
+    terms = objective.terms(predict, schedule, batch, predict_star=predict)
+    print({name: round(float(value), 4) for name, value in terms.items()})
+
+# %% [markdown]
+# **Claim.** A weight of zero is the standard objective to the bit.
+
+# %%
+zero = (PRIOR(0.0) + L2(0.0) + OUTPUT(0.0)).terms(predict, schedule, batch, predict_star=predict)
+standard = STANDARD.terms(predict, schedule, batch)
+assert zero.keys() == standard.keys() and torch.equal(zero["instance"], standard["instance"])
+
+# %% [markdown]
+# **Claim** (Proposition 3.2). The L2 term needs no graph: its gradient, added in place, equals automatic differentiation.
+
+# %%
+from toy2d.objectives import Anchor
+
+theta = {k: (p + 0.1).requires_grad_() for k, p in star.items()}
+anchor = Anchor(theta, star)
+wanted = torch.autograd.grad(0.3 * anchor.squared_distance(), list(theta.values()))
+for p in theta.values():
+    p.grad = torch.zeros_like(p)
+anchor.add_gradient_(0.3)
+worst = max(float((p.grad - g).abs().max()) for p, g in zip(theta.values(), wanted, strict=True))
+print(f"largest difference {worst:.1e}")
+assert worst < 1e-6
+
+# %% [markdown]
+# **Claim** (Proposition 3.4 d). At the base, output preservation pulls not at all; prior preservation pulls in a random direction.
+
+# %%
+def gradient_norm(objective, term):
+    theta = {k: p.clone().requires_grad_() for k, p in star.items()}
+    loss = objective.terms(c.net.bind(theta), schedule, batch, predict_star=predict)[term]
+    return float(sum((g**2).sum() for g in torch.autograd.grad(loss.sum(), list(theta.values()))) ** 0.5)
+
+
+output, prior = gradient_norm(OUTPUT(1.0), "output"), gradient_norm(PRIOR(1.0), "prior")
+print(f"output {output:.2g}, prior {prior:.2g}")
+assert output == 0 and prior > 0.01
+
+# %% [markdown]
+# ## Which distance, for LoRA?
+#
+# **Claim** (Proposition 3.5). The norm of B A comes from two r x r matrices; the factors' own penalty is another number, and changes when the same
+# product is split differently.
+
+# %%
+A, B = torch.randn(4, 64, generator=generator(0, "A")), torch.randn(64, 4, generator=generator(0, "B"))
+small = float(((B.mT @ B) * (A @ A.mT)).sum())
+dense = float((B @ A).square().sum())
+factors = [float((s * B).square().sum() + (A / s).square().sum()) for s in (1, 10)]
+print(f"r x r {small:.1f}, dense {dense:.1f}; factors' penalty of one product, split two ways: {factors[0]:.0f}, {factors[1]:.0f}")
+assert abs(small / dense - 1) < 1e-4 and factors[1] > 10 * factors[0]
+
+# %% [markdown]
+# ## All five, over their weights
+#
+# Geometric means over three seeds, bands one standard error (the course's run).
+
+# %%
+from toy2d.display import show
+from toy2d.plot import draw_tradeoff, draw_weights
+
+show(draw_weights(c.metrics, {"seeds": c.config.seeds}))
+
+# %%
+show(draw_tradeoff(c.metrics, {"seeds": c.config.seeds}))
+
+# %% [markdown]
+# ## A sixth
+#
+# [How to add an objective](../lectures/adding_an_objective.md) does it in twelve lines and trains it at both scales.
+#
+# ## Exercises
+#
+# **3.1** A weight of 10^6 entries under `tensor_mean` and lambda = 500: what lambda (sum) acts on it?
+
+# %%
+from exercises import check
+
+answer = ...
+check("3.1", answer)
+
+# %% [markdown]
+# **3.2** Rank 1, B'B = 2, AA' = 9, scale s = 2: what is the squared norm of the weight's change?
+
+# %%
+answer = ...
+check("3.2", answer)
+
+# %% tags=["hide-cell"]
+# solutions
+check("3.1", 5e-4)
+check("3.2", 4 * 2 * 9)

@@ -1,0 +1,118 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5. Prior preservation and coverage
+#
+# Beside [lecture 5](../lectures/05_coverage.md). What is replayed is kept; what is not replayed is not protected; the number of pictures is not the cause.
+
+# %%
+from toy2d.config import course
+from toy2d.experiment import run
+from toy2d.theorems.verify import Course
+
+c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
+records = c.metrics["runs"]
+
+# %% [markdown]
+# **Claim.** The same 200 samples: all of class 0 (`prior:10`), or spread over all five classes (`replay_all:1`). In every seed the worst class is
+# kept better when they are spread.
+
+# %%
+kept = {(r["run"], r["seed"]): [r["kl_base"][f"class {i}"][0] for i in range(5)] for r in records}
+for seed in c.seeds:
+    one, all_five = kept["prior:10", seed], kept["replay_all:1", seed]
+    print(f"seed {seed}: worst class {max(one):.3g} nats with one class replayed, {max(all_five):.3g} with all")
+    assert max(all_five) < max(one)
+
+# %% [markdown]
+# **Claim.** Coverage is bought with depth: class 0 itself is kept better when all samples are its own.
+
+# %%
+for seed in c.seeds:
+    print(f"seed {seed}: class 0 {kept['prior:10', seed][0]:.3f} against {kept['replay_all:1', seed][0]:.3f} nats")
+    assert kept["prior:10", seed][0] < kept["replay_all:1", seed][0]
+
+# %%
+from toy2d.display import show
+from toy2d.plot import plt, style
+
+figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
+for ax, seed in zip(axes, c.seeds, strict=True):
+    for name in ("standard", "prior:10", "replay_all:1"):
+        ax.plot(range(5), kept[name, seed], label=name, **style(name.split(":")[0]) | {"linestyle": "none"})
+    ax.set(yscale="log", title=f"seed {seed}", xlabel="old class")
+axes[0].set_ylabel("KL(base || tuned) (nats)")
+axes[2].legend(fontsize=7)
+show(figure, "Class by class: prior replays class 0 only; quadrature errors are below 1.2 % of each value")
+
+# %% [markdown]
+# ## The lower bound for what is not covered
+#
+# **Claim** (Corollary 5.1). With E the region that neither subject nor replay covers, KL >= kl(p*(E) ‖ q(E)): holds in every row, and says nothing
+# where everything is replayed.
+
+# %%
+from toy2d.measure import gauss_hermite, truth_points
+from toy2d.model import members
+from toy2d.theorems import lower_bound
+
+chosen = c.which("standard", "prior:10", "replay_all:1")
+truth = truth_points(c.world, c.world.old, gauss_hermite(6), mixture=True)
+laws = lower_bound.laws_of(c.world, c.net.bind(members(c.tuned, [i for i, _, _ in chosen])), c.probe.ode, truth)
+balls = [lower_bound.Ball.around(c.shots(seed)) for *_, seed in chosen]
+replayed = [{"prior:10": (0,), "replay_all:1": c.world.old}.get(name, ()) for _, name, _ in chosen]
+rows = lower_bound.coverage(c.world, laws, balls, replayed, [n for _, n, _ in chosen], [s for *_, s in chosen])
+assert all(row.holds for row in rows)
+for row in rows:
+    if "target prompt" in row.statement:
+        print(f"{row.condition}, seed {row.seed}: KL {row.lhs:.3g} >= {row.rhs:.3g} nats ({row.note})")
+
+# %%
+silent = [row.rhs for row in rows if row.curve["run"] == "replay_all:1"]
+assert max(silent) < 0.2  # with everything replayed the bound has next to nothing to say
+
+# %% [markdown]
+# ## The upper bound for what is covered
+#
+# **Claim** (Proposition 5.2). Mixing the subject into the base's own law costs at most ln 1/(1 - w), whatever the subject is: five pictures among 205
+# cost at most .025 nats. Both sides for the exact Pentagon: base = five classes, subject = the new class.
+
+# %%
+import math
+
+import torch
+
+w = 5 / 205
+x = torch.cat([c.world.sample(i, 4000, torch.Generator().manual_seed(i), t=0) for i in c.world.old])
+log_base = torch.stack([c.world.log_prob(x, i, 0) for i in c.world.old]).logsumexp(0) - math.log(5)
+log_mixed = torch.logaddexp(math.log(w) + c.world.log_prob(x, c.world.new, 0), math.log(1 - w) + log_base)
+ratio = log_base - log_mixed
+kl, error = float(ratio.mean()), float(ratio.std() / len(ratio) ** 0.5)
+print(f"KL(base || mixture) = {kl:.4f} +- {error:.4f} nats; bound {math.log(1 / (1 - w)):.4f}")
+assert kl <= math.log(1 / (1 - w)) + 4 * error
+
+# %% [markdown]
+# ## Exercises
+#
+# **5.1** M = 5 subject pictures, N = 200 replayed ones: what does Proposition 5.2 promise, in nats?
+
+# %%
+from exercises import check
+
+answer = ...
+check("5.1", answer)
+
+# %% tags=["hide-cell"]
+# solutions
+check("5.1", 0.0247)

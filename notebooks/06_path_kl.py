@@ -1,0 +1,156 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 6. Path KL
+#
+# Beside [lecture 6](../lectures/06_path_kl.md). An upper bound on drift, with its constant, that needs no density: the number that the course
+# computes at both scales.
+
+# %%
+from toy2d.schedule import Schedule
+
+for name, schedule in (("linear, T = 1000", Schedule.linear(1000)), ("log-SNR, T = 100", Schedule.log_snr(100)), ("cosine, T = 100, clipped", Schedule.cosine(100))):
+    w = schedule.path_weights()[1:]
+    print(f"{name:26s} largest weight {float(w.max()):8.3f} at t = {1 + int(w.argmax())}")
+
+# %% [markdown]
+# **Claim** (the trap). The clipped last step of the cosine schedule weighs 499.5, a thousand times what the linear schedule's heaviest step weighs.
+
+# %%
+heavy = float(Schedule.cosine(100).path_weights().max())
+assert abs(heavy - 499.5) < 0.1 and heavy > 1000 * float(Schedule.linear(1000).path_weights()[1:].max())
+
+# %% [markdown]
+# ## A pair with a closed form
+#
+# **Claim** (Proposition 6.6). Two Gaussians, std .5, means 3 apart: path KL lies above the sampler's own KL, and both tend to 18.
+
+# %%
+from toy2d.theorems.path_bound import gaussian_pair
+
+rows = gaussian_pair()
+for row in rows:
+    print(f"{row.condition}: {row.lhs:.4f} {row.relation} {row.rhs:.4f}")
+assert all(row.holds for row in rows)
+
+# %% [markdown]
+# ## Trained models: the bound, and what it is about
+#
+# The bases' own ancestral chains were sampled once. Path KL of standard and L2, seed by seed, beside the KL of the *ODE's* law.
+
+# %%
+from toy2d.config import course
+from toy2d.drift import path_kl
+from toy2d.experiment import run
+from toy2d.plot import old_kl
+from toy2d.theorems.verify import Course
+
+c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
+for i, name, seed in c.which("standard", "l2:0.1"):
+    mean, error = path_kl(c.net.bind(c.run(i)), c.net.bind(c.base(seed)), c.schedule, c.chain(seed)[:, None], c.cond, runs=1)
+    ode = old_kl(c.metrics["runs"][i], "kl_base")
+    print(f"{name}, seed {seed}: path KL {float(mean):.3f} +- {float(error):.3f}; KL of the ODE's law {ode:.3f}")
+
+# %% [markdown]
+# **Claim.** Path KL is no bound on the ODE's law: in two of three seeds of standard the ODE drifted further.
+
+# %%
+above = [r["seed"] for r in c.metrics["runs"] if r["run"] == "standard" and old_kl(r, "kl_base") > r["path_kl"][0]]
+print("seeds in which the ODE's KL is above path KL:", above)
+assert len(above) == 2
+
+# %% [markdown]
+# **Claim** (Theorem 6.2). For the law that it is about, the ancestral one, it holds: k-nearest-neighbour KL of each class (1,000 samples of either
+# law, bias stated) lies below path KL. One run here; `toy2d verify --only path_bound` does all.
+
+# %%
+from toy2d.theorems import path_bound
+
+i, name, seed = next(w for w in c.which("standard") if w[2] == 1)
+chains = path_bound.star_chain(c.world, c.net, c.base(seed), seed)
+rows = path_bound.path_bound(c.world, c.net, c.base(seed), c.run(i), *chains, name, seed)
+for row in rows:
+    print(f"{row.condition}: {row.lhs:.2f} <= {row.rhs:.2f} nats")
+assert all(row.holds for row in rows)
+
+# %% [markdown]
+# ## The chain of quantities
+#
+# Distance, output change, path KL, KL: every run of the course, log-log. Slope 1, slope 2, and the line that is a bound for another sampler.
+
+# %%
+from toy2d.display import show
+from toy2d.plot import draw_chain
+
+show(draw_chain(c.metrics, {"seeds": c.config.seeds}))
+
+# %% [markdown]
+# ## Near the base
+#
+# **Claim** (Theorem 6.8). Path KL is quadratic from the start: halving the distance quarters it. Along the direction of the standard run, seed 0:
+
+# %%
+star, i = c.base(0), c.which("standard")[0][0]
+towards = {k: p - star[k] for k, p in c.run(i).items()}
+found = []
+for scale in (0.02, 0.01, 0.005):
+    theta = {k: p + scale * towards[k] for k, p in star.items()}
+    found.append(float(path_kl(c.net.bind(theta), c.net.bind(star), c.schedule, c.chain(0)[:, None], c.cond, runs=1)[0]))
+ratios = [found[0] / found[1], found[1] / found[2]]
+print(f"path KL {', '.join(f'{v:.3g}' for v in found)} nats; ratios {ratios[0]:.3f}, {ratios[1]:.3f}")
+assert all(abs(r - 4) < 0.1 for r in ratios)
+
+# %% [markdown]
+# ## What lambda guarantees
+#
+# **Claim** (Theorem 6.9). The certificate C loss(theta*) / lambda is true and far too large: at lambda = 1 it promises more than ten nats where less
+# than a tenth was measured.
+
+# %%
+from toy2d.data import generator
+from toy2d.theorems.certificate import instance_losses
+
+i, name, seed = c.which("l2:1")[0]
+theta = c.run(i)
+few = [j for p in c.world.old for j in (c.cond == p).nonzero().flatten()[:12].tolist()]
+constant, _ = path_bound.lipschitz_constant(c.net, star, theta, c.schedule, c.chain(0)[:, few], c.cond[few])
+start, now = (instance_losses(c.net, p, c.schedule, c.shots(0), c.world.new, generator(0, "loss")).mean() for p in (star, theta))
+square = sum(float(((p - star[k]) ** 2).sum()) for k, p in theta.items())
+assert float(now) + 1.0 * square <= float(start)  # the condition: the total loss has not risen
+promised, measured = constant * float(start), c.metrics["runs"][i]["path_kl"][0]
+print(f"constant {constant:.0f} nats per squared distance; promised {promised:.1f} nats, measured {measured:.3f}")
+assert promised > 10 > 0.1 > measured
+
+# %% [markdown]
+# ## Exercises
+#
+# **6.1** The largest path weight of DDPM's linear schedule with T = 1000 (t >= 1).
+
+# %%
+from exercises import check
+
+answer = ...
+check("6.1", answer)
+
+# %% [markdown]
+# **6.2** The distance halves, the constant stays. The bound becomes what fraction of itself?
+
+# %%
+answer = ...
+check("6.2", answer)
+
+# %% tags=["hide-cell"]
+# solutions
+check("6.1", 0.273)
+check("6.2", 1 / 4)

@@ -1,0 +1,147 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 7. What the bounds do not say
+#
+# Beside [lecture 7](../lectures/07_what_bounds_do_not_say.md). Counter-examples that run.
+
+# %%
+import torch
+
+from toy2d.config import course
+from toy2d.data import generator
+from toy2d.experiment import run
+from toy2d.theorems import counterexamples
+from toy2d.theorems.verify import Course
+
+c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
+
+# %% [markdown]
+# ## Far away without drift
+#
+# **Claim** (Proposition 7.1). Train only the new word's row: the old prompts do not drift at all, whatever the distance.
+
+# %%
+learnt = {}
+for seed in c.seeds:
+    star = c.base(seed)
+    learnt[seed] = counterexamples.train_new_row(c.world, c.net, star, c.shots(seed), seed)
+    (row,) = counterexamples.new_row_only(c.world, c.net, star, learnt[seed], c.chain(seed), c.cond, seed)
+    print(f"seed {seed}: {row.condition}, path KL {row.lhs:g} nats")
+    assert row.lhs == 0.0
+
+# %% [markdown]
+# **Claim.** And it learns the new class, here better than standard fine-tuning of everything, in every seed.
+
+# %%
+from toy2d.measure import compare
+
+for seed in c.seeds:
+    (kl,) = compare(c.net.bind(learnt[seed]), c.probe.ode, c.probe.new, torch.zeros(1, dtype=torch.long), c.world)
+    standard = next(r for r in c.metrics["runs"] if r["run"] == "standard" and r["seed"] == seed)["kl_new"][0]
+    print(f"seed {seed}: new class {kl['new class'][0]:.3f} nats; standard {standard:.3f}")
+    assert kl["new class"][0] < standard
+
+# %% [markdown]
+# **Claim** (Proposition 7.2). Symmetries move the parameters far and the function not at all.
+
+# %%
+rows = counterexamples.same_function(c.world, c.net, c.base(0), c.chain(0), c.cond, 0)
+for row in rows:
+    print(f"{row.condition}: path KL {row.lhs:.1e} nats")
+assert all(row.holds for row in rows)
+
+# %% [markdown]
+# **Claim.** Distance does not rank: `output:0.1` moved further than standard in seeds 0 and 1 and drifted at least ten times less in all three.
+
+# %%
+from toy2d.plot import old_kl
+
+for seed in c.seeds:
+    standard, output = (next(r for r in c.metrics["runs"] if r["run"] == name and r["seed"] == seed) for name in ("standard", "output:0.1"))
+    ratio = old_kl(standard, "kl_base") / old_kl(output, "kl_base")
+    print(f"seed {seed}: distance {output['delta_theta']:.2f} against {standard['delta_theta']:.2f}, drift {ratio:.0f} times less")
+    assert ratio > 5
+
+# %% [markdown]
+# ## LoRA's factors
+#
+# **Claim.** Penalizing the factors is not penalizing the change: at the start of training the change is zero and the penalty is not.
+
+# %%
+rows = counterexamples.lora_factors()
+for row in rows:
+    print(f"{row.statement} [{row.condition}]: {row.lhs:.4g} {row.relation} {row.rhs:.4g} -> {'holds' if row.holds else 'fails'}")
+assert rows[0].holds and not rows[1].holds and not rows[2].holds
+
+# %% [markdown]
+# ## The ODE needs more
+#
+# **Claim** (Proposition 7.4). eps = theta sin(omega x): Lipschitz in theta with constant 1, and yet the ODE's log density at 0 changes by theta
+# times anything you like.
+
+# %%
+from toy2d.likelihood import log_prob
+from toy2d.schedule import Schedule
+
+schedule, origin, size = Schedule.log_snr(401, 2.0, -6.0), torch.zeros(1, 2, dtype=torch.float64), 0.01
+found = {}
+for omega in (1.0, 4.0, 16.0):
+    tuned = log_prob(lambda x, t, c, w=omega: size * torch.stack([(w * x[..., 0]).sin(), 0 * x[..., 1]], -1), schedule, origin, None)
+    still = log_prob(lambda x, t, c: 0 * x, schedule, origin, None)
+    found[omega] = float(tuned - still) / size
+    print(f"omega = {omega:g}: change of ln p(0) per unit of theta {found[omega]:.3f}")
+assert abs(found[16.0] / found[1.0] - 16) < 0.1
+
+# %% [markdown]
+# ## The published lambda sweep
+#
+# Read off the authors' figure (+-.0005; SD-1.5, full fine-tuning, tensor mean). **Claim.** At lambda = 0, with neither penalty nor prior, both scores
+# already beat the prior-preservation row of the main table.
+
+# %%
+from toy2d.display import show
+from toy2d.plot import plt
+from toy2d.runfolder import read_csv
+
+sweep = read_csv("../lectures/_data/published_lambda_sweep.csv")
+prior = {"dino": 0.6028, "clip_t": 0.2793}
+figure, ax = plt.subplots(figsize=(4.4, 3.2))
+ax.plot([r["dino"] for r in sweep], [r["clip_t"] for r in sweep], "^-", label="L2 along lambda")
+ax.plot(prior["dino"], prior["clip_t"], "s", label="prior preservation")
+for r in sweep:
+    ax.annotate(f"{r['lambda']:g}", (r["dino"], r["clip_t"]), fontsize=7, xytext=(4, 3), textcoords="offset points")
+ax.set(xlabel="DINO (subject)", ylabel="CLIP-T (prompt)")
+ax.legend()
+show(figure, "One run a point, no error bars published: higher and further right is better")
+
+# %%
+assert sweep[0]["lambda"] == 0 and sweep[0]["dino"] > prior["dino"] and sweep[0]["clip_t"] > prior["clip_t"]
+gain = 0.2976 - prior["clip_t"]
+print(f"of the CLIP-T gain of {gain:.4f}, {sweep[0]['clip_t'] - prior['clip_t']:.4f} is there without L2")
+
+# %% [markdown]
+# ## Exercises
+#
+# **7.1** Prompt world, "V dog" = (dog, no context, V). Which rows may be trained with zero drift on all old prompts? (a) dog; (b) dog and V; (c) V.
+
+# %%
+from exercises import check
+
+answer = ...
+check("7.1", answer)
+
+# %% tags=["hide-cell"]
+# solutions
+check("7.1", "c")

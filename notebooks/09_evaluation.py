@@ -1,0 +1,169 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 9. Evaluating personalization
+#
+# Beside [lecture 9](../lectures/09_evaluation.md). What the metrics measure, how sure one may be, and how to read a table of them.
+
+# %%
+import torch
+
+from personalize import metrics
+
+for name in ("cosine", "pairwise_perceptual", "mmd2", "interval", "over_seeds"):
+    print(f"{name:20s} {getattr(metrics, name).__doc__.splitlines()[0]}")
+
+# %% [markdown]
+# ## Fidelity and memorization cannot be told apart by fidelity
+#
+# Features of pictures as unit vectors: a subject is a direction. A model that paints the subject in many ways, and one that copies a training picture.
+#
+# **Claim.** The copier has the higher subject score (DINO, CLIP-I), and no variety; the mean of two scores would crown it.
+
+# %%
+rng = torch.Generator().manual_seed(0)
+
+
+def near(direction, spread, n):
+    return direction + spread * torch.randn(n, 64, generator=rng)
+
+
+subject = torch.nn.functional.normalize(torch.randn(64, generator=rng), dim=0)
+photos = near(subject, 0.06, 5)
+varied, copied = near(subject, 0.09, 40), near(photos[0], 0.005, 40)
+for name, made in (("varied", varied), ("copied", copied)):
+    fidelity = float(metrics.cosine(made, photos).mean())
+    variety = 1 - float(metrics.mean_to_others(metrics.cosine(made, made)).mean())
+    print(f"{name}: subject score {fidelity:.3f}, variety {variety:.3f}, nearest training picture {float(metrics.cosine(made, photos).max()):.3f}")
+
+# %%
+scores = {name: float(metrics.cosine(made, photos).mean()) for name, made in (("varied", varied), ("copied", copied))}
+assert scores["copied"] > scores["varied"]
+assert metrics.mean_to_others(metrics.cosine(copied, copied)).mean() > 0.99
+
+# %% [markdown]
+# ## How many seeds?
+#
+# The toy's truth is exact, so the spread over training seeds is pure training noise: standard fine-tuning, KL(base ‖ tuned).
+#
+# **Claim.** Over three seeds the largest drift is more than ten times the smallest. One run says which decade, at best.
+
+# %%
+from toy2d.config import course
+from toy2d.experiment import run
+from toy2d.plot import old_kl
+from toy2d.theorems.verify import Course
+
+c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
+drift = {name: [old_kl(r, "kl_base") for r in c.metrics["runs"] if r["run"] == name] for name in ("standard", "prior:10", "l2:0.1")}
+for name, values in drift.items():
+    print(f"{name:9s} {', '.join(f'{v:.3g}' for v in values)} nats; largest / smallest {max(values) / min(values):.1f}")
+assert max(drift["standard"]) > 10 * min(drift["standard"])
+
+# %% [markdown]
+# **Claim.** Paired by seed (same base, same shots, same noise) the comparison is sharper than unpaired: the standard error of the mean log ratio is smaller
+# than that of independent seeds.
+
+# %%
+import numpy as np
+
+a, b = (np.log(drift[name]) for name in ("standard", "l2:0.1"))
+paired = (a - b).std(ddof=1) / 3**0.5
+unpaired = (a.var(ddof=1) / 3 + b.var(ddof=1) / 3) ** 0.5
+print(f"mean log ratio {np.mean(a - b):.2f}; standard error paired {paired:.2f}, unpaired {unpaired:.2f}")
+assert paired < unpaired
+
+# %% [markdown]
+# ## Pictures are not seeds
+#
+# **Claim.** An interval over pictures pretends to a certainty that it does not have: 100 pictures of 4 seeds, a seed effect as large as the pictures' own
+# spread. Of 200 repetitions, the 95 % interval over pictures catches the truth in less than 60 %; over seeds in more, though still below 95 %: four
+# values are few for a bootstrap, and it says n.
+
+# %%
+noise = np.random.default_rng(0)
+caught = {"over pictures": 0, "over seeds": 0}
+for _ in range(200):
+    seeds = np.repeat(np.arange(4), 25)
+    values = noise.normal(size=4)[seeds] + noise.normal(size=100)  # truth: 0
+    for name, found in (("over pictures", metrics.interval(values)), ("over seeds", metrics.over_seeds(values, seeds))):
+        caught[name] += found["low"] <= 0 <= found["high"]
+print({name: f"{100 * n / 200:.0f} %" for name, n in caught.items()})
+assert caught["over pictures"] < 120 < caught["over seeds"] < 190
+
+# %% [markdown]
+# ## Reading a table
+#
+# The published main table (one run a row, no errors). Differences, L2 minus their baseline:
+
+# %%
+from toy2d.runfolder import read_csv
+
+table = read_csv("../lectures/_data/published_main_table.csv")
+pairs = list(zip(table[::2], table[1::2], strict=True))
+for base, ours in pairs:
+    print(f"{base['backbone']:7s} {base['method']:17s}", "  ".join(f"{k} {ours[k] - base[k]:+.4f}" for k in ("dino", "clip_t", "clip_i")))
+
+# %% [markdown]
+# **Claim.** DINO and CLIP-I rise in every row; CLIP-T falls in three of seven. In those three the change is a trade, not an improvement.
+
+# %%
+fell = [f"{b['backbone']} {b['method']}" for b, o in pairs if o["clip_t"] < b["clip_t"]]
+print("CLIP-T fell:", ", ".join(fell))
+assert all(o["dino"] > b["dino"] and o["clip_i"] > b["clip_i"] for b, o in pairs) and len(fell) == 3
+
+# %% [markdown]
+# **Claim.** How large a DINO difference would be noise? With a between-subject standard deviation of .1 (an assumption; the benchmark has 30 subjects) an
+# *unpaired* difference below .05 is within two standard errors; five of the seven differences are that small, all seven if one asks for .05. Paired by
+# subject it may be much better, and cannot be judged from the table.
+
+# %%
+error = 0.1 * (2 / 30) ** 0.5
+small = [o["dino"] - b["dino"] for b, o in pairs]
+print(f"two standard errors {2 * error:.3f}; differences {', '.join(f'{d:.4f}' for d in small)}")
+assert all(d < 2 * error for d in small)
+
+# %% [markdown]
+# ## A picture score and a law
+#
+# **Claim.** A squared MMD between two samples of one law is zero in the mean, so single values may be negative; with a shift it is not.
+
+# %%
+same = [metrics.mmd2(near(subject, 0.1, 24), near(subject, 0.1, 24)) for _ in range(50)]
+shifted = [metrics.mmd2(near(subject, 0.1, 24), near(subject, 0.1, 24) + 0.05) for _ in range(50)]
+print(f"same law {np.mean(same):+.4f} +- {np.std(same) / 50**0.5:.4f}; shifted {np.mean(shifted):+.4f} +- {np.std(shifted) / 50**0.5:.4f}")
+assert abs(np.mean(same)) < 4 * np.std(same) / 50**0.5 and min(same) < 0 and np.mean(shifted) > 10 * abs(np.mean(same))
+
+# %% [markdown]
+# ## Exercises
+#
+# **9.1** Thirty subjects, standard deviation .1 between them: half the width of a 95 % interval for a mean.
+
+# %%
+from exercises import check
+
+answer = ...
+check("9.1", answer)
+
+# %% [markdown]
+# **9.2** To halve that width, how many times the subjects?
+
+# %%
+answer = ...
+check("9.2", answer)
+
+# %% tags=["hide-cell"]
+# solutions
+check("9.1", 0.0358)
+check("9.2", 4)

@@ -1,0 +1,162 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10. A practical guide
+#
+# Beside [lecture 10](../lectures/10_practical_guide.md). What to train, which objective, which weight, what it costs, and what to do when it fails.
+
+# %% [markdown]
+# ## Memory
+#
+# SD-1.5's denoiser has 860 million weights. What stays for a whole full fine-tuning in fp32, before activations:
+
+# %%
+GIB, weights = 2**30, 860e6
+parts = {"weights": 4, "gradients": 4, "Adam's moments": 8, "anchor of L2": 4, "anchor in bf16": 2}
+for name, size in parts.items():
+    print(f"{name:15s} {weights * size / GIB:5.1f} GiB")
+assert round(weights * 16 / GIB, 1) == 12.8
+
+# %% [markdown]
+# **Claim.** LoRA of rank 4 trains less than two percent of the tiny pipeline's denoiser and its L2 stores no anchor.
+
+# %%
+from personalize.model import choose, load, tiny
+
+tiny("sd15", folder="../runs/personalize/tiny")
+model = load("../runs/personalize/tiny")
+everything = sum(p.numel() for p in model.denoiser.parameters())
+theta = choose(model, "lora", rank=4)
+trained = sum(p.numel() for p in theta.values())
+print(f"{trained:,} of {everything:,} weights train: {100 * trained / everything:.2f} %")
+assert trained < 0.05 * everything
+
+# %% [markdown]
+# ## Failure gallery
+#
+# Three regimes on the plane, where the truth is known: new class KL(world ‖ tuned) says how well the subject was learnt, old KL(base ‖ tuned) what it
+# cost. Same base, same shots; only the objective differs.
+
+# %%
+import json
+
+from toy2d.config import course
+from toy2d.experiment import run
+from toy2d.plot import geometric, old_kl, value
+
+folder = run(course(), out="../runs")
+records = json.loads((folder / "metrics.json").read_text())["runs"]
+gallery = {"overfit": "standard", "underfit": "l2:1", "balanced": "fisher:10"}
+found = {}
+for regime, name in gallery.items():
+    same = [r for r in records if r["run"] == name]
+    found[regime] = [geometric([f(r) for r in same]) for f in (lambda r: value(r, "kl_new"), lambda r: old_kl(r, "kl_base"))]
+    (new, *new_limits), (old, *old_limits) = found[regime]
+    print(f"{regime:9s} {name:10s} new class {new:.3g} nats ({new_limits[0]:.2g} to {new_limits[1]:.2g}), old classes {old:.3g} ({old_limits[0]:.2g} to {old_limits[1]:.2g})")
+
+# %% [markdown]
+# **Claim.** Overfitting is bad on *both* axes here: the balanced run learns the new class better and drifts less (geometric means over three seeds).
+# Underfitting keeps the old and has not learnt the new.
+
+# %%
+new, old = ({regime: v[i][0] for regime, v in found.items()} for i in (0, 1))
+assert new["balanced"] < min(new["overfit"], new["underfit"])
+assert old["underfit"] < old["overfit"] and old["balanced"] < old["overfit"]
+
+# %% [markdown]
+# The same three regimes on Stable Diffusion, from a student report (one run each; ours to read, not our measurement). Similarity within a prompt: lower
+# is more variety.
+
+# %%
+from toy2d.runfolder import read_csv
+
+report = {r["regime"]: r for r in read_csv("../lectures/_data/three_regimes.csv")}
+for regime, r in report.items():
+    print(f"{regime:9s} subject {r['subject_mean']:.3f}, text {r['text_image']:.3f}, similarity within a prompt {r['similarity_within_prompt']:.3f}; "
+          f"lr {r['learning_rate']:g}, {r['steps']:.0f} steps, prior {r['prior_weight']:g}")
+
+# %% [markdown]
+# **Claim.** The report's three columns are one ordering: overfit, balanced, underfit, in subject similarity falling, in text agreement and variety rising.
+# Along one such curve no setting is better; it is a choice.
+
+# %%
+order = [report[k] for k in ("overfit", "balanced", "underfit")]
+assert [r["subject_mean"] for r in order] == sorted((r["subject_mean"] for r in order), reverse=True)
+assert [r["text_image"] for r in order] == sorted(r["text_image"] for r in order)
+
+# %% [markdown]
+# ## Choosing a weight
+#
+# Adaptation against preservation over all weights: lower left is better; the corner, not the end of a curve, is the place to be.
+
+# %%
+from toy2d.display import show
+from toy2d.plot import draw_tradeoff
+
+show(draw_tradeoff({"runs": records}, {"seeds": (0, 1, 2)}))
+
+# %% [markdown]
+# And in pictures, on the mini model (recorded).
+
+# %%
+import mini_lab
+
+mini_lab.recorded_slider("l2")
+
+# %% [markdown]
+# ## Before a long run
+#
+# `--dry_run` prints the resolved settings, which picture is seen how often, the time of a step and the memory. On the tiny pipeline:
+
+# %%
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from personalize.config import TrainConfig
+from personalize.dryrun import dry_run
+
+photos = Path("../runs/personalize/photos-of-the-notebook")
+photos.mkdir(parents=True, exist_ok=True)
+for i in range(4):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(photos / f"{i}.png")
+cost = dry_run(TrainConfig(
+    pretrained_model_name_or_path="../runs/personalize/tiny", instance_data_dir=str(photos), instance_prompt="a photo of sks dog",
+    train="lora", max_train_steps=100, output_dir="../runs/personalize/never",
+))
+assert not Path("../runs/personalize/never/history.csv").exists()  # nothing was trained
+
+# %% [markdown]
+# ## Exercises
+#
+# **10.1** GiB of weights, gradients and Adam's two moments for 860 million weights in fp32.
+
+# %%
+from exercises import check
+
+answer = ...
+check("10.1", answer)
+
+# %% [markdown]
+# **10.2** High similarity to the photos, low agreement with the prompt, little variety: (a) underfit, (b) overfit, (c) balanced?
+
+# %%
+answer = ...
+check("10.2", answer)
+
+# %% tags=["hide-cell"]
+# solutions
+check("10.1", 12.8)
+check("10.2", "b")

@@ -1,0 +1,69 @@
+"""What the notebooks ask of the mini model: is it there, draw with it, and show what was recorded of it.
+
+Recorded pictures and numbers lie in lectures/_data/mini, written by lectures/mini_figures.py together with their provenance; no notebook trains
+for minutes. Where the weights are absent a cell says so and goes on.
+"""
+
+import json
+from pathlib import Path
+
+from toy2d.display import Picture, Slider, show
+from toy2d.runfolder import UserError
+
+RECORDED = Path(__file__).parent.parent / "lectures" / "_data" / "mini"
+ABSENT = "weights absent: run `personalize pretrain`"
+
+
+def available() -> bool:
+    """Are the mini model's weights here? Says so if not."""
+    try:
+        from personalize import mini
+
+        mini.model_folder()
+    except (ImportError, UserError) as why:
+        print(f"{ABSENT} ({why})")
+        return False
+    return True
+
+
+def load_mini():
+    """The mini model, opened as any other pipeline folder."""
+    from personalize import mini
+    from personalize.model import load
+
+    return load(str(mini.model_folder()))
+
+
+def draw(model, prompts: list[str], seeds: tuple[int, ...], steps: int = 12) -> Picture:
+    """One row a prompt, one column a seed."""
+    from personalize.sample import generate, grid
+
+    images = generate(model, prompts, list(seeds), steps)
+    caption = f"mini model, {steps} steps of DPM-Solver++, seeds {', '.join(map(str, seeds))}"
+    return show(grid(images, len(seeds), prompts), caption)
+
+
+def recorded() -> list[dict]:
+    """One record a run: objective, weight, seed, path_kl, delta_theta, file, ...; [] if none was made."""
+    file = RECORDED / "runs.json"
+    return json.loads(file.read_text())["runs"] if file.exists() else []
+
+
+def provenance() -> str:
+    return json.loads((RECORDED / "runs.json").read_text())["provenance"]
+
+
+def picture(record: dict) -> Picture:
+    title = f"{record['objective']} {record['weight']:g}" if record["weight"] else record["objective"]
+    kl = record["path_kl"]
+    caption = f"{title}: path KL {kl[0]:.3g} +- {kl[1]:.2g} nats. {provenance()}"
+    return Picture((RECORDED / record["file"]).read_bytes(), caption)
+
+
+def recorded_slider(objective: str) -> Slider | Picture:
+    """The picture grids along an objective's weight; weight 0 is standard fine-tuning."""
+    runs = [r for r in recorded() if r["objective"] in ("standard", objective)]
+    if not runs:
+        return Picture(b"", "no recorded runs of the mini model: python lectures/mini_figures.py makes them")
+    runs.sort(key=lambda r: r["weight"] or 0)
+    return Slider(f"weight of {objective}", {f"{r['weight'] or 0:g}": picture(r) for r in runs})

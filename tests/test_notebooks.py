@@ -1,0 +1,107 @@
+"""The notebooks: twins agree, nothing stored, stems match lectures, every code cell of every notebook runs, the exercises' checks bite.
+
+This is CI's only execution of the notebooks; the pages are built beside it without a second one (`make pages`).
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import jupytext
+import nbclient
+import nbformat
+import pytest
+
+from toy2d.config import course
+from toy2d.experiment import run
+
+ROOT = Path(__file__).parent.parent
+LECTURES, NOTEBOOKS = ROOT / "lectures", ROOT / "notebooks"
+STEMS = sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb"))
+LONGEST = 10  # lines of a function defined in a notebook; what is longer belongs in the library
+
+
+def cells(path: Path) -> list[tuple[str, str, list[str]]]:
+    """(kind, source, tags) of every cell."""
+    notebook = jupytext.read(path)
+    return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in notebook.cells]
+
+
+def test_every_numbered_lecture_has_its_notebook_and_no_other():
+    assert [p.stem for p in sorted(LECTURES.glob("[0-9]*.md"))] == STEMS
+    assert len(STEMS) == 11
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_twins_agree(stem):
+    """`make twins` mends a difference."""
+    assert cells(NOTEBOOKS / f"{stem}.ipynb") == cells(NOTEBOOKS / f"{stem}.py")
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_nothing_is_stored(stem):
+    for cell in nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4).cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_functions_are_short(stem):
+    for kind, source, _ in cells(NOTEBOOKS / f"{stem}.ipynb"):
+        for body in source.split("def ")[1:] if kind == "code" else ():
+            inside = [line for line in body.splitlines()[1:] if line.startswith(" ")]
+            assert len(inside) <= LONGEST
+
+
+@pytest.fixture(scope="session")
+def course_run():
+    """The run that all notebooks read: found where `make demo` left it, or made (two minutes)."""
+    return run(course(), ROOT / "runs")
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_cell_runs(stem, course_run, monkeypatch):
+    """In a kernel of its own, in notebooks/, as a student runs it. Offline: nothing may wait for a network."""
+    for name, value in {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4)
+    where = {"metadata": {"path": str(NOTEBOOKS)}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    shown = [o for c in notebook.cells for o in c.get("outputs", ())]
+    assert len(shown) >= sum(kind == "code" for kind, *_ in cells(NOTEBOOKS / f"{stem}.ipynb")) / 2
+
+
+def exercises():
+    sys.path.insert(0, str(NOTEBOOKS))
+    try:
+        import exercises as found
+    finally:
+        sys.path.remove(str(NOTEBOOKS))
+    return found
+
+
+def test_an_open_exercise_hints_a_wrong_one_raises_a_right_one_passes(capsys):
+    found = exercises()
+    for number, exercise in found.EXERCISES.items():
+        found.check(number, ...)
+        assert exercise.hint in capsys.readouterr().out
+        right = exercise.right()
+        found.check(number, right)
+        wrong = "z" if isinstance(right, str) else 1.5 * right
+        with pytest.raises(AssertionError, match="Hint"):
+            found.check(number, wrong)
+
+
+def test_every_exercise_is_asked_and_solved_once():
+    """Asked open (`check("4.1", answer)`), solved in the folded cell below."""
+    found = exercises()
+    everything = [s for stem in STEMS for kind, s, _ in cells(NOTEBOOKS / f"{stem}.ipynb") if kind == "code"]  # fmt: skip
+    for number in found.EXERCISES:
+        assert sum(f'check("{number}", answer)' in source for source in everything) == 1
+        assert sum(source.startswith("# solutions") and f'check("{number}",' in source for source in everything) == 1  # fmt: skip
+
+
+def test_the_course_offers_no_remote_reference():
+    """Pages and notebooks load nothing from elsewhere: conf.py keeps MathJax and the sliders local."""
+    conf = (LECTURES / "conf.py").read_text()
+    assert "sphinx-mathjax-offline" in conf and "nb_ipywidgets_js = {}" in conf
+    assert os.environ.get("BOOK_EXECUTION", "force") in ("force", "off")
