@@ -5,23 +5,29 @@ import math
 import resource
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from personalize.config import TrainConfig
+from personalize.processes import processes_here
 from personalize.state import State
 from toy2d.drift import Params
 from toy2d.runfolder import UserError
 
+LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+PATIENCE = timedelta(hours=12)  # one process makes class images while the others wait
 
-def with_steps(config: TrainConfig, pictures: int) -> TrainConfig:
+
+def with_steps(config: TrainConfig, pictures: int, processes: int = 1) -> TrainConfig:
     """Epochs become steps: an epoch shows each picture `repeats` times. Warmup defaults to a tenth of the steps, at most 500."""
-    per_step = config.train_batch_size * config.gradient_accumulation_steps
+    per_step = processes * config.train_batch_size * config.gradient_accumulation_steps
     epoch = math.ceil(pictures * config.repeats / per_step)
     steps = config.max_train_steps or epoch * config.num_train_epochs
     warmup = config.lr_warmup_steps
@@ -48,13 +54,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
     AcceleratorState._reset_state()  # else a second run in this process could not choose another precision
     accelerator = Accelerator(
+        cpu=processes_here() > 1 and not cuda,  # unasked, accelerate sees one process there
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=tracker,
         project_dir=config.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    if accelerator.num_processes > 1:
-        raise UserError("one process trains one model: start it without several processes")
+    if accelerator.distributed_type not in LAUNCHES:
+        raise UserError(
+            f"{accelerator.distributed_type.value} is not known here; use one of personalize/configs/"
+        )
     return accelerator
 
 

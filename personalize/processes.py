@@ -5,29 +5,35 @@ accumulation (train.Streams). So several processes see what one would see with t
 can go on under another number of them: G stays, the minibatch or the accumulation changes.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from personalize.config import TrainConfig
-from toy2d.files import UserError
+from toy2d.files import RunFailure, UserError
+from toy2d.runfolder import RunFolder
 
 
 def processes_here() -> int:
     """How many the launcher started; 1 without one. Raises UserError if it was asked for several and started one."""
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+    names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # torchrun's, mpirun's
+    count = next((int(os.environ[n]) for n in names if n in os.environ), 0)
+    if not count and {"MASTER_ADDR", "ACCELERATE_USE_CPU"} <= set(os.environ):
         raise UserError(
             "accelerate launch was asked for several processes and started one: on a CPU, say "
             "`accelerate launch --config_file personalize/configs/cpu.yaml`"
         )
-    return count
+    return count or 1
 
 
 def processes_at_start(folder: Path) -> int:
@@ -58,6 +64,8 @@ def average_(tensors: list[Tensor]) -> None:
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return
     whole = [t for t in tensors if not isinstance(t, DTensor)]
+    if not whole:
+        return
     for handle in [dist.all_reduce(t, async_op=True) for t in whole]:
         handle.wait()
     torch._foreach_div_(whole, dist.get_world_size())
@@ -70,3 +78,20 @@ def largest(number: int, device: torch.device) -> int:
     shared = torch.tensor(number, device=device)
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return int(shared)
+
+
+@contextlib.contextmanager
+def opened_by_one(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
+    """`folder.open()` by the main process; the others wait for it, and share its fate if the folder is refused."""
+    with contextlib.ExitStack() as stack:
+        fault = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(folder.open())
+            except (UserError, RunFailure) as e:
+                fault = e
+        said = [str(fault) if fault else None]
+        broadcast_object_list(said)
+        if said[0]:
+            raise fault or SystemExit(2)
+        yield

@@ -9,7 +9,7 @@ Shapes: B batch, D data (4, 64, 64 latents for SD-1.5 at 512 px).
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from personalize.config import TrainConfig
+from personalize.processes import average_, largest
 from personalize.state import State
 from personalize.timesteps import timestep_law
 from toy2d.data import generator
@@ -52,7 +53,7 @@ class Pool(Protocol):
 class Streams:
     """Minibatches by (role, tick). A pool is walked in an endless sequence of permutations, so every picture is seen equally often.
 
-    Sample i of a role has a generator of its own, so how samples are cut into batches changes none of them.
+    Sample i of a role has a generator of its own, so how samples are cut into batches, and among processes, changes none of them.
     """
 
     def __init__(
@@ -61,7 +62,10 @@ class Streams:
         config: TrainConfig,
         num_timesteps: int,
         scheme: str = "none",  # the law of t (timesteps.py)
+        rank: int = 0,  # this process, of `world`
+        world: int = 1,
     ):
+        self.rank, self.world = rank, world
         self.pools, self.draw_t = pools, timestep_law(config, scheme, num_timesteps)
         self.seed, self.batch_size = config.seed, config.train_batch_size
         self.offset = 0.1 if config.offset_noise else 0.0
@@ -70,8 +74,15 @@ class Streams:
         return {role: self.example(role, tick) for role in self.pools}
 
     def example(self, role: str, tick: int) -> Example:
-        first = tick * self.batch_size
-        x0, t, eps, prompts = zip(*(self.sample(role, first + b) for b in range(self.batch_size)), strict=True)  # fmt: skip
+        return self.collate(role, self.numbers(tick))
+
+    def numbers(self, tick: int) -> range:
+        """This process's samples: the minibatches of one tick lie side by side, process by process."""
+        first = (tick * self.world + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
+
+    def collate(self, role: str, numbers: Iterable[int]) -> Example:
+        x0, t, eps, prompts = zip(*(self.sample(role, i) for i in numbers), strict=True)
         x0 = torch.cat(x0)
         t, eps = (torch.cat(v).to(x0.device, non_blocking=True) for v in (t, eps))
         return Example(x0, t, eps, list(prompts))
@@ -94,31 +105,35 @@ def permutation(seed: int, role: str, n: int, epoch: int) -> tuple[int, ...]:
 
 
 class StoredAnswers:
-    """The base's outputs for the first `draws` ticks of the "output" role, made before training: no second network is kept.
+    """The base's outputs for the first n samples of the "output" role, made before training: no second network is kept.
 
-    Ticks are functions of the seed, so with draws >= all ticks this is exactly what asking the base at each step would give; with
-    fewer, tick k repeats draw k mod draws. Latents of SD-1.5 take 64 KiB each.
+    Samples are functions of the seed, so with n >= all samples this is exactly what asking the base at each step would give; with
+    fewer, sample i repeats sample i mod n. Latents of SD-1.5 take 64 KiB each.
     """
 
     def __init__(self, streams: Streams, answers: Tensor):
-        self.streams, self.answers = streams, answers  # draws B D, on the host
+        self.streams, self.answers = streams, answers  # n D, on the host
 
     @classmethod
     @torch.no_grad()
     def ask(cls, predict: Predict, streams: Streams, schedule: Schedule, draws: int) -> "StoredAnswers":  # fmt: skip
-        answers = []
-        for k in tqdm(range(draws), "base answers", disable=None):
-            x0, t, eps, cond = streams.example("output", k)
+        """n = `draws` minibatches of all processes."""
+        answers, size = [], streams.batch_size
+        for k in tqdm(range(draws * streams.world), "base answers", disable=None):
+            x0, t, eps, cond = streams.collate("output", range(k * size, (k + 1) * size))
             x_t = schedule.add_noise(x0, t, eps)
             answers.append(predict(x_t, schedule.timesteps[t], cond).cpu())
-        return cls(streams, torch.stack(answers))
+        return cls(streams, torch.cat(answers))
 
     def example(self, tick: int) -> Example:
-        return self.streams.example("output", tick % len(self.answers))
+        return self.streams.collate("output", self._numbers(tick))
 
     def at(self, tick: int) -> Predict:
-        answer = self.answers[tick % len(self.answers)]
+        answer = self.answers[self._numbers(tick)]
         return lambda x_t, t, cond: answer.to(x_t.device)
+
+    def _numbers(self, tick: int) -> list[int]:
+        return [i % len(self.answers) for i in self.streams.numbers(tick)]
 
 
 class Guard:
@@ -227,12 +242,14 @@ def fit(
     last, accumulation = config.max_train_steps, config.gradient_accumulation_steps
     optimizer, guard = state.optimizer, Guard(state.optimizer, theta[0].device, state.scaler)
     prepared = accelerator.prepare_optimizer(optimizer)
-    bar = tqdm(range(state.step, last), "train", last, initial=state.step, disable=None)
+    silent = None if accelerator.is_main_process else True
+    bar = tqdm(range(state.step, last), "train", last, initial=state.step, disable=silent)
     with finish_step_on_signal() as signals:
         for step in bar:
             started = time.perf_counter()
             if config.lora_dropout:  # the one draw that takes no generator
-                torch.manual_seed(generator(config.seed, f"dropout/{step}").initial_seed())
+                who = f"/{run.streams.rank}" if run.streams.rank else ""
+                torch.manual_seed(generator(config.seed, f"dropout/{step}{who}").initial_seed())
             total = 0.0
             for micro in range(accumulation):
                 batch, base = run.batch(step * accumulation + micro)
@@ -242,6 +259,7 @@ def fit(
                     accelerator.backward(loss)
                 state.add_to_log(terms)
                 total = total + loss.detach()
+            average_([p.grad for p in theta if p.grad is not None])
             accelerator.unscale_gradients(prepared)
             objective.add_anchor_gradients_(run.anchors)
             grad_norm = torch.nn.utils.clip_grad_norm_(theta, config.max_grad_norm or torch.inf)
@@ -255,17 +273,23 @@ def fit(
             state.step = step + 1
             state.seconds += time.perf_counter() - started
 
-            if state.step % config.log_every == 0 or state.step == last:
+            logged = state.step % config.log_every == 0 or state.step == last
+            if logged:
                 guard.check()
+                average_(list(state.sums.values()))
                 row = {**state.take_log(), "grad_norm": float(grad_norm)}
                 bar.set_postfix({k: f"{v:.3g}" for k, v in (observe(row) or row).items()})
-            if signals or _due(config.checkpointing_steps, state.step, last):
+            asked = 0  # the signal's number; several processes agree on it where they wait anyway
+            if logged or run.streams.world == 1:
+                asked = largest(signals[0] if signals else 0, accelerator.device)
+            if asked or _due(config.checkpointing_steps, state.step):
                 guard.check()
+                average_(list(state.sums.values()))
                 save(state)
-            if signals and state.step < last:
-                name = signal.Signals(signals[0]).name
-                raise Stopped(f"{name}: stopped after step {state.step}, which is saved; the same command goes on", signals[0])  # fmt: skip
+            if asked and state.step < last:
+                name = signal.Signals(asked).name
+                raise Stopped(f"{name}: stopped after step {state.step}, which is saved; the same command goes on", asked)  # fmt: skip
 
 
-def _due(every: int, step: int, last: int) -> bool:
-    return bool(every) and step % every == 0 and step < last
+def _due(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0

@@ -17,8 +17,8 @@ from toy2d.runfolder import RunFailure
 class Validation:
     """`figures/validation-STEP.png` at the steps that are `due`; `figures/base/` keeps the base's pictures for a resumed run."""
 
-    def __init__(self, config: TrainConfig, model: Model, folder: Path):
-        self.config, self.model, self.folder = config, model, folder
+    def __init__(self, config: TrainConfig, model: Model, folder: Path, writes: bool = True):
+        self.config, self.model, self.folder, self.writes = config, model, folder, writes
         count = config.num_validation_images
         self.seeds = [image_seed(config.seed, i) for i in range(count)]
 
@@ -34,14 +34,16 @@ class Validation:
             for image, file in zip(self._draw(), self._files(), strict=True):
                 save_picture(image, file)
 
-    def __call__(self, step: int) -> Path:
+    def __call__(self, step: int) -> None:
+        """Several processes may sample together (a sharded model needs them all); one of them writes."""
         base, n = [Image.open(f, formats=["PNG"]).convert("RGB") for f in self._files()], len(self.seeds)  # fmt: skip
         tuned = base if step == 0 else self._draw()
         rows, labels = [], []
         for i, prompt in enumerate(self.config.validation_prompt):
             rows += base[i * n : (i + 1) * n] + tuned[i * n : (i + 1) * n]
             labels += [f"{prompt} (base)", f"{prompt} (step {step})"]
-        return save_picture(grid(rows, n, labels), self.folder / f"validation-{step:06d}.png")
+        if self.writes:
+            save_picture(grid(rows, n, labels), self.folder / f"validation-{step:06d}.png")
 
     def _draw(self) -> list[Image.Image]:
         c = self.config

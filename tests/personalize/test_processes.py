@@ -1,0 +1,179 @@
+"""Several processes on gloo: the weights of one process with the same samples in a step, no noise twice, no picture twice, resumable."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import config, history, trained, workshop
+
+import personalize
+from personalize.config import TrainConfig
+from personalize.experiment import run
+from personalize.processes import keep_step, processes_here
+from personalize.train import StoredAnswers, Streams
+from toy2d.files import UserError
+from toy2d.runfolder import load_tensors
+
+CONFIGS = Path(personalize.__file__).parent / "configs"
+
+
+class Pool:
+    def __len__(self):
+        return 3
+
+    def draw(self, indices, rng):
+        return torch.randn(len(indices), 2, generator=rng), [f"picture {i}" for i in indices]
+
+
+def streams(batch: int, rank: int = 0, world: int = 1) -> Streams:
+    c = TrainConfig("m", train_batch_size=batch)
+    return Streams({"instance": Pool(), "output": Pool()}, c, 10, "none", rank, world)
+
+
+def test_processes_share_out_what_one_would_draw():
+    """Two processes of minibatch 2 draw, side by side, exactly one process's minibatch of 4; four of 1 too."""
+    for world, size in ((2, 2), (4, 1)):
+        shares = [streams(size, r, world) for r in range(world)]
+        for tick in range(5):
+            whole = streams(4).example("instance", tick)
+            parts = [s.example("instance", tick) for s in shares]
+            for k in range(3):
+                assert torch.equal(whole[k], torch.cat([p[k] for p in parts]))
+            assert whole.cond == [text for p in parts for text in p.cond]
+
+
+def test_the_base_s_stored_answers_are_shared_out_alike():
+    """Sample i is answered by sample i mod n, whoever takes it."""
+
+    class Identity:
+        timesteps = torch.arange(10)
+
+        def add_noise(self, x0, t, eps):
+            return x0 + eps
+
+    ask = lambda x, t, prompts: x  # noqa: E731
+    one = StoredAnswers.ask(ask, streams(4), Identity(), 3)
+    two = [StoredAnswers.ask(ask, streams(2, r, 2), Identity(), 3) for r in (0, 1)]
+    assert len(one.answers) == 12
+    for tick in (0, 2, 3, 7):
+        both = torch.cat([s.at(tick)(torch.zeros(2, 2), None, None) for s in two])
+        assert torch.equal(one.at(tick)(torch.zeros(4, 2), None, None), both)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "batch", "accumulation", "expected"),
+    [(2, 1, 2, 1, (2, 2)), (1, 2, 4, 1, (2, 1)), (1, 2, 3, 2, (3, 1)), (2, 4, 3, 2, (3, 1)), (4, 1, 1, 1, (1, 4))],
+)  # fmt: skip
+def test_another_number_of_processes_keeps_the_samples_of_a_step(
+    begun, now, batch, accumulation, expected
+):
+    c = TrainConfig("m", train_batch_size=batch, gradient_accumulation_steps=accumulation)
+    kept = keep_step(c, begun, now)
+    assert (kept.train_batch_size, kept.gradient_accumulation_steps) == expected
+    assert now * expected[0] * expected[1] == begun * batch * accumulation
+
+
+def test_processes_that_cannot_share_a_step_equally_are_refused():
+    with pytest.raises(UserError, match="3 processes cannot share equally"):
+        keep_step(TrainConfig("m", train_batch_size=4), 1, 3)
+
+
+def test_a_launcher_that_started_one_process_is_noticed(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    with pytest.raises(UserError, match=r"configs/cpu\.yaml"):
+        processes_here()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes_here() == 2
+
+
+def launch(folder: Path, configs: list[TrainConfig], kind: str = "cpu.yaml") -> str:
+    """`accelerate launch` of two processes; returns what they said. Raises AssertionError if they failed."""
+    jobs = folder / "jobs.json"
+    jobs.write_text(json.dumps([asdict(c) for c in configs]))
+    worker = Path(__file__).with_name("worker.py")
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / kind)]
+    words += ["--num_cpu_threads_per_process", "1", str(worker), str(jobs)]
+    root = str(Path(personalize.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+SMOOTH = 1e-3  # adam_epsilon: a weight that the loss does not see has a gradient of pure rounding, which Adam would blow up to lr
+LORA = "lora/pytorch_lora_weights.safetensors"
+UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
+
+
+def deviation(a: dict, b: dict, start: dict) -> float:
+    """||a - b|| / ||a - start||: what the order of a sum changes, relative to what training changed."""
+    assert a.keys() == b.keys() == start.keys()
+    norm = lambda x, y: sum(float(((x[k] - y[k]).double() ** 2).sum()) for k in x) ** 0.5  # noqa: E731
+    return norm(a, b) / norm(a, start)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory):
+    """The same samples in every step, by one process and by two; LoRA and full; the two race for a class set that is not there yet.
+
+    And one LoRA run that two processes begin, for one to end.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    common = {"train_batch_size": 4, "adam_epsilon": SMOOTH}
+    ones = [
+        config(folder / "one-lora", "prior+l2", checkpointing_steps=3, **common),
+        config(folder / "one-full", "output", "full", **common),
+    ]
+    fresh = {"class_data_dir": str(folder / "class"), "train_batch_size": 2}
+    twos = [replace(c, output_dir=str(folder / f"two-{c.train}"), **fresh) for c in ones]
+    said = launch(folder, twos)
+    return folder, ones, twos, said
+
+
+@pytest.mark.parametrize(("which", "file"), [(0, LORA), (1, UNET)])
+def test_two_processes_give_the_weights_of_one(one_and_two, which, file):
+    """To 1e-4 of what training moved: float32 sums in another order, no more."""
+    _, ones, twos, _ = one_and_two
+    one, two = ones[which], twos[which]
+    weights = trained(one)
+    start = trained(replace(one, output_dir=f"{one.output_dir}-start", learning_rate=1e-12))
+    assert deviation(weights, load_tensors(Path(two.output_dir) / file), start) < 1e-4
+    for a, b in zip(history(one), history(two), strict=True):
+        numbers = {k: v for k, v in b.items() if isinstance(v, float)}
+        assert {k: a[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-6)
+
+
+def test_one_process_writes_and_makes_the_class_set_once(one_and_two):
+    folder, _, _, said = one_and_two
+    assert said.count("done: ") == 2
+    made = json.loads((folder / "class" / "manifest.json").read_text())["files"]
+    kept = json.loads((workshop() / "class" / "manifest.json").read_text())["files"]
+    assert made == kept  # the same three pictures that one process makes
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_one_process_ends_what_two_began(one_and_two, tmp_path):
+    """From the two processes' checkpoint of step 3, with the same command: two minibatches are added up instead."""
+    _, ones, twos, _ = one_and_two
+    cut = tmp_path / "cut"
+    shutil.copytree(twos[0].output_dir, cut)
+    (cut / "status.json").write_text(json.dumps({"status": "running", "pid": 1, "host": "x"}))
+    shutil.rmtree(cut / "lora")
+    config_of_cut = json.loads((cut / "config.json").read_text()) | {"output_dir": str(cut)}
+    (cut / "config.json").write_text(json.dumps(config_of_cut))
+    shutil.rmtree(cut / "checkpoints" / "step-00000004", ignore_errors=True)
+    said = []
+    run(replace(twos[0], output_dir=str(cut)), said.append)
+    assert "begun with processes 2, continued with 1" in " ".join(said)
+    assert "resumed after step 3" in " ".join(said)
+    weights, start = load_tensors(cut / LORA), trained(replace(ones[0], output_dir=str(tmp_path / "start"), learning_rate=1e-12))  # fmt: skip
+    assert deviation(trained(ones[0]), weights, start) < 1e-4
