@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from personalize.families import Cond, Family
+from personalize.kinds import KINDS
 from toy2d.runfolder import RunFailure, UserError, hash_tensors
 from toy2d.schedule import Schedule
 
@@ -34,7 +35,8 @@ class Model:
     source: str | None = None  # folder or hub id; None for a model made in memory
     denoiser: nn.Module = field(init=False)
     schedule: Schedule = field(init=False)
-    trained: Literal["nothing", "full", "lora"] = field(default="nothing", init=False)
+    trained: str = field(default="nothing", init=False)  # a word of --train (kinds.py)
+    _apart: list[list] = field(default_factory=list, init=False)  # [parameter, its base value]
     _hash: str = field(default="", init=False)
 
     def __post_init__(self):
@@ -196,11 +198,11 @@ class Model:
     # ---- the frozen base
     @contextlib.contextmanager
     def base(self) -> Iterator["Model"]:
-        """Inside, everything answers as the base model did: adapters off, no second copy.
+        """Inside, everything answers as the base model did: adapters off, the few weights that were kept apart put back.
 
         Raises RuntimeError after `choose(train="full")`: those weights are gone; cache the base's outputs before training.
         """
-        if self.trained == "full":
+        if self.trained in KINDS and not KINDS[self.trained].keeps_base:
             raise RuntimeError(
                 "full training overwrites the base: cache its outputs before the first step"
             )
@@ -208,14 +210,29 @@ class Model:
         trainable = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
         for layer in layers:
             layer.enable_adapters(False)
+        self._swap_base()
         try:
             yield self
         finally:
+            self._swap_base()
             for layer in layers:
                 layer.enable_adapters(True)
             # PEFT's switch makes adapters trainable, also those that were not
             for p, flag in trainable:
                 p.requires_grad_(flag)
+
+    def keep_base(self, weights: list[nn.Parameter]) -> None:
+        """Copy `weights` as they are now, for `base`."""
+        self._apart = [[p, p.detach().clone()] for p in weights]
+
+    def kept_apart(self) -> list[nn.Parameter]:
+        """The base's own weights that train, where few do."""
+        return [p for p, _ in self._apart]
+
+    def _swap_base(self) -> None:
+        for pair in self._apart:
+            p, other = pair
+            pair[1], p.data = p.data, other.to(p.device)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator["Model"]:

@@ -13,8 +13,8 @@ from torch import nn
 
 from personalize.backbone import Model
 from personalize.changes import FACTORS
-from personalize.kinds import KINDS, Kind
-from personalize.words import Word, add_words
+from personalize.kinds import KINDS, Kind, Word
+from personalize.words import add_words
 from toy2d.runfolder import UserError
 
 
@@ -56,11 +56,13 @@ def choose(
     if train_text_encoder:
         parts |= dict.fromkeys(model.trainable_text_encoders, model.family.text_lora_targets)
     for part, part_targets in parts.items():
-        network = getattr(model.pipeline, part)
+        network, unread = getattr(model.pipeline, part), model.unread(part)
         if kind.adapter:
-            add_adapter(network, kind, settings, part_targets, seed)
+            add_adapter(network, kind, settings, part_targets, seed, unread)
         else:
             _set_free(network, _own_weights(kind, model, part, freeze_model))
+            for name in unread:
+                network.get_submodule(name).requires_grad_(False)
     if words:
         add_words(model, words)
     theta = _trainable(model)
@@ -112,10 +114,13 @@ def _set_free(network: nn.Module, modules: tuple[str, ...] | None) -> None:
 
 
 # ---- adapters
-def add_adapter(network: nn.Module, kind: Kind, settings, targets: tuple[str, ...], seed: int) -> None:  # fmt: skip
-    """PEFT's layers on `targets`. Raises UserError where PEFT cannot, or where it would take other settings than were asked for."""
+def add_adapter(
+    network: nn.Module, kind: Kind, settings, targets: tuple[str, ...], seed: int, unread: list[str]
+) -> None:
+    """PEFT's layers on `targets`, but for the modules `unread` (`Model.unread`). Raises UserError where PEFT cannot, or where it would take other settings than were asked for."""
     try:
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind.adapter](target_modules=list(targets), **kind.options(settings))  # fmt: skip
+        options = {"target_modules": list(targets), "exclude_modules": unread or None}
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind.adapter](**options, **kind.options(settings))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             torch.manual_seed(seed)  # PEFT draws from the global generator

@@ -9,6 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from personalize.concepts import Concept, read_concepts
+from personalize.kinds import KINDS, Kind, Word, words_of
+from personalize.presets import PRESETS
+
 UNRELATED = ("a photo of a red car", "a bowl of fruit on a table", "a painting of a house", "a city at night")  # fmt: skip
 
 
@@ -28,14 +32,20 @@ class TrainConfig:
 
     # ---- model
     pretrained_model_name_or_path: str  # a diffusers pipeline folder, or a hub id
+    preset: str | None = None  # named settings (`personalize presets`); a flag beside it wins
     # ---- pictures
-    instance_data_dir: str  # folder of jpg / png / webp files, each perhaps with a .txt caption
+    instance_data_dir: str | None = (
+        None  # folder of jpg / png / webp files, each perhaps with a .txt caption
+    )
     instance_prompt: str | None = None  # the prompt of every picture without a caption
     revision: str | None = None  # branch, tag or commit of the hub id
     variant: str | None = None  # e.g. fp16: which of the published weight files to read
     without_t5: bool = False  # SD-3 without its third and largest text encoder
     class_data_dir: str | None = None  # where the base's own pictures of the class are kept
     class_prompt: str | None = None  # e.g. "a photo of a dog": no identifier in it
+    concepts_list: str | None = (
+        None  # JSON of several subjects, instead of the four flags instance_* and class_* (concepts.py)
+    )
     resolution: int | None = None  # pixels; default: the model's own (512 for SD-1.5)
     center_crop: bool = False  # cut the middle square instead of a random one
     pad: bool = False  # pad to a square instead of cutting
@@ -43,12 +53,25 @@ class TrainConfig:
     repeats: int = 1  # an epoch shows each picture this often
     ignore_captions: bool = False  # NAME.txt beside NAME.jpg is its prompt, unless you say this
     # ---- what trains
-    train: Literal["full", "lora"] = "full"  # every weight of the denoiser, or adapters of low rank
+    train: Literal["full", "lora", "loha", "lokr", "oft", "boft", "custom_diffusion", "token"] = (
+        "full"  # every weight of the denoiser, adapters, keys and values with new words, or new words alone (kinds.py)
+    )
     train_text_encoder: bool = False  # the text encoder too, in the same way
-    rank: int = 4  # of the LoRA factors
+    rank: int = 4  # of the factors of LoRA, LoHa, LoKr
     lora_alpha: float | None = None  # scale = alpha / rank; default: rank, so scale 1
-    lora_dropout: float = 0.0  # share of the adapters' inputs left out
+    lora_dropout: float = 0.0  # share of LoRA's inputs left out
     lora_target_modules: tuple[str, ...] = ()  # default: the attention's to_q to_k to_v to_out.0
+    decompose_factor: int = -1  # LoKr: size of the smaller half; -1: near the root
+    oft_block_size: int = 8  # OFT and BOFT: inputs that are rotated together
+    boft_n_butterfly_factor: int = 1  # BOFT: rotations one after another; more than 1 needs a GPU
+    placeholder_token: Annotated[str | None, alias("--modifier_token")] = (
+        None  # the new word to learn, such as "<new1>"; several: "<new1>+<new2>"
+    )
+    initializer_token: str | None = None  # the known word it starts from; several: "cat+dog"
+    num_vectors: int = 1  # rows of the embedding table for each new word
+    freeze_model: Literal["crossattn_kv", "crossattn"] = (
+        "crossattn_kv"  # custom_diffusion: what trains, keys and values or queries and outputs too
+    )
     # ---- objective
     objective: str = "standard"  # standard, prior, l2, output, fisher, or a sum such as prior+l2
     with_prior_preservation: bool = False  # diffusers' name for adding the prior term
@@ -100,7 +123,7 @@ class TrainConfig:
         "no"  # of what is frozen and computed; trained weights stay fp32
     )
     allow_tf32: bool = False  # faster float32 products on Ampere and later
-    learning_rate: float | None = None  # default: 5e-6 full, 5e-4 LoRA
+    learning_rate: float | None = None  # default: that of the kind, e.g. 5e-6 full, 5e-4 LoRA
     text_encoder_lr: float | None = None  # default: the learning rate
     scale_lr: bool = False  # learning rate times batch size times accumulation
     lr_scheduler: Literal[
@@ -147,13 +170,17 @@ class TrainConfig:
     dry_run: bool = False  # say what would happen, measure one step, and stop
 
     def command(self) -> str:
-        """The command line that gives this configuration: what differs from the defaults."""
+        """The command line that gives this configuration: what differs from the defaults, or from the preset."""
         words = ["personalize", "train"]
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value != f.default and f.name != "dry_run":
+        default = {f.name: f.default for f in fields(self)}
+        default |= PRESETS[self.preset]() if self.preset else {}
+        for name, usual in default.items():
+            value = getattr(self, name)
+            if value is False and usual is True:
+                words.append(f"--no-{name}")
+            elif value not in (usual, None) and name != "dry_run":
                 values = value if isinstance(value, tuple) else () if value is True else (value,)
-                words += [f"--{f.name}", *(shlex.quote(str(v)) for v in values)]
+                words += [f"--{name}", *(shlex.quote(str(v)) for v in values)]
         return " ".join(words)
 
     @property
@@ -170,6 +197,36 @@ class TrainConfig:
         of = {"prior": self.prior_loss_weight, "l2": self.l2_reg_weight, "output": self.output_weight, "fisher": self.fisher_weight}  # fmt: skip
         weights = [of[p] for p in self.parts]
         return weights[0] if len(weights) == 1 else "+".join(map(str, weights)) or None
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.train]
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        return words_of(self.placeholder_token, self.initializer_token, self.num_vectors)
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """The subjects: those of --concepts_list, or the one that the flags describe."""
+        if self.concepts_list:
+            return read_concepts(self.concepts_list)
+        flags = (
+            self.instance_data_dir or "",
+            self.instance_prompt,
+            self.class_prompt,
+            self.class_data_dir,
+        )
+        return (Concept(*flags),)
+
+    @property
+    def class_prompts(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(c.class_prompt for c in self.concepts if c.class_prompt))
+
+    @property
+    def text_trains(self) -> bool:
+        """Does an embedding of the live model change while it trains?"""
+        return self.train_text_encoder or bool(self.placeholder_token)
 
     @property
     def needs_class_images(self) -> bool:

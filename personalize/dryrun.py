@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from personalize.adapters import plain_parameters
 from personalize.config import TrainConfig
 from personalize.data import Prompts, instance_set
 from personalize.engine import make_accelerator, peak_memory
 from personalize.experiment import read
-from personalize.model import Model, choose, load
+from personalize.model import Model, choose_as, load
 from personalize.prepare import DTYPES
 from personalize.rules import refuse_for_model
 from personalize.train import Streams, objective_of
@@ -60,28 +61,28 @@ def pairing(config: TrainConfig, pictures: int) -> list[str]:
     for role in ("prior", "output"):
         if c.uses(role):
             own = role == "output" and c.output_source == "instance"
-            n = pictures if own else c.num_class_images
+            n = pictures if own else c.num_class_images * len(c.concepts)
+            said = " and ".join(map(repr, c.class_prompts))
             what = "of your pictures" if own else "of the base's own pictures"
             lines.append(
-                f"{role}: beside each minibatch, {batch} {what} under {c.class_prompt!r}; each of {n} is seen {ticks * batch / n:.1f} times"
+                f"{role}: beside each minibatch, {batch} {what} under {said}; each of {n} is seen {ticks * batch / n:.1f} times"
             )
     return lines
 
 
 def measure_cost(config: TrainConfig, records, accelerator) -> Cost:
     c, device = config, accelerator.device
-    dtype = DTYPES[c.mixed_precision] if c.train == "lora" else torch.float32
+    dtype = DTYPES[c.mixed_precision] if c.kind.keeps_base else torch.float32
     source = c.pretrained_model_name_or_path
     model = load(source, c.revision, c.variant, dtype, c.without_t5).to(device)
     refuse_for_model(c, model.schedule.prediction == "flow")
     resolution = c.resolution or model.default_resolution
     model.latent_shape(resolution)  # raises UserError for a resolution that does not fit
-    lora = (c.rank, c.lora_alpha, c.lora_dropout, c.lora_target_modules or None)
-    theta = choose(model, c.train, c.train_text_encoder, *lora, c.seed)
+    theta = choose_as(model, c)
     if c.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()
     pool = instance_set(model, records[:1], c.instance_prompt or "a photo", resolution)
-    prompts = Prompts(model, cache=not c.train_text_encoder)
+    prompts = Prompts(model, cache=not c.text_trains)
     example = Streams({"instance": pool}, c, len(model.schedule)).example("instance", 0)
 
     def predict(x_t, t, texts):
@@ -93,11 +94,11 @@ def measure_cost(config: TrainConfig, records, accelerator) -> Cost:
 
     forward = _seconds(lambda: _no_grad(predict, example), device)
     one = _seconds(backward, device)
-    extra = {"prior": one, "output": one + (forward if c.train == "lora" else 0.0)}
+    extra = {"prior": one, "output": one + (forward if c.kind.keeps_base else 0.0)}
     micro = one + sum(extra.get(part, 0.0) for part in objective_of(c).active)
     step = micro * c.gradient_accumulation_steps
     per_picture = 2 * c.class_steps * forward / c.train_batch_size  # guidance asks twice
-    made = per_picture * c.num_class_images if c.needs_class_images else 0.0
+    made = per_picture * c.num_class_images * len(c.concepts) if c.needs_class_images else 0.0
     peak = peak_memory(device) if device.type == "cuda" else None
     return Cost(step, made, made + step * c.max_train_steps, memory(c, model, theta), peak)
 
@@ -107,7 +108,7 @@ def memory(config: TrainConfig, model: Model, theta) -> dict[str, int]:
     c = config
     networks = [model.denoiser, *(model.text_encoders if c.train_text_encoder else [])]
     trained = sum(p.numel() for p in theta.values())
-    plain = trained if c.train == "full" else 0
+    plain = sum(p.numel() for p in plain_parameters(theta).values())
     copy = torch.finfo(DTYPES[c.anchor_dtype]).bits // 8
     return {
         "networks": sum(p.numel() * p.element_size() for n in networks for p in n.parameters()),

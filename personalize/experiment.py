@@ -15,12 +15,15 @@ from accelerate import Accelerator
 
 from personalize import export, measure
 from personalize.config import TrainConfig
-from personalize.data import Prompts, Scan, scan
+from personalize.data import Prompts, Scan
 from personalize.engine import Clock, make_accelerator, make_state, peak_memory, with_steps
-from personalize.model import Model, choose, load
+from personalize.formats import leave
+from personalize.model import Model, choose_as, load
 from personalize.prepare import DTYPES, make_anchors, make_pools, stored_answers
+from personalize.processes import keep_step, opened_by_one, processes_at_start, processes_here
 from personalize.rules import refuse_for_model, resolve
 from personalize.state import State, read_checkpoint
+from personalize.subjects import scan_subjects
 from personalize.timesteps import node_weights
 from personalize.train import Run, Streams, fit, objective_of
 from personalize.validate import Validation
@@ -41,18 +44,21 @@ def run(
 
     `chains`: a file of base chains that runs of the same base, prompts and seed share; made if it is not there.
     """
-    command = config.command()
-    config, pictures = read(config)
-    accelerator = make_accelerator(config)
+    command, begun = config.command(), processes_at_start(config.output_dir)
+    config, pictures = read(config, begun)
     folder = RunFolder(config.output_dir, recorded(config))
-    with folder.open():
+    config = keep_step(config, begun, processes_here())
+    accelerator = make_accelerator(config)
+    say = say if accelerator.is_main_process else lambda text: None
+    with opened_by_one(folder, accelerator):
         if folder.status == "done":
             say(f"{folder.path} is done already")
         else:
             try:
                 Experiment(config, pictures, folder, accelerator, say, chains).run(command)
             except UserError:
-                forget_refused(folder.path)
+                if accelerator.is_main_process:
+                    forget_refused(folder.path)
                 raise
     return folder.path
 
@@ -66,11 +72,11 @@ def forget_refused(path: Path) -> None:
             shutil.rmtree(path / name, ignore_errors=True)
 
 
-def read(config: TrainConfig) -> tuple[TrainConfig, Scan]:
+def read(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, Scan]:
     """The first second of a run: every flag and every picture is looked at. Raises UserError listing all that is wrong."""
-    config = resolve(config)
-    pictures = scan(config.instance_data_dir, config.resolution, not config.ignore_captions)
-    return with_steps(config, len(pictures.require())), pictures
+    config = resolve(config, processes)
+    pictures = scan_subjects(config)
+    return with_steps(config, len(pictures.require()), processes), pictures
 
 
 def recorded(config: TrainConfig) -> dict:
@@ -85,18 +91,20 @@ class Experiment:
     ):  # fmt: skip
         self.config, self.pictures, self.folder = config, pictures, folder
         self.accelerator, self.device, self.say = accelerator, accelerator.device, say
+        self.writes = accelerator.is_main_process  # of several processes one writes
         self.cache, self.clock, self.chains = folder.path / "cache", Clock(), chains
         self.rows, self.paths = [], None  # of history.csv; path KL as last measured
 
     def run(self, command: str) -> None:
         with self.clock("load"):
             self.open_model()
-        with self.clock("pictures"):
+        with self.clock("pictures"), self.accelerator.main_process_first():
             pools = make_pools(self.config, self.model, self.pictures, self.resolution)
         with self.clock("base"):
             self.choose_what_trains()
             self.embed(pools)
-            self.ask_the_base(pools)
+            with self.accelerator.main_process_first():
+                self.ask_the_base(pools)
         self.start_or_resume()
         self.say(self.describe())
         fit(self.loop, self.state, self.accelerator, self.observe, self.save)
@@ -105,7 +113,7 @@ class Experiment:
     # ---- the base, and what of it moves
     def open_model(self) -> None:
         c = self.config
-        dtype = DTYPES[c.mixed_precision] if c.train == "lora" else torch.float32
+        dtype = DTYPES[c.mixed_precision] if c.kind.keeps_base else torch.float32
         source = c.pretrained_model_name_or_path
         self.model: Model = load(source, c.revision, c.variant, dtype, c.without_t5).to(self.device)
         refuse_for_model(c, self.model.schedule.prediction == "flow")
@@ -113,14 +121,15 @@ class Experiment:
             self.say("the VAE computes in float32: in float16 it overflows")
         self.resolution = c.resolution or self.model.default_resolution
         self.shape = self.model.latent_shape(self.resolution)
-        self.check_identity()
+        with self.accelerator.main_process_first():
+            self.check_identity()
 
     def check_identity(self) -> None:
         """A run goes on only with the base, the pictures and the thread count it began with."""
         identity = {"base_hash": self.model.hash(), "data_hash": self.pictures.hash()}
         file = self.folder.path / "env.json"
         if not file.exists():
-            more = {"device": str(self.device), "seed": self.config.seed}
+            more = {"device": self.device.type, "processes": processes_here(), "seed": self.config.seed}  # fmt: skip
             write_json(file, environment(PACKAGES) | more | identity)
             return
         before = json.loads(file.read_text())
@@ -132,13 +141,14 @@ class Experiment:
                 "put it back, or choose another --output_dir"
             )
         torch.set_num_threads(before["threads"])  # another thread count may round differently
-        if before["device"] != str(self.device):
-            self.say(f"begun on {before['device']}, continued on {self.device}: not bit-equal to a run on one device")  # fmt: skip
+        here = {"device": self.device.type, "processes": processes_here()}
+        for what, now in here.items():
+            if before[what] != now:
+                self.say(f"begun with {what} {before[what]}, continued with {now}: equal to rounding, not to the bit")  # fmt: skip
 
     def choose_what_trains(self) -> None:
         c = self.config
-        lora = (c.rank, c.lora_alpha, c.lora_dropout, c.lora_target_modules or None)
-        self.theta = choose(self.model, c.train, c.train_text_encoder, *lora, c.seed)
+        self.theta = choose_as(self.model, c)
         if c.gradient_checkpointing:
             self.model.denoiser.enable_gradient_checkpointing()
             for encoder in self.trained_parts()[1:]:
@@ -153,7 +163,7 @@ class Experiment:
                 self.say(f"the text encoder reads only the beginning of {prompt[:60]!r}...; lost: {lost!r}")  # fmt: skip
         self.base_prompts = Prompts(self.model).add(spoken + measured)
         self.model.unload("vae")
-        if self.config.train_text_encoder:
+        if self.config.text_trains:
             self.prompts = Prompts(self.model, cache=False)
         else:
             self.prompts = self.base_prompts
@@ -179,11 +189,12 @@ class Experiment:
             made = make_anchors(c, model, self.theta, self.predict, self.shape, self.cache)
             anchors, theta_star = made
             scheme = c.weighting_scheme or model.family.weighting
-            streams = Streams(pools, c, len(schedule), scheme)
+            ranks = self.accelerator.process_index, self.accelerator.num_processes
+            streams = Streams(pools, c, len(schedule), scheme, *ranks)
             base = None
             if c.uses("output"):
                 base = self.predict_base
-                if c.train == "full":
+                if not c.kind.keeps_base:
                     base = stored_answers(c, streams, self.predict, schedule, self.cache)
         self.drift = measure.Drift(
             model, self.theta, theta_star, self.predict, chains, c.sample_batch_size
@@ -195,10 +206,10 @@ class Experiment:
     def start_or_resume(self) -> None:
         c = self.config
         self.state = make_state(self.theta, c, self.accelerator.scaler)
-        self.validation = Validation(c, self.model, self.folder.path / "figures")
+        self.validation = Validation(c, self.model, self.folder.path / "figures", self.writes)
         if c.report_to:
             self.accelerator.init_trackers("personalize")
-        with self.model.evaluating(), self.clock("validation"), self.accelerator.autocast():
+        with self.accelerator.main_process_first(), self.model.evaluating(), self.clock("validation"), self.accelerator.autocast():  # fmt: skip
             self.validation.keep_base()
         for part in self.trained_parts():
             part.train()
@@ -234,7 +245,8 @@ class Experiment:
         with self.model.evaluating(), torch.no_grad():
             with self.clock("measuring"):
                 self.rows.append(self.row(terms))
-                write_csv(self.folder.path / "history.csv", self.rows)
+                if self.writes:
+                    write_csv(self.folder.path / "history.csv", self.rows)
             if self.validation.due(step):
                 with self.clock("validation"), self.accelerator.autocast():
                     self.validation(step)
@@ -266,6 +278,8 @@ class Experiment:
         return row | {"seconds": round(self.state.seconds, 2)}
 
     def save(self, state: State) -> None:
+        if not self.writes:
+            return
         c = self.config
         tensors, scalars = state.weights_only() if c.checkpoint_weights_only else state.exact()
         keep = c.checkpoints_total_limit or 10**9
@@ -277,6 +291,8 @@ class Experiment:
             self.state.ema.copy_to(self.theta.values())
         with self.model.evaluating(), self.clock("measuring"), torch.no_grad():
             metrics = self.metrics()
+        if not self.writes:
+            return
         with self.clock("export"):
             self.export(command, metrics)
         seconds = {**self.clock, "training": self.state.seconds}
@@ -313,8 +329,4 @@ class Experiment:
         path = self.folder.path
         shown = ("delta_theta", "delta_eps", "path_kl", "path_kl_sampler", "steps")
         export.model_card(path, command, self.folder.config, {k: metrics[k] for k in shown})
-        if self.config.train == "full":
-            export.save_pipeline(self.model, path / "pipeline")
-        else:
-            export.save_lora(self.model, path / "lora")
-            export.save_peft(self.model, path / "peft")
+        leave(self.model, path)

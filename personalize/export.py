@@ -12,7 +12,6 @@ run left.
 import contextlib
 import copy
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from torch import nn
 
 from personalize.card import model_card, public_name
 from personalize.model import Model, load
+from personalize.reopen import READERS
 from toy2d.runfolder import RunFailure, UserError, verify_manifest, write_manifest
 
 __all__ = ["load_run", "model_card", "save_lora", "save_merged", "save_peft", "save_pipeline", "whole_folder"]  # fmt: skip
@@ -79,7 +79,7 @@ def _flush(folder: Path) -> None:
 # ---- the four formats
 def save_pipeline(model: Model, folder: str | Path) -> None:
     """The whole pipeline as it is now. Raises ValueError while it carries adapters: `save_merged` is meant then."""
-    if model.trained == "lora":
+    if any(getattr(part, "peft_config", None) for part in model.parts.values()):
         raise ValueError(
             "save_pipeline of a model with adapters: use save_merged, save_lora or save_peft"
         )
@@ -99,7 +99,9 @@ def save_lora(model: Model, folder: str | Path) -> None:
     """`pytorch_lora_weights.safetensors` with diffusers' keys, and PEFT's configuration in its header so that alpha != rank survives."""
     layers = {}
     for name, part in _adapted(model).items():
-        state = convert_state_dict_to_diffusers(_adapter_state(part))
+        state = adapter_state(part)
+        if name not in model.family.peft_keys:
+            state = convert_state_dict_to_diffusers(state)
         # the text encoder's keys as older transformers had them: newer loaders take both, older ones only this
         old = "text_model." if hasattr(part, "encoder") else ""
         layers[f"{name}_lora_layers"] = {old + k: v.detach().cpu() for k, v in state.items()}
@@ -119,14 +121,14 @@ def save_peft(model: Model, folder: str | Path) -> None:
             config.target_modules = sorted(config.target_modules)
             config.base_model_name_or_path = public_name(model.source)
             config.save_pretrained(f / name)
-            state = _adapter_state(part)
+            state = adapter_state(part)
             tensors = {
                 f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in state.items()
             }
             save_file(tensors, f / name / "adapter_model.safetensors", {"format": "pt"})
 
 
-def _adapter_state(part: nn.Module) -> dict[str, torch.Tensor]:
+def adapter_state(part: nn.Module) -> dict[str, torch.Tensor]:
     """PEFT's own names. Embeddings are never adapted here; the default would look for a vocabulary on the hub."""
     return get_peft_model_state_dict(part, save_embedding_layers=False)
 
@@ -151,56 +153,46 @@ def _merged(part: nn.Module) -> nn.Module:
 
 
 def _flags(model: Model) -> dict:
-    return {"requires_safety_checker": model.pipeline.config.requires_safety_checker}
+    """The pipeline's own settings, besides its parts."""
+    pipeline = model.pipeline
+    return {
+        k: v for k, v in pipeline.config.items() if k[0] != "_" and k not in pipeline.components
+    }
 
 
 # ---- opening what a run left
 def load_run(folder: str | Path, base: bool = False, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a run folder with its trained weights; `base` leaves them out.
 
-    LoRA weights are loaded by diffusers' own loader onto the base that config.json names, so `Model.base()` works.
+    Full training left a pipeline; everything else is put back onto the base that config.json names (reopen.py), so `Model.base()` works.
     Raises UserError for a folder that is no run, is not finished, is damaged, or whose base has changed since.
     """
     folder = Path(folder).expanduser()
     config = _read_json(folder / "config.json")
-    pipeline, lora = folder / "pipeline", folder / "lora"
-    trained = pipeline if pipeline.is_dir() else lora
-    if not base and not trained.is_dir():
+    trained = next((folder / n for n in ("pipeline", *READERS) if (folder / n).is_dir()), None)
+    if not base and trained is None:
         raise UserError(
-            f"{folder} holds no trained weights yet (pipeline/ or lora/): finish the run"
+            f"{folder} holds no trained weights yet ({', '.join(('pipeline', *READERS))}): finish the run"
         )
     if not base and not verify_manifest(trained):
         raise UserError(
             f"{trained} is damaged: a file differs from its manifest; run the same command again"
         )
-    if trained == pipeline and not base:
-        model = load(str(pipeline), dtype=dtype)
+    if not base and trained.name == "pipeline":
+        model = load(str(trained), dtype=dtype)
         model.trained = "full"
         return model
     name = config.get("pretrained_model_name_or_path")
     if not isinstance(name, str):
         raise UserError(f"{folder}/config.json names no base model")
-    model = load(name, config.get("revision"), config.get("variant"), dtype)
+    model = load(name, config.get("revision"), config.get("variant"), dtype, config.get("without_t5", False))  # fmt: skip
     _check_base(model, folder)
     if not base:
         model.hash()
-        _load_lora(model, lora)
+        model.trained = READERS[trained.name](model, trained, config)
+        for part in model.parts.values():
+            part.requires_grad_(False)
     return model
-
-
-def _load_lora(model: Model, folder: Path) -> None:
-    """By diffusers' own loader, under the adapter name that `choose` uses; nothing trains."""
-    logger = logging.getLogger("diffusers.loaders.lora_base")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns when the text encoder has no adapter, which is usual
-    try:
-        name = "pytorch_lora_weights.safetensors"
-        model.pipeline.load_lora_weights(str(folder), weight_name=name, adapter_name="default")
-    finally:
-        logger.setLevel(level)
-    for part in model.parts.values():
-        part.requires_grad_(False)
-    model.trained = "lora"
 
 
 def _check_base(model: Model, folder: Path) -> None:

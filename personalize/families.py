@@ -45,6 +45,7 @@ class Family:
     fits: Callable[[Any], tuple[int, float]]  # denoiser's config -> (divisor, largest) of h and w
     lora_targets: tuple[str, ...]  # diffusers' own choice, so that other tools know these keys
     text_lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    peft_keys: tuple[str, ...] = ()  # networks whose LoRA files keep PEFT's names
     optional: tuple[str, ...] = ()  # text encoders that a pipeline may do without; they never train
     framed: bool = False  # cond has "frame" (B 6): original h w, crop top left, target h w
     weighting: str = "none"  # of timesteps, as the base was trained (timesteps.py)
@@ -186,6 +187,7 @@ SD3 = Family(
         *("attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0"),
         *("attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"),
     ),
+    peft_keys=("transformer",),
     optional=("text_encoder_3",),
     weighting="logit_normal",
     cross_attention=("attn.add_k_proj", "attn.add_v_proj"),

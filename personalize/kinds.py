@@ -14,7 +14,19 @@ The loop, the distances and the formats read these fields; none of them asks for
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+
+class Word(NamedTuple):
+    """`placeholder` is learnt; it starts as the embedding of `initializer`, `vectors` times."""
+
+    placeholder: str
+    initializer: str
+    vectors: int = 1
+
+    @property
+    def tokens(self) -> list[str]:
+        return [self.placeholder, *(f"{self.placeholder}_{i}" for i in range(1, self.vectors))]
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,8 @@ class Kind:
     """`adapter`: PEFT's name of it. `flags`: PEFT's keyword -> field of TrainConfig; `fixed`: PEFT's keyword -> value.
 
     `weights` names the denoiser's own weights that train, `text` says whether --train_text_encoder may be added, `words` whether there
-    are new words. `objectives` and `decoupled` list what acts on it; `formats` what `export` writes, the run folder's own first.
+    are new words. `objectives` and `decoupled` list what acts on it; `formats` what `export` writes, `leaves` what a run folder holds
+    of them from the start; `hint` says why others are missing.
     """
 
     learning_rate: float
@@ -35,6 +48,8 @@ class Kind:
     objectives: tuple[str, ...] = ("prior", "l2", "output", "fisher")
     decoupled: tuple[str, ...] = ("l2", "fisher")
     formats: tuple[str, ...] = ("peft", "merged")
+    leaves: tuple[str, ...] = ("peft",)
+    hint: str = "diffusers' LoRA loader cannot hold it"
 
     @property
     def keeps_base(self) -> bool:
@@ -46,27 +61,75 @@ class Kind:
         return dict(self.fixed) | {k: getattr(settings, name) for k, name in self.flags.items()}
 
 
+def words_of(placeholders: str | None, initializers: str | None, vectors: int) -> tuple[Word, ...]:
+    """The words of "<new1>+<new2>": one initializer serves all, or there is one for each (rules.py sees to it)."""
+    if not placeholders:
+        return ()
+    new, known = placeholders.split("+"), (initializers or "").split("+")
+    known = known * len(new) if len(known) == 1 else known
+    return tuple(Word(n, k, vectors) for n, k in zip(new, known, strict=True))
+
+
 PRODUCT = {"r": "rank", "alpha": "lora_alpha"}
 KINDS = {
-    "full": Kind(5e-6, weights="all", formats=("merged",)),
+    "full": Kind(
+        5e-6,
+        weights="all",
+        formats=("merged",),
+        leaves=("merged",),
+        hint="every weight has moved, so it is a pipeline of its own",
+    ),
     "lora": Kind(
         5e-4,
         adapter="LORA",
         flags={"r": "rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
         fixed={"init_lora_weights": "gaussian"},
         formats=("diffusers", "peft", "kohya", "merged"),
+        leaves=("diffusers", "peft"),
+        hint="it is low-rank factors of the denoiser's layers",
     ),
     "loha": Kind(5e-4, adapter="LOHA", flags=PRODUCT, decoupled=("l2",)),
-    "lokr": Kind(5e-4, adapter="LOKR", flags=PRODUCT | {"decompose_factor": "decompose_factor"}, decoupled=("l2",)),
+    "lokr": Kind(
+        5e-4,
+        adapter="LOKR",
+        flags=PRODUCT | {"decompose_factor": "decompose_factor"},
+        decoupled=("l2",),
+    ),
     # the exact Cayley map: PEFT's default cuts its series, and R is then orthogonal only nearly
-    "oft": Kind(1e-4, adapter="OFT", flags={"oft_block_size": "oft_block_size"}, fixed={"r": 0, "use_cayley_neumann": False}, decoupled=()),
+    "oft": Kind(
+        1e-4,
+        adapter="OFT",
+        flags={"oft_block_size": "oft_block_size"},
+        fixed={"r": 0, "use_cayley_neumann": False},
+        decoupled=(),
+    ),
     "boft": Kind(
         1e-4,
         adapter="BOFT",
-        flags={"boft_block_size": "oft_block_size", "boft_n_butterfly_factor": "boft_n_butterfly_factor"},
+        flags={
+            "boft_block_size": "oft_block_size",
+            "boft_n_butterfly_factor": "boft_n_butterfly_factor",
+        },
         decoupled=(),
     ),
-    "custom_diffusion": Kind(1e-5, weights="cross_attention", text=False, words=True, formats=("custom_diffusion", "merged")),
-    # no prompt of the base holds the new word: those terms would be constants
-    "token": Kind(5e-4, text=False, words=True, objectives=("l2",), decoupled=("l2",), formats=("token", "merged")),
-}  # fmt: skip
+    "custom_diffusion": Kind(
+        1e-5,
+        weights="cross_attention",
+        text=False,
+        words=True,
+        formats=("custom_diffusion", "merged"),
+        leaves=("custom_diffusion",),
+        hint="it is whole keys and values, and new words",
+    ),
+    # no prompt of the base holds the new word: the other terms would be constants
+    "token": Kind(
+        5e-4,
+        text=False,
+        words=True,
+        objectives=("l2",),
+        decoupled=("l2",),
+        formats=("token", "merged"),
+        leaves=("token",),
+        hint="it is new words alone",
+    ),
+}

@@ -27,7 +27,7 @@ from toy2d.schedule import Schedule
 def prompt_groups(config: TrainConfig) -> dict[str, tuple[str, ...]]:
     """Whom drift may hurt: the class without the identifier, the class elsewhere, and what has nothing to do with it."""
     groups = {
-        "class": (config.class_prompt,) if config.class_prompt else (),
+        "class": config.class_prompts,
         "contexts": config.context_prompts,
         "unrelated": config.unrelated_prompts,
     }

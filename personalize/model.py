@@ -1,24 +1,24 @@
-"""Load a pipeline, choose what trains.
+"""Load a pipeline; choose.py says what of it trains.
 
 Weights are safetensors only, every network must be whole, and no code from a model folder ever runs.
 """
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from diffusers import DiffusionPipeline
-from peft import LoraConfig
 from torch import nn
 
 from personalize.backbone import Model
+from personalize.choose import choose, choose_as
 from personalize.families import FAMILIES, SD3, SD15, SDXL, Cond, Family, from_diffusers
 from personalize.tiny import tiny
 from toy2d.runfolder import UserError
 
-__all__ = ["FAMILIES", "SD3", "SD15", "SDXL", "Cond", "Family", "Model", "choose", "from_diffusers", "load", "tiny"]  # fmt: skip
+__all__ = ["FAMILIES", "SD3", "SD15", "SDXL", "Cond", "Family", "Model", "choose", "choose_as", "from_diffusers", "load", "tiny"]  # fmt: skip
 
 LIBRARIES = (
     None,
@@ -125,59 +125,3 @@ def _cannot_load(name: str, variant: str | None, error: Exception) -> str:
         f"{name} is neither a folder here nor a model that the hub or its local cache gave ({reason}); "
         "check the spelling and the network, or pass a pipeline folder"
     )
-
-
-# ---- what trains
-def choose(
-    model: Model,
-    train: Literal["full", "lora"] = "full",
-    train_text_encoder: bool = False,
-    rank: int = 4,
-    lora_alpha: float | None = None,
-    lora_dropout: float = 0.0,
-    targets: tuple[str, ...] | None = None,
-    seed: int = 0,
-) -> dict[str, nn.Parameter]:
-    """Make the denoiser (and the text encoders) trainable; returns theta by name, "unet.down_blocks..." first.
-
-    Trainable parameters are float32 whatever the rest is. LoRA: PEFT layers of scale lora_alpha / rank (default 1), A ~ N(0, 1/rank^2)
-    drawn from `seed` alone, B = 0: the model starts as its base. `targets` are the denoiser's module names.
-    Raises ValueError on a second call, UserError for targets that match nothing.
-    """
-    if model.trained != "nothing":
-        raise ValueError("choose was called before on this model; load it anew")
-    model.hash()  # of the base, before anything changes
-    parts = {model.family.denoiser: targets or model.family.lora_targets}
-    if train_text_encoder:
-        parts |= dict.fromkeys(model.family.text_encoders, model.family.text_lora_targets)
-    theta = {}
-    for part, part_targets in parts.items():
-        module = getattr(model.pipeline, part)
-        if train == "lora":
-            alpha = rank if lora_alpha is None else lora_alpha
-            _add_lora(module, part_targets, rank, alpha, lora_dropout)
-        else:
-            module.requires_grad_(True)
-        theta |= {f"{part}.{n}": p for n, p in module.named_parameters() if p.requires_grad}
-    rng = torch.Generator().manual_seed(seed)
-    for name, p in theta.items():
-        p.data = p.data.float()
-        if ".lora_A." in name:
-            p.data = torch.randn(p.shape, generator=rng).div(rank).to(p)
-    model.trained = train
-    return theta
-
-
-def _add_lora(module, targets, rank, alpha, dropout):
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        init_lora_weights="gaussian",
-        target_modules=list(targets),
-    )
-    try:
-        with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
-            module.add_adapter(config)
-    except ValueError as e:
-        raise UserError(f"LoRA cannot be added: {e}") from e

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from personalize.export import load_run
+from personalize.kinds import KINDS
 from personalize.model import Model
 from personalize.sample import generate, grid, image_seed
 from personalize.validate import save_picture
@@ -33,7 +34,7 @@ def pictures_of_run(asked) -> Path:
 
 
 def _base_pictures(model: Model, asked, seeds: list[int], device: str):
-    if model.trained == "lora":
+    if KINDS[model.trained].keeps_base:
         return _draw(model, asked, seeds, base=True)
     base = load_run(asked.run, base=True).to(device)  # full training left no base behind: load it
     return _draw(base, asked, seeds, base=False)

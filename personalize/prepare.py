@@ -3,17 +3,18 @@
 Each is a function of the base, the pictures and the seed; what is dear to make is kept in the run folder's cache/.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from personalize.adapters import AnchorSum, anchors_for, copy_of, plain_parameters
 from personalize.classimages import make_class_images
+from personalize.concepts import Concept
 from personalize.config import TrainConfig
 from personalize.data import PictureSet, Scan, instance_set
 from personalize.fisher import base_fisher, fisher_anchor
 from personalize.model import Model
+from personalize.subjects import Together, as_their_class
 from personalize.train import StoredAnswers, Streams
 from toy2d.drift import Params, Predict
 from toy2d.objectives import Anchor
@@ -24,16 +25,16 @@ DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "f
 
 def make_pools(
     config: TrainConfig, model: Model, pictures: Scan, resolution: int
-) -> dict[str, PictureSet]:
+) -> dict[str, PictureSet | Together]:
     """role -> pictures, all encoded. One class set serves "prior" and "output" alike; it must be made before `model.choose`."""
     records, frame = pictures.require(), (resolution, _crop(config), config.random_flip)
     pools = {"instance": instance_set(model, records, config.instance_prompt, *frame)}
     if config.needs_class_images:
-        made = class_images(config, model, resolution)
+        made = [class_images(config, c, model, resolution) for c in config.concepts]
+        made = made[0] if len(made) == 1 else Together(made)
         pools |= {role: made for role in ("prior", "output") if config.uses(role)}
     if config.uses("output") and config.output_source == "instance":
-        bare = [replace(r, caption=None) for r in records]
-        pools["output"] = instance_set(model, bare, config.class_prompt, *frame)
+        pools["output"] = instance_set(model, as_their_class(config, records), None, *frame)
     return {role: pool.cache() for role, pool in pools.items()}
 
 
@@ -41,15 +42,17 @@ def _crop(config: TrainConfig):
     return "pad" if config.pad else "center" if config.center_crop else "random"
 
 
-def class_images(config: TrainConfig, model: Model, resolution: int) -> PictureSet:
-    """The base's own pictures of --class_prompt: made, completed, or found in --class_data_dir."""
+def class_images(
+    config: TrainConfig, concept: Concept, model: Model, resolution: int
+) -> PictureSet:
+    """The base's own pictures of a concept's class: made, completed, or found in its class_data_dir."""
     dtype = DTYPES[config.prior_generation_precision]
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         return make_class_images(
             model,
-            config.class_prompt,
+            concept.class_prompt,
             config.num_class_images,
-            config.class_data_dir,
+            concept.class_data_dir,
             resolution,
             sampler=config.class_sampler,
             steps=config.class_steps,

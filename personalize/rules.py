@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from personalize.concepts import as_json
 from personalize.config import TrainConfig
 from toy2d.files import UserError
 
@@ -24,8 +25,9 @@ class Rule(NamedTuple):
     why: str
 
 
-def _lora(c):
-    return c.train == "lora"
+def _reads(field: str):
+    """Does the adapter of --train read this flag?"""
+    return lambda c: field in c.kind.flags.values()
 
 
 def _anchored(c):
@@ -41,20 +43,28 @@ def _validates(c):
 
 
 RULES = (
-    Rule("rank", _lora, "only --train lora has a rank"),
-    Rule("lora_alpha", _lora, "only --train lora has a scale"),
-    Rule("lora_dropout", _lora, "only --train lora has adapters to drop"),
-    Rule("lora_target_modules", _lora, "only --train lora has target modules"),
+    Rule("rank", _reads("rank"), "this kind of training has no rank"),
+    Rule("lora_alpha", _reads("lora_alpha"), "this kind of training has no scale"),
+    Rule("lora_dropout", _reads("lora_dropout"), "only --train lora has dropout"),
+    Rule("lora_target_modules", lambda c: c.kind.adapter, "only adapters have target modules"),
+    Rule("decompose_factor", _reads("decompose_factor"), "only --train lokr splits a weight in two"),
+    Rule("oft_block_size", _reads("oft_block_size"), "only --train oft and boft rotate blocks"),
+    Rule("boft_n_butterfly_factor", _reads("boft_n_butterfly_factor"), "only --train boft has butterflies"),
+    Rule("train_text_encoder", lambda c: c.kind.text, "of the text encoder, this kind trains the new words and nothing else"),
+    Rule("placeholder_token", lambda c: c.kind.words, "only --train custom_diffusion and token learn new words"),
+    Rule("initializer_token", lambda c: c.placeholder_token, "there is no --placeholder_token to start from it"),
+    Rule("num_vectors", lambda c: c.placeholder_token, "there is no --placeholder_token to hold them"),
+    Rule("freeze_model", lambda c: c.kind.weights == "cross_attention", "only --train custom_diffusion trains the cross-attention alone"),
     Rule("prior_loss_weight", lambda c: c.uses("prior"), "the objective has no prior term; add --objective prior"),
     Rule("l2_reg_weight", lambda c: c.uses("l2"), "the objective has no l2 term; add --objective l2"),
     Rule("output_weight", lambda c: c.uses("output"), "the objective has no output term; add --objective output"),
     Rule("fisher_weight", lambda c: c.uses("fisher"), "the objective has no fisher term; add --objective fisher"),
     Rule("reg_reduction", lambda c: c.uses("l2"), "it is the unit of --l2_reg_weight; add --objective l2"),
     Rule("reg_decoupled", _anchored, "there is no distance term; add --objective l2 or fisher"),
-    Rule("anchor_dtype", lambda c: _anchored(c) and not _lora(c), "only full training with l2 or fisher stores base weights"),
-    Rule("anchor_device", lambda c: _anchored(c) and not _lora(c), "only full training with l2 or fisher stores base weights"),
+    Rule("anchor_dtype", lambda c: _anchored(c) and not c.kind.adapter, "adapters store no base weights, and only l2 and fisher have an anchor"),
+    Rule("anchor_device", lambda c: _anchored(c) and not c.kind.adapter, "adapters store no base weights, and only l2 and fisher have an anchor"),
     Rule("output_source", lambda c: c.uses("output"), "the objective has no output term"),
-    Rule("output_draws", lambda c: c.uses("output") and not _lora(c), "only --objective output with --train full stores the base's answers"),
+    Rule("output_draws", lambda c: c.uses("output") and not c.kind.keeps_base, "only --objective output with --train full stores the base's answers"),
     Rule("fisher_samples", lambda c: c.uses("fisher"), "the objective has no fisher term"),
     Rule("class_data_dir", lambda c: c.needs_class_images, "the objective uses no class images; add --objective prior"),
     Rule("num_class_images", lambda c: c.needs_class_images, "the objective uses no class images"),
@@ -68,7 +78,7 @@ RULES = (
     Rule("mode_scale", lambda c: c.weighting_scheme == "mode", "only --weighting_scheme mode has a scale"),
     Rule("repeats", lambda c: c.max_train_steps is None, "--max_train_steps decides the length; pictures always take turns"),
     Rule("num_train_epochs", lambda c: c.max_train_steps is None, "--max_train_steps decides the length"),
-    Rule("text_encoder_lr", lambda c: c.train_text_encoder, "the text encoder is frozen; add --train_text_encoder"),
+    Rule("text_encoder_lr", lambda c: c.text_trains, "the text encoder is frozen; add --train_text_encoder"),
     Rule("lr_warmup_steps", _warms_up, "--lr_scheduler constant has no warmup; use constant_with_warmup"),
     Rule("lr_num_cycles", lambda c: c.lr_scheduler == "cosine_with_restarts", "only --lr_scheduler cosine_with_restarts has cycles"),
     Rule("lr_power", lambda c: c.lr_scheduler == "polynomial", "only --lr_scheduler polynomial has a power"),
@@ -89,7 +99,7 @@ POSITIVE = (
     "repeats", "rank", "output_draws", "fisher_samples", "num_class_images", "sample_batch_size", "class_steps",
     "train_batch_size", "num_train_epochs", "gradient_accumulation_steps", "lr_num_cycles", "adam_epsilon", "log_every",
     "num_validation_images", "validation_steps", "validation_inference_steps", "probe_steps", "resolution", "max_train_steps",
-    "lora_alpha", "snr_gamma", "logit_std", "learning_rate", "text_encoder_lr",
+    "oft_block_size", "boft_n_butterfly_factor", "num_vectors", "lora_alpha", "snr_gamma", "logit_std", "learning_rate", "text_encoder_lr",
 )  # fmt: skip
 AT_LEAST_TWO = ("measure_chains", "measure_nodes")
 NOT_NEGATIVE = (
@@ -103,6 +113,7 @@ ALREADY_SO = {
     "set_grads_to_none": "gradients are always freed between steps",
     "pre_compute_text_embeddings": "prompts of a frozen text encoder are always encoded once",
     "cache_latents": "latents are always cached where cropping allows it",
+    "noaug": "pictures are cut and mirrored as asked, never scaled at random",
     "enable_xformers_memory_efficient_attention": "torch's own fused attention is used",
 }
 NOT_HERE = {
@@ -124,30 +135,44 @@ NOT_HERE = {
     "validation_scheduler": "validation samples with dpmsolver++",
     "skip_save_text_encoder": "the exported folder is always complete",
     "validation_epochs": "use --validation_steps",
-    "use_dora": "only LoRA is built yet",
+    "use_dora": "of the adapters, lora, loha, lokr, oft and boft are built",
+    "hflip": "use --random_flip",
+    "real_prior": "class images are the base's own: use --objective prior",
+    "no_safe_serialization": "weights are written as safetensors only",
+    "train_data_dir": "use --instance_data_dir",
+    "learnable_property": "--instance_prompt or captions say what is learnt",
     "optimizer": "AdamW, or --use_8bit_adam",
 }
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with nothing left open. Raises UserError naming every flag that is wrong or would do nothing."""
-    problems = [*_wrong_values(config), *_missing(config), *_without_effect(config)]
+def resolve(config: TrainConfig, processes: int = 1) -> TrainConfig:
+    """The configuration with nothing left open, for so many processes. Raises UserError naming every flag that is wrong or would do nothing."""
+    problems = [
+        *_wrong_values(config),
+        *_missing(config),
+        *_without_effect(config),
+        *_useless_for_kind(config),
+    ]
     if problems:
         raise UserError("; ".join(problems))
-    lr = config.learning_rate or (5e-4 if config.train == "lora" else 5e-6)
+    lr = config.learning_rate or config.kind.learning_rate
     if config.scale_lr:
-        lr *= config.train_batch_size * config.gradient_accumulation_steps
+        lr *= processes * config.train_batch_size * config.gradient_accumulation_steps
     contexts = config.context_prompts
-    if config.class_prompt and not contexts:
-        contexts = tuple(f"{config.class_prompt} {where}" for where in CONTEXTS)
+    if not contexts:
+        contexts = tuple(
+            f"{prompt} {where}" for prompt in config.class_prompts for where in CONTEXTS
+        )
     return replace(
         config,
         objective="+".join(config.parts) or "standard",
         with_prior_preservation=False,
         learning_rate=lr,
         scale_lr=False,
-        text_encoder_lr=config.text_encoder_lr or (lr if config.train_text_encoder else None),
-        lora_alpha=config.lora_alpha or (float(config.rank) if config.train == "lora" else None),
+        text_encoder_lr=config.text_encoder_lr or (lr if config.text_trains else None),
+        lora_alpha=config.lora_alpha
+        or (float(config.rank) if _reads("lora_alpha")(config) else None),
+        concepts_list=as_json(config.concepts) if config.concepts_list else None,
         context_prompts=contexts,
     )
 
@@ -182,16 +207,51 @@ def _wrong_values(c: TrainConfig) -> list[str]:
 
 
 def _missing(c: TrainConfig) -> list[str]:
-    need = []
-    if c.uses("prior", "output", "fisher") and not c.class_prompt:
-        need.append(f'--objective {c.objective} needs --class_prompt, e.g. "a photo of a dog"')
-    if c.needs_class_images and not c.class_data_dir:
-        need.append(
-            f"--objective {c.objective} needs --class_data_dir, where class images are kept"
-        )
-    if c.class_prompt and c.class_prompt == c.instance_prompt:
-        need.append("--class_prompt equals --instance_prompt; leave the identifier out of it")
+    need = _missing_of_words(c)
+    if c.concepts_list:
+        flags = ("instance_data_dir", "instance_prompt", "class_prompt", "class_data_dir")
+        need += [f"--{f} has no effect: --concepts_list says it for each subject" for f in flags if getattr(c, f)]  # fmt: skip
+    elif not c.instance_data_dir:
+        need.append("--instance_data_dir is missing: the folder that holds the pictures")
+    for concept in c.concepts:
+        if c.uses("prior", "output", "fisher") and not concept.class_prompt:
+            need.append(f'--objective {c.objective} needs --class_prompt, e.g. "a photo of a dog"')
+        if c.needs_class_images and not concept.class_data_dir:
+            need.append(
+                f"--objective {c.objective} needs --class_data_dir, where class images are kept"
+            )
+        if concept.class_prompt and concept.class_prompt == concept.instance_prompt:
+            need.append("--class_prompt equals --instance_prompt; leave the identifier out of it")
     return need
+
+
+def _missing_of_words(c: TrainConfig) -> list[str]:
+    new, known = ((t or "").split("+") for t in (c.placeholder_token, c.initializer_token))
+    if c.train == "token" and not c.placeholder_token:
+        return ['--train token needs --placeholder_token, the new word, e.g. "<new1>"']
+    if not c.placeholder_token:
+        return []
+    bad = [t for t in new if not t or any(ch.isspace() for ch in t)]
+    if bad or len(set(new)) < len(new):
+        return [f"--placeholder_token {c.placeholder_token!r} must be words without spaces, joined by +, no two alike"]  # fmt: skip
+    if stem := next((t for t in new if t.rpartition("_")[0] in new), None):
+        return [f"--placeholder_token {stem!r} would be read as a second vector of another word; rename it"]  # fmt: skip
+    if strange := next((t for t in new if "/" in t or "\\" in t or t.startswith(".")), None):
+        return [f"--placeholder_token {strange!r} names a file too: leave out / and \\, and begin with no dot"]  # fmt: skip
+    if not c.initializer_token:
+        return ["--placeholder_token needs --initializer_token, the known word it starts from, e.g. dog"]  # fmt: skip
+    if len(known) not in (1, len(new)):
+        return [f"--initializer_token names {len(known)} words for {len(new)} new ones"]
+    return []
+
+
+def _useless_for_kind(c: TrainConfig) -> list[str]:
+    """Terms and steps that could not act on what trains."""
+    terms = [p for p in c.parts if p in OBJECTIVES and p not in c.kind.objectives]
+    said = [f"--objective {t} has no effect with --train {c.train}: no prompt of the class holds the new word" for t in terms]  # fmt: skip
+    steps = [p for p in c.parts if c.reg_decoupled and p in ("l2", "fisher") and p not in (*c.kind.decoupled, *terms)]  # fmt: skip
+    said += [f"--reg_decoupled is not built for {p} with --train {c.train}: no factor carries its change linearly" for p in steps]  # fmt: skip
+    return said
 
 
 def _without_effect(c: TrainConfig) -> list[str]:

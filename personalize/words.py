@@ -6,52 +6,61 @@ The rows are PEFT's trainable tokens: a small parameter beside the table, so nei
 Shapes: k new tokens, E embedding width.
 """
 
-from typing import NamedTuple
-
 import torch
 from peft import TrainableTokensConfig
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import Tensor, nn
 
 from personalize.backbone import Model
+from personalize.kinds import Word
 from toy2d.runfolder import UserError
 
 ROWS = ".trainable_tokens_delta."  # in the names of theta
 
 
-class Word(NamedTuple):
-    """`placeholder` is learnt; it starts as the embedding of `initializer`, `vectors` times."""
-
-    placeholder: str
-    initializer: str
-    vectors: int = 1
-
-    @property
-    def tokens(self) -> list[str]:
-        return [self.placeholder, *(f"{self.placeholder}_{i}" for i in range(1, self.vectors))]
-
-
 def vocabularies(model: Model) -> dict[str, tuple]:
     """{"text_encoder": (its tokenizer, itself), ...} of the encoders that learn words."""
     pipeline = model.pipeline
-    return {n: (getattr(pipeline, n.replace("text_encoder", "tokenizer")), getattr(pipeline, n)) for n in model.family.text_encoders}  # fmt: skip
+    return {n: (getattr(pipeline, n.replace("text_encoder", "tokenizer")), getattr(pipeline, n)) for n in model.trainable_text_encoders}  # fmt: skip
 
 
 @torch.no_grad()
 def add_words(model: Model, words: tuple[Word, ...]) -> None:
-    """Extend tokenizers and tables; the new rows are trainable. Raises UserError for a word that cannot be added."""
+    """The new words, each at its initializer's row, trainable. Raises UserError for a word that cannot be added."""
     if any(w.vectors > 1 for w in words) and not hasattr(model.pipeline, "maybe_convert_prompt"):
         raise UserError(f"--num_vectors: {type(model.pipeline).__name__} reads one vector per word; leave it at 1")  # fmt: skip
+    rows = {}
     for part, (tokenizer, encoder) in vocabularies(model).items():
-        starts = [_row_of(tokenizer, part, w.initializer) for w in words for _ in w.tokens]
-        tokens = [t for w in words for t in w.tokens]
+        table = encoder.get_input_embeddings().weight
+        start = {w: table[_row_of(tokenizer, part, w.initializer)] for w in words}
+        rows[part] = {w.placeholder: start[w].expand(w.vectors, -1) for w in words}
+    add_rows(model, rows)
+
+
+@torch.no_grad()
+def add_rows(model: Model, rows: dict[str, dict[str, Tensor]]) -> None:
+    """{part: {placeholder: rows (k E)}} as trainable words of tokenizers and text encoders. Raises UserError for a known word."""
+    for part, (tokenizer, encoder) in vocabularies(model).items():
+        tokens = [t for w, r in rows[part].items() for t in Word(w, "", len(r)).tokens]
         if known := sorted(set(tokens) & tokenizer.get_vocab().keys()):
             raise UserError(f"{known[0]!r} is a word of this model already; choose another, e.g. <my-{known[0].strip('<>')}>")  # fmt: skip
-        table = encoder.get_input_embeddings().weight[starts].clone()
-        extend(tokenizer, encoder, tokens, table)
+        extend(tokenizer, encoder, tokens, torch.cat(list(rows[part].values())))
         ids = tokenizer.convert_tokens_to_ids(tokens)
         target = next(n for n, m in encoder.named_modules() if m is encoder.get_input_embeddings())
         encoder.add_adapter(TrainableTokensConfig(token_indices=ids, target_modules=[target]))
+
+
+@torch.no_grad()
+def set_rows(model: Model, rows: dict[str, dict[str, Tensor]]) -> None:
+    """Give words that were added the `rows` they have learnt. Raises UserError if they are not those words."""
+    for part, words in learnt_rows(model).items():
+        shapes = {w: r.shape for w, r in words.items()}
+        given = {w: r.shape for w, r in rows.get(part, {}).items()}
+        if given != shapes:
+            raise UserError(f"the learnt words of {part} are {sorted(given)}, not {sorted(shapes)}")
+        layer = getattr(model.pipeline, part).get_input_embeddings()
+        (p,) = layer.trainable_tokens_delta.values()
+        p.copy_(torch.cat([rows[part][w] for w in words]))
 
 
 def _row_of(tokenizer, part: str, word: str) -> int:

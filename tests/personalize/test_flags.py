@@ -124,6 +124,7 @@ ELSEWHERE = {
     "gradient_checkpointing": "test_gradient_checkpointing_recomputes, below",
     "anchor_device": "test_the_anchor_waits_where_it_is_told_to, below",
     "dry_run": "test_cli.py",
+    "preset": "test_presets.py",
 }
 
 
@@ -263,7 +264,7 @@ def test_a_flag_without_effect_is_an_error_that_says_why(flag):
         ({"objective": "l2+fisher", "reg_reduction": "tensor_mean"}, "cannot be combined with fisher"),
         ({"mixed_precision": "fp16"}, "fp16 needs a CUDA device"),
         ({"lr_scheduler": "linear", "lr_warmup_steps": 2}, "the learning rate would never be reached"),
-        ({"lora_target_modules": ("nowhere",)}, "LoRA cannot be added"),
+        ({"lora_target_modules": ("nowhere",)}, "LORA cannot be added"),
         ({"resolution": 40}, "must be a multiple of 16"),
     ],
 )  # fmt: skip

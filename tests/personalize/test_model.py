@@ -177,7 +177,7 @@ def test_text_encoder_receives_gradients_through_the_prompts(model, inputs):
 
 
 def test_targets_that_match_nothing_are_refused(model):
-    with pytest.raises(UserError, match="LoRA"):
+    with pytest.raises(UserError, match="LORA"):
         choose(model, "lora", targets=("no_such_layer",))
 
 

@@ -1,0 +1,229 @@
+"""The formats of `personalize export`: who writes each, and how its official loader opens it.
+
+    diffusers          pytorch_lora_weights.safetensors                   pipeline.load_lora_weights(folder)
+    kohya              kohya_lora.safetensors (A1111, Comfy)              pipeline.load_lora_weights(folder, weight_name=...)
+    peft               unet/, text_encoder/                               PeftModel.from_pretrained(pipeline.unet, folder / "unet")
+    custom_diffusion   pytorch_custom_diffusion_weights.safetensors       pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)
+                       and <new1>.safetensors                             pipeline.load_textual_inversion(folder, weight_name=...)
+    token              learned_embeds.safetensors, or one file per word   pipeline.load_textual_inversion(folder)
+    merged             a whole pipeline                                   DiffusionPipeline.from_pretrained(folder)
+
+diffusers loads no LoHa, LoKr, OFT or BOFT: those are exported merged, and as PEFT folders. Every export is opened again by its loader
+and must answer as the run does (`checked`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from personalize.export import (  # fmt: skip
+    adapter_state,
+    save_lora,
+    save_merged,
+    save_peft,
+    save_pipeline,
+    whole_folder,
+)
+from personalize.kinds import KINDS
+from personalize.model import Model, load
+from personalize.words import learnt_rows
+from toy2d.runfolder import RunFailure, UserError
+
+CROSS_ATTENTION = "pytorch_custom_diffusion_weights.safetensors"  # diffusers' name
+KOHYA = "kohya_lora.safetensors"
+EMBEDS = "learned_embeds.safetensors"  # diffusers' name for a single word
+HEADER = {"format": "pt"}
+
+
+# ---- kohya
+def save_kohya(model: Model, folder: str | Path) -> None:
+    """lora_unet_..., lora_te_... (SDXL: lora_te1_, lora_te2_): lora_down, lora_up and alpha of each layer."""
+    tensors = {}
+    for part, network in model.parts.items():
+        if not getattr(network, "peft_config", None):
+            continue
+        old = "text_model." if hasattr(network, "encoder") else ""  # as kohya knows text encoders
+        alpha = torch.tensor(float(network.peft_config["default"].lora_alpha))
+        for key, value in adapter_state(network).items():
+            layer, _, factor = key.removesuffix(".weight").rpartition(".")
+            name = f"{model.family.kohya[part]}_{(old + layer).replace('.', '_')}"
+            tensors[f"{name}.{KOHYA_NAMES[factor]}.weight"] = value.detach().cpu().contiguous()
+            tensors[f"{name}.alpha"] = alpha.clone()
+    with whole_folder(folder) as f:
+        save_file(tensors, f / KOHYA, HEADER)
+
+
+KOHYA_NAMES = {"lora_A": "lora_down", "lora_B": "lora_up"}
+
+
+# ---- new words
+def save_words(model: Model, folder: str | Path) -> None:
+    """The new words alone."""
+    with whole_folder(folder) as f:
+        write_words(model, f, alone=True)
+
+
+def write_words(model: Model, folder: Path, alone: bool = False) -> None:
+    """A file per word: {"<new1>": rows (k E)}, or one tensor for each text encoder ({"clip_l": ..., "clip_g": ...})."""
+    by_part, keys = learnt_rows(model), model.family.embeddings
+    words = next(iter(by_part.values()), {})
+    for word in words:
+        tensors = {keys.get(p, word): rows[word].cpu().contiguous() for p, rows in by_part.items()}
+        name = EMBEDS if alone and len(words) == 1 and not keys else f"{word}.safetensors"
+        save_file(tensors, folder / name, HEADER | {"word": word})
+
+
+# ---- Custom Diffusion
+def save_custom_diffusion(model: Model, folder: str | Path) -> None:
+    """The cross-attention's weights under diffusers' names of attention processors, and a file for each new word."""
+    with whole_folder(folder) as f:
+        save_file(cross_attention_state(model), f / CROSS_ATTENTION, HEADER)
+        write_words(model, f)
+
+
+def cross_attention_state(model: Model) -> dict[str, torch.Tensor]:
+    """ ".attn2.to_k.weight" -> ".attn2.processor.to_k_custom_diffusion.weight".
+
+    diffusers wants every attention of the network named: those that did not train have an empty tensor.
+    """
+    family, denoiser = model.family, model.parts[model.family.denoiser]
+    ends = (*family.cross_attention, *family.cross_attention_rest)
+    trained = {id(p) for p in model.kept_apart()}
+    tensors = {name: torch.empty(0) for name in getattr(denoiser, "attn_processors", {})}
+    for name, module in denoiser.named_modules():
+        end = next((e for e in ends if name.endswith(e)), None)
+        for key, p in module.named_parameters(recurse=False) if end else ():
+            if id(p) in trained:
+                processor, layer = _processor(name, end)
+                tensors.pop(processor, None)
+                tensors[f"{processor}.{layer}.{key}"] = p.detach().cpu().contiguous()
+    return tensors
+
+
+def _processor(name: str, end: str) -> tuple[str, str]:
+    """("....attn2.processor", "to_out_custom_diffusion.0") of "....attn2.to_out.0"."""
+    attention, _, layer = end.partition(".")
+    first, dot, rest = layer.partition(".")
+    return f"{name.removesuffix(end)}{attention}.processor", f"{first}_custom_diffusion{dot}{rest}"
+
+
+# ---- the whole pipeline
+def save_whole(model: Model, folder: str | Path) -> None:
+    adapted = any(getattr(p, "peft_config", None) for p in model.parts.values())
+    (save_merged if adapted else save_pipeline)(model, folder)
+
+
+# ---- the official loaders
+def _open_lora(pipeline, folder: Path) -> None:
+    pipeline.load_lora_weights(str(folder), weight_name="pytorch_lora_weights.safetensors")
+
+
+def _open_kohya(pipeline, folder: Path) -> None:
+    pipeline.load_lora_weights(str(folder), weight_name=KOHYA)
+
+
+def _open_peft(pipeline, folder: Path) -> None:
+    for part in (p for p in folder.iterdir() if p.is_dir()):
+        network = PeftModel.from_pretrained(getattr(pipeline, part.name), part)
+        setattr(pipeline, part.name, network)
+
+
+def _open_words(pipeline, folder: Path) -> None:
+    """Files of two text encoders are two tensors, each for its own."""
+    names = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.name == CROSS_ATTENTION:
+            continue
+        tensors = load_file(file)
+        if not tensors.keys() <= names.keys():
+            pipeline.load_textual_inversion(str(file))
+            continue
+        for key, rows in tensors.items():
+            encoder = getattr(pipeline, names[key])
+            tokenizer = getattr(pipeline, names[key].replace("text_encoder", "tokenizer"))
+            pipeline.load_textual_inversion(rows, token=file.stem, text_encoder=encoder, tokenizer=tokenizer)  # fmt: skip
+
+
+def _open_custom_diffusion(pipeline, folder: Path) -> None:
+    """Without `_pipeline` diffusers 0.42 reads the file and sets nothing."""
+    pipeline.unet.load_attn_procs(str(folder), weight_name=CROSS_ATTENTION, _pipeline=pipeline)
+    _open_words(pipeline, folder)
+
+
+# ---- the table
+class Format(NamedTuple):
+    """`save(model, folder)`; `place`: its folder's name in a run; `open(pipeline, folder)` by the official loader (None: it is a
+    pipeline). `needs`: what a pipeline must have so that diffusers can open it, and what to say if it has not."""
+
+    save: Callable[[Model, Path], None]
+    place: str
+    open: Callable[[DiffusionPipeline, Path], None] | None
+    needs: Callable[[Model], bool] = lambda model: True
+    lack: str = ""
+
+
+def _has_unet(model: Model) -> bool:
+    return hasattr(model.parts[model.family.denoiser], "load_attn_procs")
+
+
+FORMATS = {
+    "diffusers": Format(save_lora, "lora", _open_lora),
+    "kohya": Format(save_kohya, "kohya", _open_kohya, lambda m: bool(m.family.kohya), "diffusers reads kohya's keys for UNets only"),
+    "peft": Format(save_peft, "peft", _open_peft),
+    "custom_diffusion": Format(save_custom_diffusion, "custom_diffusion", _open_custom_diffusion, _has_unet, "diffusers opens these weights in UNets only"),
+    "token": Format(save_words, "token", _open_words, lambda m: hasattr(m.pipeline, "load_textual_inversion"), "diffusers teaches this pipeline no words"),
+    "merged": Format(save_whole, "pipeline", None),
+}  # fmt: skip
+
+
+def leave(model: Model, run: Path) -> None:
+    """What a run folder holds of its trained weights."""
+    for name in KINDS[model.trained].leaves:
+        FORMATS[name].save(model, run / FORMATS[name].place)
+
+
+def save_as(model: Model, name: str, folder: str | Path) -> None:
+    """Write the trained weights as `name`. Raises UserError for a format that cannot hold them, saying which can."""
+    kind, form = KINDS[model.trained], FORMATS[name]
+    fit = [f for f in kind.formats if FORMATS[f].needs(model)]
+    if name not in kind.formats:
+        raise UserError(f"--format {name} cannot hold --train {model.trained}: {kind.hint}; use {' or '.join(fit)}")  # fmt: skip
+    if not form.needs(model):
+        raise UserError(f"--format {name} is of no use here: {form.lack}; use {' or '.join(fit)}")
+    form.save(model, folder)
+
+
+# ---- is it what it should be?
+@torch.no_grad()
+def checked(model: Model, name: str, folder: str | Path, source: str) -> float:
+    """Open `folder` by its official loader on the base `source`; returns the largest difference of answers, relative to the largest answer.
+
+    Raises RunFailure if it is above 1e-3: another scale, a key that was passed over, a word that means something else.
+    """
+    form = FORMATS[name]
+    if form.open is None:
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    else:
+        pipeline = load(source).pipeline
+        form.open(pipeline, Path(folder))
+    words = next(iter(learnt_rows(model).values()), {})
+    prompt = " ".join(["a photo of", *words, "dog"])
+    ours, theirs = (_answer(m, prompt) for m in (model, Model(pipeline, model.family)))
+    difference = float((ours - theirs).abs().max() / ours.abs().max())
+    if not difference <= 1e-3:
+        raise RunFailure(f"{folder}: opened by its loader it answers otherwise (by {difference:.2g} of the largest answer); please report this")  # fmt: skip
+    return difference
+
+
+def _answer(model: Model, prompt: str) -> torch.Tensor:
+    """The denoiser's answer to one noise."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *model.latent_shape(model.default_resolution), generator=rng)
+    t = model.schedule.timesteps[len(model.schedule) // 2].expand(1)
+    with model.evaluating():
+        return model.predict(x.to(model.device), t, model.encode_prompts([prompt])).cpu()
