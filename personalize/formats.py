@@ -30,7 +30,7 @@ from personalize.export import (  # fmt: skip
     whole_folder,
 )
 from personalize.kinds import KINDS
-from personalize.model import Model, load
+from personalize.model import Model
 from personalize.words import learnt_rows
 from toy2d.runfolder import RunFailure, UserError
 
@@ -157,11 +157,12 @@ def _open_custom_diffusion(pipeline, folder: Path) -> None:
 
 # ---- the table
 class Format(NamedTuple):
-    """`save(model, folder)`; `place`: its folder's name in a run; `open(pipeline, folder)` by the official loader (None: it is a
+    """`save(model, folder)`; `place`: its folder's name in a run; `how` and `open(pipeline, folder)`: the official loader (None: it is a
     pipeline). `needs`: what a pipeline must have so that diffusers can open it, and what to say if it has not."""
 
     save: Callable[[Model, Path], None]
     place: str
+    how: str
     open: Callable[[DiffusionPipeline, Path], None] | None
     needs: Callable[[Model], bool] = lambda model: True
     lack: str = ""
@@ -172,12 +173,12 @@ def _has_unet(model: Model) -> bool:
 
 
 FORMATS = {
-    "diffusers": Format(save_lora, "lora", _open_lora),
-    "kohya": Format(save_kohya, "kohya", _open_kohya, lambda m: bool(m.family.kohya), "diffusers reads kohya's keys for UNets only"),
-    "peft": Format(save_peft, "peft", _open_peft),
-    "custom_diffusion": Format(save_custom_diffusion, "custom_diffusion", _open_custom_diffusion, _has_unet, "diffusers opens these weights in UNets only"),
-    "token": Format(save_words, "token", _open_words, lambda m: hasattr(m.pipeline, "load_textual_inversion"), "diffusers teaches this pipeline no words"),
-    "merged": Format(save_whole, "pipeline", None),
+    "diffusers": Format(save_lora, "lora", "pipeline.load_lora_weights(folder)", _open_lora),
+    "kohya": Format(save_kohya, "kohya", "A1111, Comfy, or pipeline.load_lora_weights(folder)", _open_kohya, lambda m: bool(m.family.kohya), "diffusers reads kohya's keys for UNets only"),
+    "peft": Format(save_peft, "peft", "PeftModel.from_pretrained(pipeline.unet, folder + '/unet')", _open_peft),
+    "custom_diffusion": Format(save_custom_diffusion, "custom_diffusion", "pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)", _open_custom_diffusion, _has_unet, "diffusers opens these weights in UNets only"),
+    "token": Format(save_words, "token", "pipeline.load_textual_inversion(folder)", _open_words, lambda m: hasattr(m.pipeline, "load_textual_inversion"), "diffusers teaches this pipeline no words"),
+    "merged": Format(save_whole, "pipeline", "DiffusionPipeline.from_pretrained(folder)", None),
 }  # fmt: skip
 
 
@@ -200,8 +201,8 @@ def save_as(model: Model, name: str, folder: str | Path) -> None:
 
 # ---- is it what it should be?
 @torch.no_grad()
-def checked(model: Model, name: str, folder: str | Path, source: str) -> float:
-    """Open `folder` by its official loader on the base `source`; returns the largest difference of answers, relative to the largest answer.
+def checked(model: Model, name: str, folder: str | Path, base: Callable[[], Model]) -> float:
+    """Open `folder` by its official loader on a fresh `base()`; returns the largest difference of answers, relative to the largest answer.
 
     Raises RunFailure if it is above 1e-3: another scale, a key that was passed over, a word that means something else.
     """
@@ -209,7 +210,7 @@ def checked(model: Model, name: str, folder: str | Path, source: str) -> float:
     if form.open is None:
         pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
     else:
-        pipeline = load(source).pipeline
+        pipeline = base().pipeline
         form.open(pipeline, Path(folder))
     words = next(iter(learnt_rows(model).values()), {})
     prompt = " ".join(["a photo of", *words, "dog"])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from personalize import experiment
 from personalize.config import TrainConfig
+from personalize.formats import FORMATS
 from personalize.model import Model, load
 from personalize.tiny import tiny
 from toy2d.runfolder import load_tensors, read_csv
@@ -23,6 +24,15 @@ KINDS = {
     "full": {"train": "full", "learning_rate": 1e-4},
     "lora": {"train": "lora", "learning_rate": 1e-2},
     "lora+text": {"train": "lora", "learning_rate": 1e-2, "train_text_encoder": True},
+}
+NEW = {"instance_prompt": "a photo of <new1> dog", "placeholder_token": "<new1>", "initializer_token": "dog"}  # fmt: skip
+MORE_KINDS = {
+    "loha": {"train": "loha", "learning_rate": 1e-1},
+    "lokr": {"train": "lokr", "learning_rate": 1e-2},
+    "oft": {"train": "oft", "learning_rate": 1e-2},
+    "boft": {"train": "boft", "learning_rate": 1e-2},
+    "custom_diffusion": {"train": "custom_diffusion", "learning_rate": 1e-3, **NEW},
+    "token": {"train": "token", "learning_rate": 1e-1, **NEW},
 }
 STRONG = {"l2": {"l2_reg_weight": 1.0}, "fisher": {"fisher_weight": 1.0}}
 
@@ -64,7 +74,7 @@ def config(out: Path, objective: str = "standard", kind: str = "lora", **more) -
         "measure_nodes": 2,
         "measure_chains": 2,
         "unrelated_prompts": ("a red car",),
-    } | KINDS[kind]
+    } | (KINDS | MORE_KINDS)[kind]
     if objective not in ("standard", "l2"):
         chosen |= {"class_prompt": "a photo of a dog", "context_prompts": ("a dog in the snow",)}
     if {"prior", "output"} & set(objective.split("+")):
@@ -101,7 +111,10 @@ def trained(c: TrainConfig) -> dict[str, torch.Tensor]:
         folder = experiment.run(c, say=lambda text: None)
     if c.train == "lora":
         return load_tensors(folder / "lora" / "pytorch_lora_weights.safetensors")
-    return load_tensors(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    if c.train == "full":
+        return load_tensors(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    place = folder / FORMATS[c.kind.leaves[0]].place
+    return {f"{f.stem}/{k}": v for f in sorted(place.rglob("*.safetensors")) for k, v in load_tensors(f).items()}  # fmt: skip
 
 
 def history(c: TrainConfig) -> list[dict]:
