@@ -1,4 +1,4 @@
-"""The command line: personalize train | check | generate | evaluate | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
+"""The command line: personalize train | presets | check | generate | evaluate | export | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
 
 import os
 import sys
@@ -9,6 +9,8 @@ from typing import Literal
 import tyro
 
 from personalize.config import TrainConfig
+from personalize.flags import given_flags, split_negations, with_preset
+from personalize.presets import PRESETS
 from personalize.rules import OBJECTIVES, explain_foreign_flags
 from toy2d.files import RunFailure, UserError
 
@@ -51,6 +53,7 @@ class Evaluate:
     """Scores of a model's pictures, and how far it moved from its base: DINO, CLIP-I, CLIP-T, PRES, DIV, memorization, drift, path KL.
 
     personalize evaluate --model runs/rex --reference photos/ --prompts dreambooth
+
     personalize evaluate --model runs/bench --reference dreambooth/        all of the benchmark's subjects that have a run
     """
 
@@ -73,6 +76,21 @@ class Evaluate:
     clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
     dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
     out: str | None = None  # default: evaluation/ in the model's folder
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished run's weights in the format that another program opens; opened again by its loader, to be sure. LoHa, LoKr, OFT and
+    BOFT go as peft or merged: diffusers loads none of them.
+
+    personalize export runs/rex --format kohya
+    personalize export delta.bin --format merged --pretrained_model_name_or_path sd14/     Custom Diffusion's own file
+    """
+
+    source: tyro.conf.Positional[str]  # the run folder, or a delta.bin
+    format: Literal["diffusers", "kohya", "peft", "custom_diffusion", "token", "merged"]
+    out: str | None = None  # a folder; default: export/FORMAT of the run
+    pretrained_model_name_or_path: str | None = None  # of a delta.bin: the base it was trained from
 
 
 @dataclass(frozen=True)
@@ -99,11 +117,18 @@ class Bench:
     out: str | None = None  # a JSON file for the numbers
 
 
+@dataclass(frozen=True)
+class Presets:
+    """What --preset of `personalize train` knows: name, what for, source."""
+
+
 COMMANDS = {
     "train": TrainConfig,
+    "presets": Presets,
     "check": Check,
     "generate": Generate,
     "evaluate": Evaluate,
+    "export": Export,
     "bench": Bench,
 }
 
@@ -111,6 +136,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         kept, notes = explain_foreign_flags(list(sys.argv[1:] if arguments is None else arguments))
+        kept, switched_off = split_negations(kept)
         asked = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="personalize",
@@ -120,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for note in notes:
             print(f"note: {note}")
-        quiet_libraries()
+        if isinstance(asked, TrainConfig):
+            asked = with_preset(asked, given_flags(kept) | switched_off)
         act(asked)
     except UserError as e:
         return _end(e, 2)
@@ -152,7 +179,12 @@ def act(asked) -> None:
     """Heavy imports happen here, so that --help and a wrong flag answer at once."""
     if isinstance(asked, Check):
         check(asked)
-    elif isinstance(asked, Generate):
+        return
+    if isinstance(asked, Presets):
+        print_presets()
+        return
+    quiet_libraries()
+    if isinstance(asked, Generate):
         from personalize.pictures import pictures_of_run
 
         print(pictures_of_run(asked))
@@ -160,6 +192,10 @@ def act(asked) -> None:
         from personalize.evaluate_run import evaluate
 
         evaluate(asked)
+    elif isinstance(asked, Export):
+        from personalize.export_run import export_run
+
+        export_run(asked)
     elif isinstance(asked, Bench):
         from personalize.bench import bench
 
@@ -172,6 +208,11 @@ def act(asked) -> None:
         from personalize.experiment import run
 
         run(asked)
+
+
+def print_presets() -> None:
+    for name, settings in PRESETS.items():
+        print(f"{name}\n    {' '.join(settings.__doc__.split())}")
 
 
 def check(asked: Check) -> None:

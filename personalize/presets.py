@@ -2,7 +2,8 @@
 
     personalize train --preset balanced --pretrained_model_name_or_path ... --instance_data_dir photos/ ...
 
-A flag given beside --preset wins; config.json records both. Pictures, prompts and folders are yours to name.
+A flag given beside --preset wins; config.json records both. Pictures, prompts and folders are yours to name, and the word from which
+a new one starts (--initializer_token, say dog).
 
 Sources. P&P: the code of "Preserve and Personalize" (rlgnswk/Preserve-and-Personalize, commit 2da3509), whose lambda is a mean per
 tensor: --reg_reduction tensor_mean. DF: the READMEs of huggingface/diffusers examples/ (commit 58eb52c). DB: the DreamBooth report that
