@@ -19,12 +19,12 @@ from small import config, trained, workshop
 from personalize import gallery
 from personalize.__main__ import main
 from personalize.evaluate import evaluate_model, has_its_base
-from personalize.evaluators import Evaluators, load_evaluators, square
+from personalize.evaluators import Evaluators, evaluators_of, load_evaluators, square
 from personalize.export import load_run
 from personalize.gallery import Sampling, pictures
 from personalize.metrics import cosine, perceptual_distance
 from personalize.model import Model, choose, load
-from personalize.prompts import PromptSet, prompt_set
+from personalize.prompts import PromptSet
 from toy2d.runfolder import UserError
 
 torch.set_num_threads(1)
@@ -363,6 +363,12 @@ def test_one_reference_and_one_seed(moved, evaluators, tmp_path):
     assert not any(math.isnan(v) for r in found.rows for v in r.values() if isinstance(v, float))
 
 
+def test_a_prompt_that_is_cut_is_said(still, evaluators, tmp_path):
+    long = PromptSet("sks", "dog", {"subject": ("a sks dog" + " and a cat" * 40,)})
+    found = run(still, tmp_path, evaluators, long, seeds=[1, 2])
+    assert any("longer than the text encoder" in note for note in found.about["left_out"])
+
+
 def test_corrupt_pictures_are_named(moved, evaluators, tmp_path):
     (tmp_path / "photos").mkdir()
     photo().save(tmp_path / "photos" / "good.png")
@@ -435,8 +441,8 @@ def test_a_run_from_the_command_line(tmp_path, capsys, words, kind):
     report = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
     assert report["identifier"] == "sks"
     assert report["class_word"] == "dog"
-    assert list(report["prompts"]) == ["subject", "class", "contexts", "unrelated"]
-    assert set(report["drift"]) == set(report["prompts"])
+    assert list(report["groups"]) == ["subject", "class", "contexts", "unrelated"]
+    assert set(report["drift"]) == set(report["groups"])
     assert report["drift"]["class"]["path_kl"]["n"] == 2
     assert report["evaluators"]["clip"]["preprocessing"]["crop_size"] == {"height": 32, "width": 32}
     assert len(report["evaluators"]["dino"]["weights"]) == 16
@@ -467,8 +473,8 @@ def test_the_benchmark_as_published(tmp_path, capsys, words):
     assert report["means"]["dino"]["n"] == 2
     one = json.loads((tmp_path / "runs/evaluation/vase/evaluation.json").read_text())
     assert one["class_word"] == "vase"
-    assert len(one["prompts"]["subject"]) == 25
-    assert "a sks vase on top of a mirror" in one["prompts"]["subject"]
+    assert len(one["groups"]["subject"]) == 25
+    assert "a sks vase on top of a mirror" in one["groups"]["subject"]
 
 
 def test_faults_of_the_user(tmp_path, capsys, words):
@@ -500,12 +506,52 @@ def test_a_pipeline_against_a_base_of_ones_choice(tmp_path, capsys, words):
     assert report["drift"]["class"]["path_kl"]["mean"] == pytest.approx(0, abs=1e-9)
 
 
-def test_mini_prompts_are_its_scenes_and_classes():
-    mini = pytest.importorskip("personalize.mini")
-    found = prompt_set("mini", "sks", mini.CLASSES[0])
-    assert len(found.groups["subject"]) == len(mini.SCENES)
-    assert len(found.groups["unrelated"]) == len(mini.CLASSES) - 1
-    assert all(mini.CLASSES[0] not in p.split() for p in found.groups["unrelated"])
+@pytest.fixture
+def mini(folders, monkeypatch, tmp_path):
+    """A mini world in small, with the names of `personalize.mini`; its pipeline is the tiny one."""
+    world = types.SimpleNamespace(
+        CLASSES=("dog", "cat", "owl"),
+        SCENES=("in the snow", "on the beach"),
+        model_folder=lambda: workshop() / "sd",
+        clip_folder=lambda: Path(folders["clip"]),
+        dino_folder=lambda: Path(folders["dino"]),
+        classifier_folder=lambda: Path(folders["truth"]),
+    )
+    monkeypatch.setitem(sys.modules, "personalize.mini", world)
+    return world
+
+
+def test_the_mini_is_judged_by_its_own_networks_in_its_own_world(mini, tmp_path):
+    """Without a flag: prompts are its scenes and classes, evaluators its own, DIV its perceptual distance, truth its classifier."""
+    trained(config(tmp_path / "run", max_train_steps=1, class_prompt="a photo of a dog", context_prompts=("a dog in the snow",)))  # fmt: skip
+    command = ["evaluate", "--model", str(tmp_path / "run"), "--reference", str(workshop() / "photos"), "--images", "2", "--steps", "1", "--chains", "0"]  # fmt: skip
+    assert main(command) == 0
+    report = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    assert report["groups"] == {
+        "subject": ["a photo of sks dog in the snow", "a photo of sks dog on the beach"],
+        "class": ["a photo of a dog"],
+        "contexts": ["a photo of a dog in the snow", "a photo of a dog on the beach"],
+        "unrelated": ["a photo of a cat in the snow", "a photo of an owl on the beach"],
+    }
+    assert set(report["evaluators"]) == {"clip", "dino", "truth"}
+    assert report["headline"]["div_distance"] == "perceptual"
+    assert report["left_out"] == []
+    assert report["means"]["base"]["contexts"]["scene_right"]["n"] == 2
+    assert report["check"]["n"] == 2 * 2 * (
+        2 + 2 + 1
+    )  # all but the class prompt, without a scene, and the owl
+
+
+def test_an_unfinished_mini_is_said(mini, folders):
+    def unfinished():
+        raise UserError("no weights yet; run personalize pretrain")
+
+    mini.dino_folder = unfinished
+    found = evaluators_of(True)
+    assert found.clip
+    assert found.truth
+    assert len(found.left_out) == 1
+    assert "personalize pretrain" in found.left_out[0]
 
 
 def test_a_finished_run_is_loaded_with_its_weights(tmp_path, evaluators):
