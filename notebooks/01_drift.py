@@ -28,7 +28,9 @@ from toy2d.plot import draw_kl_per_class, draw_samples, old_kl
 from toy2d.runfolder import load_tensors
 
 folder = run(course(), out="../runs")
-metrics, config = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config"))
+metrics, config = (
+    json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config")
+)
 
 # %% [markdown]
 # One base model, the same six points, the same noise to the bit: nothing but the objective differs between the panels.
@@ -54,7 +56,9 @@ for seed, after in standard.items():
 for r in metrics["runs"]:
     if r["run"] == "prior:10":
         kept, *others = (r["kl_base"][f"class {i}"][0] for i in range(5))
-        print(f"seed {r['seed']}: class 0 {kept:.3f} nats; classes 1 to 4 {', '.join(f'{v:.3f}' for v in others)}")
+        print(
+            f"seed {r['seed']}: class 0 {kept:.3f} nats; classes 1 to 4 {', '.join(f'{v:.3f}' for v in others)}"
+        )
         assert kept < sum(others) / 4
 
 # %%
@@ -75,7 +79,12 @@ from toy2d.theorems.verify import Course
 course_run = Course(folder, seeds=(1,))
 prompts = (*course_run.world.old, course_run.world.new)
 which = course_run.which("standard", "l2:0.001", "l2:0.01", "l2:0.03", "l2:0.1", "l2:1")
-density = on_grid(course_run.net.bind(members(course_run.tuned, [i for i, _, _ in which])), course_run.probe.ode, prompts, n=40)
+density = on_grid(
+    course_run.net.bind(members(course_run.tuned, [i for i, _, _ in which])),
+    course_run.probe.ode,
+    prompts,
+    n=40,
+)
 before = on_grid(course_run.net.bind(course_run.base(1)), course_run.probe.ode, prompts, n=40)[0]
 assert (total_mass(density) - 1).abs().max() < 0.01  # densities, so each integrates to one
 

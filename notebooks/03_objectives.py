@@ -49,8 +49,10 @@ c = Course(run(course(), out="../runs"), seeds=(0,))
 star, schedule = c.base(0), c.schedule
 shots = Pool(c.shots(0)[None], torch.full((1, 6), c.world.new))
 replayed = Pool(c.chain(0)[0][None], c.cond[None])  # the base's own chains at t = 0's noise level
-batch = {role: draw(pool, [generator(0, role)], 256, 100) for role, pool in
-         (("instance", shots), ("prior", replayed), ("output", replayed))}
+batch = {
+    role: draw(pool, [generator(0, role)], 256, 100)
+    for role, pool in (("instance", shots), ("prior", replayed), ("output", replayed))
+}
 
 # %%
 predict = c.net.bind(star)
@@ -85,11 +87,14 @@ assert worst < 1e-6
 # %% [markdown]
 # **Claim** (Proposition 3.4 d). At the base, output preservation pulls not at all; prior preservation pulls in a random direction.
 
+
 # %%
 def gradient_norm(objective, term):
     theta = {k: p.clone().requires_grad_() for k, p in star.items()}
     loss = objective.terms(c.net.bind(theta), schedule, batch, predict_star=predict)[term]
-    return float(sum((g**2).sum() for g in torch.autograd.grad(loss.sum(), list(theta.values()))) ** 0.5)
+    return float(
+        sum((g**2).sum() for g in torch.autograd.grad(loss.sum(), list(theta.values()))) ** 0.5
+    )
 
 
 output, prior = gradient_norm(OUTPUT(1.0), "output"), gradient_norm(PRIOR(1.0), "prior")
@@ -103,11 +108,16 @@ assert output == 0 and prior > 0.01
 # product is split differently.
 
 # %%
-A, B = torch.randn(4, 64, generator=generator(0, "A")), torch.randn(64, 4, generator=generator(0, "B"))
+A, B = (
+    torch.randn(4, 64, generator=generator(0, "A")),
+    torch.randn(64, 4, generator=generator(0, "B")),
+)
 small = float(((B.mT @ B) * (A @ A.mT)).sum())
 dense = float((B @ A).square().sum())
 factors = [float((s * B).square().sum() + (A / s).square().sum()) for s in (1, 10)]
-print(f"r x r {small:.1f}, dense {dense:.1f}; factors' penalty of one product, split two ways: {factors[0]:.0f}, {factors[1]:.0f}")
+print(
+    f"r x r {small:.1f}, dense {dense:.1f}; factors' penalty of one product, split two ways: {factors[0]:.0f}, {factors[1]:.0f}"
+)
 assert abs(small / dense - 1) < 1e-4 and factors[1] > 10 * factors[0]
 
 # %% [markdown]

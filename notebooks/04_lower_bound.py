@@ -20,14 +20,18 @@
 # %%
 from toy2d.theorems.estimators import Mass, binary_kl, counted_kl
 
-print(f"kl(.1 || .9) = {binary_kl(0.1, 0.9):.3f}, kl(.01 || .99) = {binary_kl(0.01, 0.99):.3f} nats")
+print(
+    f"kl(.1 || .9) = {binary_kl(0.1, 0.9):.3f}, kl(.01 || .99) = {binary_kl(0.01, 0.99):.3f} nats"
+)
 
 # %% [markdown]
 # **Claim** (Example 4.5). "Much larger" is not enough: with gamma / delta = 100 the bound may be a hundredth of a nat.
 
 # %%
 small = binary_kl(1e-4, 1e-2)
-print(f"kl(.0001 || .01) = {small:.4f}; a base with mass .02 is {binary_kl(1e-4, 0.02):.4f} away: further than the adapted law")
+print(
+    f"kl(.0001 || .01) = {small:.4f}; a base with mass .02 is {binary_kl(1e-4, 0.02):.4f} away: further than the adapted law"
+)
 assert small < 0.01 < binary_kl(1e-4, 0.02)
 
 # %% [markdown]
@@ -49,9 +53,13 @@ from toy2d.theorems.verify import Course
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 chosen = c.which("standard", "l2:0.1", "output:1")
 truth = truth_points(c.world, c.world.old, gauss_hermite(6), mixture=True)
-laws = lower_bound.laws_of(c.world, c.net.bind(members(c.tuned, [i for i, _, _ in chosen])), c.probe.ode, truth)
+laws = lower_bound.laws_of(
+    c.world, c.net.bind(members(c.tuned, [i for i, _, _ in chosen])), c.probe.ode, truth
+)
 balls = [lower_bound.Ball.around(c.shots(seed)) for _, _, seed in chosen]
-rows = lower_bound.lower_bound(c.world, laws, balls, [name for _, name, _ in chosen], [seed for *_, seed in chosen])
+rows = lower_bound.lower_bound(
+    c.world, laws, balls, [name for _, name, _ in chosen], [seed for *_, seed in chosen]
+)
 
 # %% [markdown]
 # **Claim** (Theorem 4.3). No row of 90 (three runs, three seeds, five prompts, two sets) breaks the bound beyond four standard errors, and for
@@ -59,8 +67,14 @@ rows = lower_bound.lower_bound(c.world, laws, balls, [name for _, name, _ in cho
 
 # %%
 assert len(rows) == 90 and all(row.holds for row in rows)
-shares = [row.rhs / row.lhs for row in rows if row.curve["run"] == "standard" and row.curve["set"] == "a half-plane"]
-print(f"{len(rows)} rows hold; standard: the half-plane's count gives {min(shares):.2f} to {max(shares):.2f} of the KL")
+shares = [
+    row.rhs / row.lhs
+    for row in rows
+    if row.curve["run"] == "standard" and row.curve["set"] == "a half-plane"
+]
+print(
+    f"{len(rows)} rows hold; standard: the half-plane's count gives {min(shares):.2f} to {max(shares):.2f} of the KL"
+)
 assert sum(shares) / len(shares) > 1 / 3
 
 # %% [markdown]
@@ -79,7 +93,11 @@ ax.scatter(*true[:1000].T, s=3, label="world")
 ax.scatter(*tuned.T, s=3, label="standard")
 side = torch.linspace(-4.5, 4.5, 2)
 ax.plot(side, (D.offset - D.normal[0] * side) / D.normal[1], color="black", linewidth=1)
-ax.set(xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), title=f"kl({p.value:.3f} || {q.value:.3f}) = {counted_kl(p, q)[0]:.2f} nats, KL = {laws.kl[m]['class 1'][0]:.2f}")
+ax.set(
+    xlim=(-4.5, 4.5),
+    ylim=(-4.5, 4.5),
+    title=f"kl({p.value:.3f} || {q.value:.3f}) = {counted_kl(p, q)[0]:.2f} nats, KL = {laws.kl[m]['class 1'][0]:.2f}",
+)
 ax.legend(loc="lower right")
 show(figure, "One half-plane, two counts: a lower bound on the drift of class 1")
 
@@ -90,12 +108,27 @@ show(figure, "One half-plane, two counts: a lower bound on the drift of class 1"
 # (4.1) is met, it holds without exception.
 
 # %%
-bases = lower_bound.laws_of(c.world, c.net.bind({k: torch.cat([c.base(s)[k] for s in c.seeds]) for k in c.base(0)}), c.probe.ode, truth)
-rows = lower_bound.theorem_1(c.world, laws, bases, [seed for *_, seed in chosen], balls, [n for _, n, _ in chosen], [s for *_, s in chosen])
+bases = lower_bound.laws_of(
+    c.world,
+    c.net.bind({k: torch.cat([c.base(s)[k] for s in c.seeds]) for k in c.base(0)}),
+    c.probe.ode,
+    truth,
+)
+rows = lower_bound.theorem_1(
+    c.world,
+    laws,
+    bases,
+    [seed for *_, seed in chosen],
+    balls,
+    [n for _, n, _ in chosen],
+    [s for *_, s in chosen],
+)
 claimed = [row for row in rows if row.kind == "claim of the paper"]
 proved = [row for row in rows if row.kind == "proved" and row.applies]
 broken = [row for row in claimed if row.lhs > row.rhs + 4 * row.error]
-print(f"as claimed: false in {len(broken)} of {len(claimed)}; with the condition: {len(proved)} cases, all hold")
+print(
+    f"as claimed: false in {len(broken)} of {len(claimed)}; with the condition: {len(proved)} cases, all hold"
+)
 for row in broken:
     print(f"   {row.condition}, seed {row.seed}: base {row.lhs:.4f} nats, tuned {row.rhs:.4f}")
 assert proved and all(row.holds for row in proved)

@@ -32,7 +32,9 @@ records = c.metrics["runs"]
 kept = {(r["run"], r["seed"]): [r["kl_base"][f"class {i}"][0] for i in range(5)] for r in records}
 for seed in c.seeds:
     one, all_five = kept["prior:10", seed], kept["replay_all:1", seed]
-    print(f"seed {seed}: worst class {max(one):.3g} nats with one class replayed, {max(all_five):.3g} with all")
+    print(
+        f"seed {seed}: worst class {max(one):.3g} nats with one class replayed, {max(all_five):.3g} with all"
+    )
     assert max(all_five) < max(one)
 
 # %% [markdown]
@@ -40,7 +42,9 @@ for seed in c.seeds:
 
 # %%
 for seed in c.seeds:
-    print(f"seed {seed}: class 0 {kept['prior:10', seed][0]:.3f} against {kept['replay_all:1', seed][0]:.3f} nats")
+    print(
+        f"seed {seed}: class 0 {kept['prior:10', seed][0]:.3f} against {kept['replay_all:1', seed][0]:.3f} nats"
+    )
     assert kept["prior:10", seed][0] < kept["replay_all:1", seed][0]
 
 # %%
@@ -50,11 +54,19 @@ from toy2d.plot import plt, style
 figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
 for ax, seed in zip(axes, c.seeds, strict=True):
     for name in ("standard", "prior:10", "replay_all:1"):
-        ax.plot(range(5), kept[name, seed], label=name, **style(name.split(":")[0]) | {"linestyle": "none"})
+        ax.plot(
+            range(5),
+            kept[name, seed],
+            label=name,
+            **style(name.split(":")[0]) | {"linestyle": "none"},
+        )
     ax.set(yscale="log", title=f"seed {seed}", xlabel="old class")
 axes[0].set_ylabel("KL(base || tuned) (nats)")
 axes[2].legend(fontsize=7)
-show(figure, "Class by class: prior replays class 0 only; quadrature errors are below 1.2 % of each value")
+show(
+    figure,
+    "Class by class: prior replays class 0 only; quadrature errors are below 1.2 % of each value",
+)
 
 # %% [markdown]
 # ## The lower bound for what is not covered
@@ -69,14 +81,20 @@ from toy2d.theorems import lower_bound
 
 chosen = c.which("standard", "prior:10", "replay_all:1")
 truth = truth_points(c.world, c.world.old, gauss_hermite(6), mixture=True)
-laws = lower_bound.laws_of(c.world, c.net.bind(members(c.tuned, [i for i, _, _ in chosen])), c.probe.ode, truth)
+laws = lower_bound.laws_of(
+    c.world, c.net.bind(members(c.tuned, [i for i, _, _ in chosen])), c.probe.ode, truth
+)
 balls = [lower_bound.Ball.around(c.shots(seed)) for *_, seed in chosen]
 replayed = [{"prior:10": (0,), "replay_all:1": c.world.old}.get(name, ()) for _, name, _ in chosen]
-rows = lower_bound.coverage(c.world, laws, balls, replayed, [n for _, n, _ in chosen], [s for *_, s in chosen])
+rows = lower_bound.coverage(
+    c.world, laws, balls, replayed, [n for _, n, _ in chosen], [s for *_, s in chosen]
+)
 assert all(row.holds for row in rows)
 for row in rows:
     if "target prompt" in row.statement:
-        print(f"{row.condition}, seed {row.seed}: KL {row.lhs:.3g} >= {row.rhs:.3g} nats ({row.note})")
+        print(
+            f"{row.condition}, seed {row.seed}: KL {row.lhs:.3g} >= {row.rhs:.3g} nats ({row.note})"
+        )
 
 # %%
 silent = [row.rhs for row in rows if row.curve["run"] == "replay_all:1"]
@@ -96,7 +114,9 @@ import torch
 w = 5 / 205
 x = torch.cat([c.world.sample(i, 4000, torch.Generator().manual_seed(i), t=0) for i in c.world.old])
 log_base = torch.stack([c.world.log_prob(x, i, 0) for i in c.world.old]).logsumexp(0) - math.log(5)
-log_mixed = torch.logaddexp(math.log(w) + c.world.log_prob(x, c.world.new, 0), math.log(1 - w) + log_base)
+log_mixed = torch.logaddexp(
+    math.log(w) + c.world.log_prob(x, c.world.new, 0), math.log(1 - w) + log_base
+)
 ratio = log_base - log_mixed
 kl, error = float(ratio.mean()), float(ratio.std() / len(ratio) ** 0.5)
 print(f"KL(base || mixture) = {kl:.4f} +- {error:.4f} nats; bound {math.log(1 / (1 - w)):.4f}")

@@ -20,7 +20,11 @@
 # %%
 from toy2d.schedule import Schedule
 
-for name, schedule in (("linear, T = 1000", Schedule.linear(1000)), ("log-SNR, T = 100", Schedule.log_snr(100)), ("cosine, T = 100, clipped", Schedule.cosine(100))):
+for name, schedule in (
+    ("linear, T = 1000", Schedule.linear(1000)),
+    ("log-SNR, T = 100", Schedule.log_snr(100)),
+    ("cosine, T = 100, clipped", Schedule.cosine(100)),
+):
     w = schedule.path_weights()[1:]
     print(f"{name:26s} largest weight {float(w.max()):8.3f} at t = {1 + int(w.argmax())}")
 
@@ -29,7 +33,9 @@ for name, schedule in (("linear, T = 1000", Schedule.linear(1000)), ("log-SNR, T
 
 # %%
 heavy = float(Schedule.cosine(100).path_weights().max())
-assert abs(heavy - 499.5) < 0.1 and heavy > 1000 * float(Schedule.linear(1000).path_weights()[1:].max())
+assert abs(heavy - 499.5) < 0.1 and heavy > 1000 * float(
+    Schedule.linear(1000).path_weights()[1:].max()
+)
 
 # %% [markdown]
 # ## A pair with a closed form
@@ -58,15 +64,28 @@ from toy2d.theorems.verify import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 for i, name, seed in c.which("standard", "l2:0.1"):
-    mean, error = path_kl(c.net.bind(c.run(i)), c.net.bind(c.base(seed)), c.schedule, c.chain(seed)[:, None], c.cond, runs=1)
+    mean, error = path_kl(
+        c.net.bind(c.run(i)),
+        c.net.bind(c.base(seed)),
+        c.schedule,
+        c.chain(seed)[:, None],
+        c.cond,
+        runs=1,
+    )
     ode = old_kl(c.metrics["runs"][i], "kl_base")
-    print(f"{name}, seed {seed}: path KL {float(mean):.3f} +- {float(error):.3f}; KL of the ODE's law {ode:.3f}")
+    print(
+        f"{name}, seed {seed}: path KL {float(mean):.3f} +- {float(error):.3f}; KL of the ODE's law {ode:.3f}"
+    )
 
 # %% [markdown]
 # **Claim.** Path KL is no bound on the ODE's law: in two of three seeds of standard the ODE drifted further.
 
 # %%
-above = [r["seed"] for r in c.metrics["runs"] if r["run"] == "standard" and old_kl(r, "kl_base") > r["path_kl"][0]]
+above = [
+    r["seed"]
+    for r in c.metrics["runs"]
+    if r["run"] == "standard" and old_kl(r, "kl_base") > r["path_kl"][0]
+]
 print("seeds in which the ODE's KL is above path KL:", above)
 assert len(above) == 2
 
@@ -106,9 +125,17 @@ towards = {k: p - star[k] for k, p in c.run(i).items()}
 found = []
 for scale in (0.02, 0.01, 0.005):
     theta = {k: p + scale * towards[k] for k, p in star.items()}
-    found.append(float(path_kl(c.net.bind(theta), c.net.bind(star), c.schedule, c.chain(0)[:, None], c.cond, runs=1)[0]))
+    found.append(
+        float(
+            path_kl(
+                c.net.bind(theta), c.net.bind(star), c.schedule, c.chain(0)[:, None], c.cond, runs=1
+            )[0]
+        )
+    )
 ratios = [found[0] / found[1], found[1] / found[2]]
-print(f"path KL {', '.join(f'{v:.3g}' for v in found)} nats; ratios {ratios[0]:.3f}, {ratios[1]:.3f}")
+print(
+    f"path KL {', '.join(f'{v:.3g}' for v in found)} nats; ratios {ratios[0]:.3f}, {ratios[1]:.3f}"
+)
 assert all(abs(r - 4) < 0.1 for r in ratios)
 
 # %% [markdown]
@@ -124,12 +151,19 @@ from toy2d.theorems.certificate import instance_losses
 i, name, seed = c.which("l2:1")[0]
 theta = c.run(i)
 few = [j for p in c.world.old for j in (c.cond == p).nonzero().flatten()[:12].tolist()]
-constant, _ = path_bound.lipschitz_constant(c.net, star, theta, c.schedule, c.chain(0)[:, few], c.cond[few])
-start, now = (instance_losses(c.net, p, c.schedule, c.shots(0), c.world.new, generator(0, "loss")).mean() for p in (star, theta))
+constant, _ = path_bound.lipschitz_constant(
+    c.net, star, theta, c.schedule, c.chain(0)[:, few], c.cond[few]
+)
+start, now = (
+    instance_losses(c.net, p, c.schedule, c.shots(0), c.world.new, generator(0, "loss")).mean()
+    for p in (star, theta)
+)
 square = sum(float(((p - star[k]) ** 2).sum()) for k, p in theta.items())
 assert float(now) + 1.0 * square <= float(start)  # the condition: the total loss has not risen
 promised, measured = constant * float(start), c.metrics["runs"][i]["path_kl"][0]
-print(f"constant {constant:.0f} nats per squared distance; promised {promised:.1f} nats, measured {measured:.3f}")
+print(
+    f"constant {constant:.0f} nats per squared distance; promised {promised:.1f} nats, measured {measured:.3f}"
+)
 assert promised > 10 > 0.1 > measured
 
 # %% [markdown]

@@ -20,7 +20,6 @@
 import torch
 
 from toy2d.config import course
-from toy2d.data import generator
 from toy2d.experiment import run
 from toy2d.theorems import counterexamples
 from toy2d.theorems.verify import Course
@@ -37,7 +36,9 @@ learnt = {}
 for seed in c.seeds:
     star = c.base(seed)
     learnt[seed] = counterexamples.train_new_row(c.world, c.net, star, c.shots(seed), seed)
-    (row,) = counterexamples.new_row_only(c.world, c.net, star, learnt[seed], c.chain(seed), c.cond, seed)
+    (row,) = counterexamples.new_row_only(
+        c.world, c.net, star, learnt[seed], c.chain(seed), c.cond, seed
+    )
     print(f"seed {seed}: {row.condition}, path KL {row.lhs:g} nats")
     assert row.lhs == 0.0
 
@@ -48,8 +49,16 @@ for seed in c.seeds:
 from toy2d.measure import compare
 
 for seed in c.seeds:
-    (kl,) = compare(c.net.bind(learnt[seed]), c.probe.ode, c.probe.new, torch.zeros(1, dtype=torch.long), c.world)
-    standard = next(r for r in c.metrics["runs"] if r["run"] == "standard" and r["seed"] == seed)["kl_new"][0]
+    (kl,) = compare(
+        c.net.bind(learnt[seed]),
+        c.probe.ode,
+        c.probe.new,
+        torch.zeros(1, dtype=torch.long),
+        c.world,
+    )
+    standard = next(r for r in c.metrics["runs"] if r["run"] == "standard" and r["seed"] == seed)[
+        "kl_new"
+    ][0]
     print(f"seed {seed}: new class {kl['new class'][0]:.3f} nats; standard {standard:.3f}")
     assert kl["new class"][0] < standard
 
@@ -69,9 +78,14 @@ assert all(row.holds for row in rows)
 from toy2d.plot import old_kl
 
 for seed in c.seeds:
-    standard, output = (next(r for r in c.metrics["runs"] if r["run"] == name and r["seed"] == seed) for name in ("standard", "output:0.1"))
+    standard, output = (
+        next(r for r in c.metrics["runs"] if r["run"] == name and r["seed"] == seed)
+        for name in ("standard", "output:0.1")
+    )
     ratio = old_kl(standard, "kl_base") / old_kl(output, "kl_base")
-    print(f"seed {seed}: distance {output['delta_theta']:.2f} against {standard['delta_theta']:.2f}, drift {ratio:.0f} times less")
+    print(
+        f"seed {seed}: distance {output['delta_theta']:.2f} against {standard['delta_theta']:.2f}, drift {ratio:.0f} times less"
+    )
     assert ratio > 5
 
 # %% [markdown]
@@ -82,7 +96,9 @@ for seed in c.seeds:
 # %%
 rows = counterexamples.lora_factors()
 for row in rows:
-    print(f"{row.statement} [{row.condition}]: {row.lhs:.4g} {row.relation} {row.rhs:.4g} -> {'holds' if row.holds else 'fails'}")
+    print(
+        f"{row.statement} [{row.condition}]: {row.lhs:.4g} {row.relation} {row.rhs:.4g} -> {'holds' if row.holds else 'fails'}"
+    )
 assert rows[0].holds and not rows[1].holds and not rows[2].holds
 
 # %% [markdown]
@@ -95,10 +111,19 @@ assert rows[0].holds and not rows[1].holds and not rows[2].holds
 from toy2d.likelihood import log_prob
 from toy2d.schedule import Schedule
 
-schedule, origin, size = Schedule.log_snr(401, 2.0, -6.0), torch.zeros(1, 2, dtype=torch.float64), 0.01
+schedule, origin, size = (
+    Schedule.log_snr(101, 2.0, -6.0),
+    torch.zeros(1, 2, dtype=torch.float64),
+    0.01,
+)
 found = {}
 for omega in (1.0, 4.0, 16.0):
-    tuned = log_prob(lambda x, t, c, w=omega: size * torch.stack([(w * x[..., 0]).sin(), 0 * x[..., 1]], -1), schedule, origin, None)
+    tuned = log_prob(
+        lambda x, t, c, w=omega: size * torch.stack([(w * x[..., 0]).sin(), 0 * x[..., 1]], -1),
+        schedule,
+        origin,
+        None,
+    )
     still = log_prob(lambda x, t, c: 0 * x, schedule, origin, None)
     found[omega] = float(tuned - still) / size
     print(f"omega = {omega:g}: change of ln p(0) per unit of theta {found[omega]:.3f}")
@@ -121,15 +146,27 @@ figure, ax = plt.subplots(figsize=(4.4, 3.2))
 ax.plot([r["dino"] for r in sweep], [r["clip_t"] for r in sweep], "^-", label="L2 along lambda")
 ax.plot(prior["dino"], prior["clip_t"], "s", label="prior preservation")
 for r in sweep:
-    ax.annotate(f"{r['lambda']:g}", (r["dino"], r["clip_t"]), fontsize=7, xytext=(4, 3), textcoords="offset points")
+    ax.annotate(
+        f"{r['lambda']:g}",
+        (r["dino"], r["clip_t"]),
+        fontsize=7,
+        xytext=(4, 3),
+        textcoords="offset points",
+    )
 ax.set(xlabel="DINO (subject)", ylabel="CLIP-T (prompt)")
 ax.legend()
 show(figure, "One run a point, no error bars published: higher and further right is better")
 
 # %%
-assert sweep[0]["lambda"] == 0 and sweep[0]["dino"] > prior["dino"] and sweep[0]["clip_t"] > prior["clip_t"]
+assert (
+    sweep[0]["lambda"] == 0
+    and sweep[0]["dino"] > prior["dino"]
+    and sweep[0]["clip_t"] > prior["clip_t"]
+)
 gain = 0.2976 - prior["clip_t"]
-print(f"of the CLIP-T gain of {gain:.4f}, {sweep[0]['clip_t'] - prior['clip_t']:.4f} is there without L2")
+print(
+    f"of the CLIP-T gain of {gain:.4f}, {sweep[0]['clip_t'] - prior['clip_t']:.4f} is there without L2"
+)
 
 # %% [markdown]
 # ## Exercises

@@ -30,7 +30,11 @@ assert personalize.train.Objective is toy2d.objectives.Objective  # not a copy
 pipeline = tiny("sd15", folder="../runs/personalize/tiny")
 for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
     part = getattr(pipeline, name)
-    size = f"{sum(p.numel() for p in part.parameters()) / 1e3:.0f} thousand weights" if hasattr(part, "parameters") else ""
+    size = (
+        f"{sum(p.numel() for p in part.parameters()) / 1e3:.0f} thousand weights"
+        if hasattr(part, "parameters")
+        else ""
+    )
     print(f"{name:13s} {type(part).__name__:24s} {size}")
 
 # %% [markdown]
@@ -41,7 +45,10 @@ for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
 # %%
 model = load("../runs/personalize/tiny")
 schedule = model.schedule
-x0, eps = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+x0, eps = (
+    torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+    torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)),
+)
 t = torch.tensor([0, 500, 999])
 gap = (schedule.add_noise(x0, t, eps) - pipeline.scheduler.add_noise(x0, eps, t)).abs().max()
 print(f"{len(schedule)} steps; largest difference {float(gap):.1e}")
@@ -54,7 +61,7 @@ assert gap < 1e-6
 
 # %%
 from personalize.data import Prompts
-from toy2d.objectives import L2, OUTPUT, PRIOR, STANDARD, Example
+from toy2d.objectives import OUTPUT, PRIOR, STANDARD, Example
 
 prompts = Prompts(model).add(["a photo of sks dog", "a photo of a dog"])
 predict = lambda x_t, t, cond: model.predict(x_t, t, prompts(cond))  # noqa: E731
@@ -72,12 +79,13 @@ assert float(terms["output"]) == 0  # the base differs from itself by nothing
 # Twelve steps of LoRA on four pictures made by code, standard against L2. The weights are random, so the pictures mean nothing; the rows do.
 
 # %%
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 from personalize.config import TrainConfig
 from personalize.experiment import run
-from pathlib import Path
 
 photos = Path("../runs/personalize/photos-of-the-notebook")
 photos.mkdir(parents=True, exist_ok=True)
@@ -86,14 +94,28 @@ for i in range(4):
     pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).save(photos / f"{i}.png")
 common = dict(
-    pretrained_model_name_or_path="../runs/personalize/tiny", instance_data_dir=str(photos), instance_prompt="a photo of sks dog",
-    train="lora", learning_rate=1e-2, max_train_steps=12, train_batch_size=2, log_every=4, probe_steps=4, path_kl_steps=4,
-    measure_nodes=4, measure_chains=4, unrelated_prompts=("a red car",), class_prompt="a photo of a dog", checkpointing_steps=0,
+    pretrained_model_name_or_path="../runs/personalize/tiny",
+    instance_data_dir=str(photos),
+    instance_prompt="a photo of sks dog",
+    train="lora",
+    learning_rate=1e-2,
+    max_train_steps=12,
+    train_batch_size=2,
+    log_every=4,
+    probe_steps=4,
+    path_kl_steps=4,
+    measure_nodes=4,
+    measure_chains=4,
+    unrelated_prompts=("a red car",),
+    class_prompt="a photo of a dog",
+    checkpointing_steps=0,
 )
 
 # %%
-folders = {name: run(TrainConfig(**common, **more, output_dir=f"../runs/personalize/notebook-{name}"))
-           for name, more in (("standard", {}), ("l2", {"objective": "l2", "l2_reg_weight": 1.0}))}
+folders = {
+    name: run(TrainConfig(**common, **more, output_dir=f"../runs/personalize/notebook-{name}"))
+    for name, more in (("standard", {}), ("l2", {"objective": "l2", "l2_reg_weight": 1.0}))
+}
 
 # %% [markdown]
 # **Claim.** The rows have the toy's columns, so one reader and one plot serve both scales.
@@ -105,7 +127,16 @@ toy = read_csv("../runs/toy2d/course/history.csv")[0]
 rows = {name: read_csv(folder / "history.csv") for name, folder in folders.items()}
 shared = [k for k in rows["l2"][-1] if k in toy]
 print("in both:", ", ".join(shared))
-assert {"step", "objective", "seed", "loss_instance", "delta_theta", "delta_eps", "path_kl", "path_kl_error"} <= set(shared)
+assert {
+    "step",
+    "objective",
+    "seed",
+    "loss_instance",
+    "delta_theta",
+    "delta_eps",
+    "path_kl",
+    "path_kl_error",
+} <= set(shared)
 
 # %% [markdown]
 # **Claim.** L2 keeps this run nearer to its base: less distance, and less path KL, than standard with the same pictures and noise.
@@ -113,8 +144,13 @@ assert {"step", "objective", "seed", "loss_instance", "delta_theta", "delta_eps"
 # %%
 last = {name: r[-1] for name, r in rows.items()}
 for name, r in last.items():
-    print(f"{name:9s} delta theta {r['delta_theta']:.3g}, path KL {r['path_kl']:.3g} +- {r['path_kl_error']:.2g} nats")
-assert last["l2"]["delta_theta"] < last["standard"]["delta_theta"] and last["l2"]["path_kl"] < last["standard"]["path_kl"]
+    print(
+        f"{name:9s} delta theta {r['delta_theta']:.3g}, path KL {r['path_kl']:.3g} +- {r['path_kl_error']:.2g} nats"
+    )
+assert (
+    last["l2"]["delta_theta"] < last["standard"]["delta_theta"]
+    and last["l2"]["path_kl"] < last["standard"]["path_kl"]
+)
 
 # %% [markdown]
 # ## What class images cost
@@ -124,8 +160,13 @@ assert last["l2"]["delta_theta"] < last["standard"]["delta_theta"] and last["l2"
 # %%
 training = 800 * 3
 for name, steps in (("default sampler, 51 evaluations", 51), ("20-step DPM-Solver++", 20)):
-    made, trained = 200 * steps * 2, 800 * 2 * 3  # guidance asks twice; the prior term doubles the batch
-    print(f"prior with {name:34s}: {made:6d} + {trained} forwards, {(made + trained) / training:.1f} times standard or L2")
+    made, trained = (
+        200 * steps * 2,
+        800 * 2 * 3,
+    )  # guidance asks twice; the prior term doubles the batch
+    print(
+        f"prior with {name:34s}: {made:6d} + {trained} forwards, {(made + trained) / training:.1f} times standard or L2"
+    )
 assert 10 < (200 * 51 * 2 + 4800) / training < 11
 
 # %% [markdown]
@@ -139,14 +180,18 @@ import mini_lab
 if mini_lab.available():
     mini_model = mini_lab.load_mini()
     size = sum(p.numel() for p in mini_model.denoiser.parameters())
-    print(f"denoiser {type(mini_model.denoiser).__name__}, {size / 1e6:.1f} million weights, latents {mini_model.latent_shape(64)}")
+    print(
+        f"denoiser {type(mini_model.denoiser).__name__}, {size / 1e6:.1f} million weights, latents {mini_model.latent_shape(64)}"
+    )
 
 # %% [markdown]
 # Recorded on it: path KL after personalization, every objective.
 
 # %%
 for r in mini_lab.recorded():
-    print(f"{r['objective']:9s} {r['weight'] or '':>8} path KL {r['path_kl'][0]:8.3g} +- {r['path_kl'][1]:.2g} nats, delta theta {r['delta_theta']:.3g}")
+    print(
+        f"{r['objective']:9s} {r['weight'] or '':>8} path KL {r['path_kl'][0]:8.3g} +- {r['path_kl'][1]:.2g} nats, delta theta {r['delta_theta']:.3g}"
+    )
 
 # %% [markdown]
 # ## Exercises

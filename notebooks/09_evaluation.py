@@ -45,10 +45,15 @@ varied, copied = near(subject, 0.09, 40), near(photos[0], 0.005, 40)
 for name, made in (("varied", varied), ("copied", copied)):
     fidelity = float(metrics.cosine(made, photos).mean())
     variety = 1 - float(metrics.mean_to_others(metrics.cosine(made, made)).mean())
-    print(f"{name}: subject score {fidelity:.3f}, variety {variety:.3f}, nearest training picture {float(metrics.cosine(made, photos).max()):.3f}")
+    print(
+        f"{name}: subject score {fidelity:.3f}, variety {variety:.3f}, nearest training picture {float(metrics.cosine(made, photos).max()):.3f}"
+    )
 
 # %%
-scores = {name: float(metrics.cosine(made, photos).mean()) for name, made in (("varied", varied), ("copied", copied))}
+scores = {
+    name: float(metrics.cosine(made, photos).mean())
+    for name, made in (("varied", varied), ("copied", copied))
+}
 assert scores["copied"] > scores["varied"]
 assert metrics.mean_to_others(metrics.cosine(copied, copied)).mean() > 0.99
 
@@ -66,9 +71,14 @@ from toy2d.plot import old_kl
 from toy2d.theorems.verify import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
-drift = {name: [old_kl(r, "kl_base") for r in c.metrics["runs"] if r["run"] == name] for name in ("standard", "prior:10", "l2:0.1")}
+drift = {
+    name: [old_kl(r, "kl_base") for r in c.metrics["runs"] if r["run"] == name]
+    for name in ("standard", "prior:10", "l2:0.1")
+}
 for name, values in drift.items():
-    print(f"{name:9s} {', '.join(f'{v:.3g}' for v in values)} nats; largest / smallest {max(values) / min(values):.1f}")
+    print(
+        f"{name:9s} {', '.join(f'{v:.3g}' for v in values)} nats; largest / smallest {max(values) / min(values):.1f}"
+    )
 assert max(drift["standard"]) > 10 * min(drift["standard"])
 
 # %% [markdown]
@@ -81,7 +91,9 @@ import numpy as np
 a, b = (np.log(drift[name]) for name in ("standard", "l2:0.1"))
 paired = (a - b).std(ddof=1) / 3**0.5
 unpaired = (a.var(ddof=1) / 3 + b.var(ddof=1) / 3) ** 0.5
-print(f"mean log ratio {np.mean(a - b):.2f}; standard error paired {paired:.2f}, unpaired {unpaired:.2f}")
+print(
+    f"mean log ratio {np.mean(a - b):.2f}; standard error paired {paired:.2f}, unpaired {unpaired:.2f}"
+)
 assert paired < unpaired
 
 # %% [markdown]
@@ -97,7 +109,10 @@ caught = {"over pictures": 0, "over seeds": 0}
 for _ in range(200):
     seeds = np.repeat(np.arange(4), 25)
     values = noise.normal(size=4)[seeds] + noise.normal(size=100)  # truth: 0
-    for name, found in (("over pictures", metrics.interval(values)), ("over seeds", metrics.over_seeds(values, seeds))):
+    for name, found in (
+        ("over pictures", metrics.interval(values)),
+        ("over seeds", metrics.over_seeds(values, seeds)),
+    ):
         caught[name] += found["low"] <= 0 <= found["high"]
 print({name: f"{100 * n / 200:.0f} %" for name, n in caught.items()})
 assert caught["over pictures"] < 120 < caught["over seeds"] < 190
@@ -113,7 +128,10 @@ from toy2d.runfolder import read_csv
 table = read_csv("../lectures/_data/published_main_table.csv")
 pairs = list(zip(table[::2], table[1::2], strict=True))
 for base, ours in pairs:
-    print(f"{base['backbone']:7s} {base['method']:17s}", "  ".join(f"{k} {ours[k] - base[k]:+.4f}" for k in ("dino", "clip_t", "clip_i")))
+    print(
+        f"{base['backbone']:7s} {base['method']:17s}",
+        "  ".join(f"{k} {ours[k] - base[k]:+.4f}" for k in ("dino", "clip_t", "clip_i")),
+    )
 
 # %% [markdown]
 # **Claim.** DINO and CLIP-I rise in every row; CLIP-T falls in three of seven. In those three the change is a trade, not an improvement.
@@ -125,7 +143,7 @@ assert all(o["dino"] > b["dino"] and o["clip_i"] > b["clip_i"] for b, o in pairs
 
 # %% [markdown]
 # **Claim.** How large a DINO difference would be noise? With a between-subject standard deviation of .1 (an assumption; the benchmark has 30 subjects) an
-# *unpaired* difference below .05 is within two standard errors; five of the seven differences are that small, all seven if one asks for .05. Paired by
+# *unpaired* difference below .05 is within two standard errors: all seven published differences are that small. Paired by
 # subject it may be much better, and cannot be judged from the table.
 
 # %%
@@ -142,8 +160,14 @@ assert all(d < 2 * error for d in small)
 # %%
 same = [metrics.mmd2(near(subject, 0.1, 24), near(subject, 0.1, 24)) for _ in range(50)]
 shifted = [metrics.mmd2(near(subject, 0.1, 24), near(subject, 0.1, 24) + 0.05) for _ in range(50)]
-print(f"same law {np.mean(same):+.4f} +- {np.std(same) / 50**0.5:.4f}; shifted {np.mean(shifted):+.4f} +- {np.std(shifted) / 50**0.5:.4f}")
-assert abs(np.mean(same)) < 4 * np.std(same) / 50**0.5 and min(same) < 0 and np.mean(shifted) > 10 * abs(np.mean(same))
+print(
+    f"same law {np.mean(same):+.4f} +- {np.std(same) / 50**0.5:.4f}; shifted {np.mean(shifted):+.4f} +- {np.std(shifted) / 50**0.5:.4f}"
+)
+assert (
+    abs(np.mean(same)) < 4 * np.std(same) / 50**0.5
+    and min(same) < 0
+    and np.mean(shifted) > 10 * abs(np.mean(same))
+)
 
 # %% [markdown]
 # ## Exercises

@@ -40,7 +40,7 @@ everything = sum(p.numel() for p in model.denoiser.parameters())
 theta = choose(model, "lora", rank=4)
 trained = sum(p.numel() for p in theta.values())
 print(f"{trained:,} of {everything:,} weights train: {100 * trained / everything:.2f} %")
-assert trained < 0.05 * everything
+assert trained < 0.02 * everything
 
 # %% [markdown]
 # ## Failure gallery
@@ -61,9 +61,14 @@ gallery = {"overfit": "standard", "underfit": "l2:1", "balanced": "fisher:10"}
 found = {}
 for regime, name in gallery.items():
     same = [r for r in records if r["run"] == name]
-    found[regime] = [geometric([f(r) for r in same]) for f in (lambda r: value(r, "kl_new"), lambda r: old_kl(r, "kl_base"))]
+    found[regime] = [
+        geometric([f(r) for r in same])
+        for f in (lambda r: value(r, "kl_new"), lambda r: old_kl(r, "kl_base"))
+    ]
     (new, *new_limits), (old, *old_limits) = found[regime]
-    print(f"{regime:9s} {name:10s} new class {new:.3g} nats ({new_limits[0]:.2g} to {new_limits[1]:.2g}), old classes {old:.3g} ({old_limits[0]:.2g} to {old_limits[1]:.2g})")
+    print(
+        f"{regime:9s} {name:10s} new class {new:.3g} nats ({new_limits[0]:.2g} to {new_limits[1]:.2g}), old classes {old:.3g} ({old_limits[0]:.2g} to {old_limits[1]:.2g})"
+    )
 
 # %% [markdown]
 # **Claim.** Overfitting is bad on *both* axes here: the balanced run learns the new class better and drifts less (geometric means over three seeds).
@@ -83,8 +88,10 @@ from toy2d.runfolder import read_csv
 
 report = {r["regime"]: r for r in read_csv("../lectures/_data/three_regimes.csv")}
 for regime, r in report.items():
-    print(f"{regime:9s} subject {r['subject_mean']:.3f}, text {r['text_image']:.3f}, similarity within a prompt {r['similarity_within_prompt']:.3f}; "
-          f"lr {r['learning_rate']:g}, {r['steps']:.0f} steps, prior {r['prior_weight']:g}")
+    print(
+        f"{regime:9s} subject {r['subject_mean']:.3f}, text {r['text_image']:.3f}, similarity within a prompt {r['similarity_within_prompt']:.3f}; "
+        f"lr {r['learning_rate']:g}, {r['steps']:.0f} steps, prior {r['prior_weight']:g}"
+    )
 
 # %% [markdown]
 # **Claim.** The report's three columns are one ordering: overfit, balanced, underfit, in subject similarity falling, in text agreement and variety rising.
@@ -92,7 +99,9 @@ for regime, r in report.items():
 
 # %%
 order = [report[k] for k in ("overfit", "balanced", "underfit")]
-assert [r["subject_mean"] for r in order] == sorted((r["subject_mean"] for r in order), reverse=True)
+assert [r["subject_mean"] for r in order] == sorted(
+    (r["subject_mean"] for r in order), reverse=True
+)
 assert [r["text_image"] for r in order] == sorted(r["text_image"] for r in order)
 
 # %% [markdown]
@@ -131,11 +140,19 @@ from personalize.dryrun import dry_run
 photos = Path("../runs/personalize/photos-of-the-notebook")
 photos.mkdir(parents=True, exist_ok=True)
 for i in range(4):
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(photos / f"{i}.png")
-cost = dry_run(TrainConfig(
-    pretrained_model_name_or_path="../runs/personalize/tiny", instance_data_dir=str(photos), instance_prompt="a photo of sks dog",
-    train="lora", max_train_steps=100, output_dir="../runs/personalize/never",
-))
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        photos / f"{i}.png"
+    )
+cost = dry_run(
+    TrainConfig(
+        pretrained_model_name_or_path="../runs/personalize/tiny",
+        instance_data_dir=str(photos),
+        instance_prompt="a photo of sks dog",
+        train="lora",
+        max_train_steps=100,
+        output_dir="../runs/personalize/never",
+    )
+)
 assert not Path("../runs/personalize/never/history.csv").exists()  # nothing was trained
 
 # %% [markdown]

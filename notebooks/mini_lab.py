@@ -17,9 +17,9 @@ ABSENT = "weights absent: run `personalize pretrain`"
 def available() -> bool:
     """Are the mini model's weights here? Says so if not."""
     try:
-        from personalize import mini
+        from personalize.mini import model_folder
 
-        mini.model_folder()
+        model_folder()
     except (ImportError, UserError) as why:
         print(f"{ABSENT} ({why})")
         return False
@@ -28,10 +28,10 @@ def available() -> bool:
 
 def load_mini():
     """The mini model, opened as any other pipeline folder."""
-    from personalize import mini
+    from personalize.mini import model_folder
     from personalize.model import load
 
-    return load(str(mini.model_folder()))
+    return load(str(model_folder()))
 
 
 def draw(model, prompts: list[str], seeds: tuple[int, ...], steps: int = 12) -> Picture:
@@ -54,7 +54,9 @@ def provenance() -> str:
 
 
 def picture(record: dict) -> Picture:
-    title = f"{record['objective']} {record['weight']:g}" if record["weight"] else record["objective"]
+    title = (
+        f"{record['objective']} {record['weight']:g}" if record["weight"] else record["objective"]
+    )
     kl = record["path_kl"]
     caption = f"{title}: path KL {kl[0]:.3g} +- {kl[1]:.2g} nats. {provenance()}"
     return Picture((RECORDED / record["file"]).read_bytes(), caption)
@@ -64,6 +66,8 @@ def recorded_slider(objective: str) -> Slider | Picture:
     """The picture grids along an objective's weight; weight 0 is standard fine-tuning."""
     runs = [r for r in recorded() if r["objective"] in ("standard", objective)]
     if not runs:
-        return Picture(b"", "no recorded runs of the mini model: python lectures/mini_figures.py makes them")
+        return Picture(
+            b"", "no recorded runs of the mini model: python lectures/mini_figures.py makes them"
+        )
     runs.sort(key=lambda r: r["weight"] or 0)
     return Slider(f"weight of {objective}", {f"{r['weight'] or 0:g}": picture(r) for r in runs})

@@ -1,0 +1,156 @@
+"""Draw the lectures' figures from the runs on disk: `make figures`. They are committed, so that the lectures show them on a Git host too.
+
+From runs/toy2d/course (make demo) and its verify/ (toy2d verify), from the tables in _data, and from the recorded runs of the mini model.
+Every figure is drawn by the package's own functions; only published numbers are plotted here.
+"""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from toy2d.config import course
+from toy2d.data import Pentagon, generator
+from toy2d.density import draw_densities, on_grid
+from toy2d.experiment import run
+from toy2d.model import members
+from toy2d.plot import (
+    draw_chain,
+    draw_kl_per_class,
+    draw_samples,
+    draw_tradeoff,
+    draw_training,
+    draw_weights,
+    old_kl,
+    plt,
+)
+from toy2d.runfolder import load_tensors, read_csv, write_atomic
+from toy2d.schedule import Schedule
+from toy2d.theorems.verify import Course
+
+HERE = Path(__file__).parent
+FIGURES, DATA = HERE / "_static" / "figures", HERE / "_data"
+VERIFIED = ("bounds", "evolution", "local_law", "certificate", "paper_theorem_2")
+
+
+def of_course(folder: Path) -> dict:
+    metrics, config = (json.loads((folder / f"{n}.json").read_text()) for n in ("metrics", "config"))  # fmt: skip
+    rows = read_csv(folder / "history.csv")
+    return {
+        "samples": draw_samples(load_tensors(folder / "samples.safetensors"), metrics, config)[0],
+        "kl_per_class": draw_kl_per_class(metrics, config)[0],
+        "weights": draw_weights(metrics, config)[0],
+        "tradeoff": draw_tradeoff(metrics, config)[0],
+        "chain": draw_chain(metrics, config)[0],
+        "training": draw_training(rows, metrics, config)[0],
+    }
+
+
+def densities(folder: Path, seed: int = 1):
+    """Standard fine-tuning and one L2, one picture each: contours before (grey) and after."""
+    c = Course(folder, seeds=(seed,))
+    prompts = (*c.world.old, c.world.new)
+    before = on_grid(c.net.bind(c.base(seed)), c.probe.ode, prompts)[0]
+    drawn = {}
+    for i, name, _ in c.which("standard", "l2:0.1"):
+        after = on_grid(c.net.bind(members(c.tuned, [i])), c.probe.ode, prompts)[0]
+        title = f"{name}: KL(base || tuned) {old_kl(c.metrics['runs'][i], 'kl_base'):.2f} nats"
+        drawn[f"density_{name.split(':')[0]}"] = draw_densities(after, title, c.shots(seed), before)
+    return drawn
+
+
+def noising():
+    world = Pentagon(Schedule.log_snr(100, 5.0, -15.0))
+    rng = generator(0, "figure/noising")
+    figure, axes = plt.subplots(1, 4, figsize=(9, 2.5), sharex=True, sharey=True)
+    for ax, t in zip(axes, (0, 25, 45, 99), strict=True):
+        for c in world.old:
+            ax.scatter(*world.sample(c, 300, rng, t=t).T, s=2, linewidths=0)
+        ax.set_title(f"t = {t}, noise ratio {float(world.schedule.noise_ratio[t]):.2g}")
+        ax.set_aspect("equal")
+    return figure
+
+
+def published():
+    """The authors' lambda sweep beside their prior-preservation row, as printed."""
+    sweep = read_csv(DATA / "published_lambda_sweep.csv")
+    prior = read_csv(DATA / "published_main_table.csv")[0]
+    figure, ax = plt.subplots(figsize=(4.6, 3.3))
+    ax.plot([r["dino"] for r in sweep], [r["clip_t"] for r in sweep], "^-", label="L2 along lambda (their figure)")  # fmt: skip
+    ax.plot(prior["dino"], prior["clip_t"], "s", label="prior preservation (their table)")
+    for r in sweep:
+        ax.annotate(f"{r['lambda']:g}", (r["dino"], r["clip_t"]), fontsize=7, xytext=(4, 3), textcoords="offset points")  # fmt: skip
+    ax.set(xlabel="DINO (subject)", ylabel="CLIP-T (prompt)")
+    ax.legend(fontsize=7)
+    return figure
+
+
+def differences():
+    """The published table as differences, L2 minus the authors' baseline, one marker a metric."""
+    table = read_csv(DATA / "published_main_table.csv")
+    pairs = list(zip(table[::2], table[1::2], strict=True))
+    figure, ax = plt.subplots(figsize=(6.4, 2.8))
+    for marker, key in (("o", "dino"), ("s", "clip_t"), ("^", "clip_i")):
+        ax.plot([b[key] - a[key] for a, b in pairs], range(len(pairs)), marker, label=key)
+    ax.axvline(0, color="#999999", linewidth=1)
+    ax.set_yticks(range(len(pairs)), [f"{a['backbone']} {a['method']}" for a, _ in pairs])
+    ax.set(xlabel="L2 minus baseline (no errors published)")
+    ax.legend(fontsize=7)
+    return figure
+
+
+def mini(objectives: tuple[str, ...]) -> Image.Image:
+    """The recorded grids of the mini model beside each other; a plain card where nothing was recorded."""
+    record = DATA / "mini" / "runs.json"
+    runs = json.loads(record.read_text())["runs"] if record.exists() else []
+    files = [DATA / "mini" / r["file"] for r in runs if r["objective"] in objectives and r["shown"]]
+    if not files:
+        figure, ax = plt.subplots(figsize=(6, 0.6))
+        ax.axis("off")
+        ax.text(
+            0, 0.5, "not recorded yet: personalize pretrain, then python lectures/mini_figures.py"
+        )
+        return figure
+    pictures = [Image.open(f).convert("RGB") for f in files]
+    width, height = sum(p.width + 12 for p in pictures), max(p.height for p in pictures)
+    sheet = Image.new("RGB", (width, height), "white")
+    x = 0
+    for p in pictures:
+        sheet.paste(p, (x, 0))
+        x += p.width + 12
+    return sheet
+
+
+def save(figure, file: Path, colours: int = 128) -> None:
+    """PNG with a palette: a third of the bytes in the repository."""
+    if not isinstance(figure, Image.Image):
+        data = io.BytesIO()
+        figure.savefig(data, dpi=110)
+        plt.close(figure)
+        figure = Image.open(data).convert("RGB")
+    out = io.BytesIO()
+    figure.quantize(colours).save(out, "PNG", optimize=True)
+    write_atomic(file, out.getvalue())
+
+
+def draw_all(folder: Path, out: Path) -> list[str]:
+    """Every figure that the lectures show; those of `toy2d verify` only where it was run. Returns the stems."""
+    torch.manual_seed(0)
+    drawn = of_course(folder) | densities(folder)
+    drawn |= {"noising": noising(), "published": published(), "differences": differences()}
+    drawn |= {"mini_lambda": mini(("standard", "l2")), "mini_gallery": mini(("standard", "prior", "l2", "output"))}  # fmt: skip
+    verified = {n: folder / "verify" / f"{n}.png" for n in VERIFIED}
+    drawn |= {n: Image.open(f).convert("RGB") for n, f in verified.items() if f.exists()}
+    for stem, figure in drawn.items():
+        save(figure, out / f"{stem}.png")
+    return sorted(drawn)
+
+
+if __name__ == "__main__":
+    found = draw_all(run(course(), HERE.parent / "runs"), FIGURES)
+    if missing := set(VERIFIED) - set(found):
+        sys.exit(f"drawn without {', '.join(sorted(missing))}: run `toy2d verify` first")
+    print(f"{len(found)} figures in {FIGURES}")
