@@ -1,4 +1,4 @@
-"""The command line: personalize train | presets | check | generate | evaluate | export | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
+"""The command line: personalize train | presets | check | generate | evaluate | export | compare | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from personalize.compare import CompareConfig, completed, mini_compare
 from personalize.config import TrainConfig
 from personalize.flags import given_flags, split_negations, with_preset
 from personalize.presets import PRESETS
@@ -117,6 +118,17 @@ class Bench:
     out: str | None = None  # a JSON file for the numbers
 
 
+MINI = mini_compare()
+
+
+def compare_command(config: tyro.conf.OmitArgPrefixes[CompareConfig] = MINI) -> CompareConfig:
+    """Its help is CompareConfig's, its defaults the mini's."""
+    return config
+
+
+compare_command.__doc__ = CompareConfig.__doc__
+
+
 @dataclass(frozen=True)
 class Presets:
     """What --preset of `personalize train` knows: name, what for, source."""
@@ -129,6 +141,7 @@ COMMANDS = {
     "generate": Generate,
     "evaluate": Evaluate,
     "export": Export,
+    "compare": compare_command,
     "bench": Bench,
 }
 
@@ -146,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for note in notes:
             print(f"note: {note}")
+        if isinstance(asked, CompareConfig):
+            asked = completed(asked, given_flags(kept) | switched_off)
         if isinstance(asked, TrainConfig):
             asked = with_preset(asked, given_flags(kept) | switched_off)
         act(asked)
@@ -196,6 +211,10 @@ def act(asked) -> None:
         from personalize.export_run import export_run
 
         export_run(asked)
+    elif isinstance(asked, CompareConfig):
+        from personalize.comparison import run as compare
+
+        compare(asked)
     elif isinstance(asked, Bench):
         from personalize.bench import bench
 
