@@ -9,7 +9,7 @@ author = "driftlab contributors"
 copyright = "MIT licence"
 root_doc = "lectures/index"
 include_patterns = ["lectures/**", "notebooks/*.ipynb"]
-exclude_patterns = ["lectures/_static/vendor/**"]
+exclude_patterns = ["lectures/_data/**"]
 extensions = [
     "myst_nb",
     "sphinx_proof",

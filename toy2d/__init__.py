@@ -15,6 +15,7 @@ Read in this order; a module imports only from those above it. `*` are shape-gen
     config        ToyConfig and its presets: smoke, course, paper, prompts
     experiment    run(config) -> runs/toy2d/<name>/
     plot, report  figures and one HTML page, from rows only
+    density, display  a density to look at; pictures and sliders for notebooks
     theorems/     each statement as rows, both sides measured: `toy2d verify`
     __main__      the command line
 """
