@@ -32,13 +32,14 @@ book: demo  ## the course as one site, every notebook executed: build/book/lectu
 pages: .venv/ready  ## the same pages without executing a cell (CI has executed all notebooks in the tests)
 	@BOOK_EXECUTION=off $(BIN)/sphinx-build -b html -c lectures -d build/doctrees-pages -W -n --keep-going -q . build/pages
 
-lab: demo  ## JupyterLab on the notebooks; start with 01_drift.ipynb
-	@cd notebooks && ../$(BIN)/jupyter lab --notebook-dir=.
+lab: demo  ## JupyterLab, notebook 01 open, the lectures beside it; LAB="--no-browser" and such go to JupyterLab
+	@$(BIN)/jupyter-lab $(LAB) notebooks/01_drift.ipynb
 
 twins: .venv/ready  ## after editing a notebook or its .py twin: the newer one wins
 	@$(BIN)/jupytext --sync notebooks/[0-9]*.py
 
 figures: demo  ## redraw the lectures' figures from the runs (lectures/_static/figures, committed)
+	@test -d runs/toy2d/course/verify || $(BIN)/toy2d verify
 	@$(BIN)/python lectures/figures.py
 
 .venv/ready: pyproject.toml constraints.txt
