@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 1. The drift problem
+# # Notebook 1: the drift problem
 #
 # Beside [lecture 1](../lectures/01_drift.md). A model of five classes is taught a sixth from six points. What becomes of the five?
 #

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 2. Diffusion in one page
+# # Notebook 2: diffusion in one page
 #
 # Beside [lecture 2](../lectures/02_diffusion.md): noise, score, samplers, and an exact likelihood, each checked against a closed form.
 

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 3. Three objectives and two more
+# # Notebook 3: three objectives and two more
 #
 # Beside [lecture 3](../lectures/03_objectives.md). One file, [`toy2d/objectives.py`](../toy2d/objectives.py): four weights beside the instance loss.
 

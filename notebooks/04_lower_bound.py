@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 4. A lower bound that anyone can count
+# # Notebook 4: a lower bound that anyone can count
 #
 # Beside [lecture 4](../lectures/04_lower_bound.md). For every set D: KL(p* ‖ q) >= kl(p*(D) ‖ q(D)). The left side is exact here, the right side
 # two counts.

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 5. Prior preservation and coverage
+# # Notebook 5: prior preservation and coverage
 #
 # Beside [lecture 5](../lectures/05_coverage.md). What is replayed is kept; what is not replayed is not protected; the number of pictures is not the cause.
 

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 6. Path KL
+# # Notebook 6: path KL
 #
 # Beside [lecture 6](../lectures/06_path_kl.md). An upper bound on drift, with its constant, that needs no density: the number that the course
 # computes at both scales.

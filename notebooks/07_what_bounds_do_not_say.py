@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 7. What the bounds do not say
+# # Notebook 7: what the bounds do not say
 #
 # Beside [lecture 7](../lectures/07_what_bounds_do_not_say.md). Counter-examples that run.
 

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 8. From toy to full
+# # Notebook 8: from toy to full
 #
 # Beside [lecture 8](../lectures/08_from_toy_to_full.md). The file whose theorems you checked in the plane trains a pipeline of Stable Diffusion's
 # classes: here a tiny one with random weights (offline, seconds), then the mini model.

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 9. Evaluating personalization
+# # Notebook 9: evaluating personalization
 #
 # Beside [lecture 9](../lectures/09_evaluation.md). What the metrics measure, how sure one may be, and how to read a table of them.
 

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 10. A practical guide
+# # Notebook 10: a practical guide
 #
 # Beside [lecture 10](../lectures/10_practical_guide.md). What to train, which objective, which weight, what it costs, and what to do when it fails.
 

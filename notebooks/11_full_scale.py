@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 11. The full thing: Stable Diffusion
+# # Notebook 11: the full thing: Stable Diffusion
 #
 # Beside [lecture 11](../lectures/11_full_scale.md). This notebook prints the commands, runs them where a GPU and weights are present, and otherwise shows
 # what was recorded, or says "not run here". Set `PHOTOS` to a folder of four to six pictures of one thing, and `MODEL` to a pipeline folder.

@@ -19,7 +19,7 @@ def test_what_each_leaves_undone(h):
     loss = h / 2 * (theta - 1) ** 2 + lam * theta**2
     (slope,) = torch.autograd.grad(loss, theta, create_graph=True)
     (curvature,) = torch.autograd.grad(slope, theta)
-    minimizer = float(-slope / curvature)
+    minimizer = float((-slope / curvature).detach())
     assert 1 - minimizer == pytest.approx(2 * lam / (h + 2 * lam))
     assert stopped <= 1 - minimizer <= stopped + 0.2037
 
