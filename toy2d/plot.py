@@ -45,8 +45,9 @@ plt.rcParams |= {
 
 
 def style(objective: str) -> dict:
-    """Line style of an objective; sums and unknown kinds are grey."""
+    """Line style of an objective; sums and unknown kinds are grey, and black is the colour of text, light on a dark page."""
     colour, marker, line = STYLES.get(objective, ("#777777", "*", "-"))
+    colour = plt.rcParams["text.color"] if colour == "#000000" else colour
     return {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5}
 
 
@@ -89,26 +90,27 @@ def by_objective(records: list[dict]) -> dict[str, list[list[dict]]]:
     return {o: sorted(runs, key=lambda r: r[0]["weight"] or 0.0) for o, runs in groups.items()}
 
 
-def best_at_equal_adaptation(records: list[dict]) -> dict[str, list[dict]]:
-    """Per objective, the run with the least old-class KL from the base among those that learnt the new class as well as "standard".
+def best_at_equal_adaptation(
+    records: list[dict], learnt: str = "kl_new", lost: str = "old_base", limit: float | None = None
+) -> dict[str, list[dict]]:
+    """Per objective, the run with the least `lost` (old-class KL from the base) among those that learnt the new class as well as "standard".
 
-    As well: geometric mean of kl_new over seeds not above standard's (no bound where standard was not run). An objective none of
-    whose weights qualifies is left out.
+    As well: geometric mean of `learnt` over seeds not above `limit`, by default standard's (no bound where standard was not run). An
+    objective none of whose weights qualifies is left out.
     """
     runs = by_objective(records)
-    standard = runs.get("standard")
-    limit = geometric([value(r, "kl_new") for r in standard[0]])[0] if standard else math.inf
+    if limit is None:
+        standard = runs.get("standard")
+        limit = geometric([value(r, learnt) for r in standard[0]])[0] if standard else math.inf
     best = {}
     for objective, candidates in runs.items():
         fit = [
             c
             for c in candidates
-            if geometric([value(r, "kl_new") for r in c])[0] <= limit * (1 + 1e-9)
+            if geometric([value(r, learnt) for r in c])[0] <= limit * (1 + 1e-9)
         ]
         if fit:
-            best[objective] = min(
-                fit, key=lambda c: geometric([value(r, "old_base") for r in c])[0]
-            )
+            best[objective] = min(fit, key=lambda c: geometric([value(r, lost) for r in c])[0])
     return best
 
 
@@ -161,17 +163,8 @@ def draw_samples(samples: dict, metrics: dict, config: dict):
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for ax, (key, title) in zip(axes.flat, panels.items(), strict=False):
-        for i, c in enumerate(cond.unique().tolist()):
-            x = samples[key][cond == c]
-            ax.scatter(x[:, 0], x[:, 1], s=3, alpha=0.6, color=CLASS_COLOURS[i % 8], linewidths=0, rasterized=True)  # fmt: skip
-        if key != "base":
-            ax.scatter(
-                *samples["shots"][:MAX_SHOTS].T, s=26, marker="+", color="black", linewidths=0.9
-            )
+        samples_panel(ax, samples, key)
         ax.set_title(title, fontsize=9, parse_math=False)
-        ax.set_aspect("equal")
-        ax.set_xlim(-5.2, 5.2)
-        ax.set_ylim(-5.2, 5.2)
     figure.supxlabel("x (data units)", fontsize=9)
     figure.supylabel("y (data units)", fontsize=9)
     n, shots = int((cond == cond[0]).sum()), config["shots"]
@@ -183,6 +176,18 @@ def draw_samples(samples: dict, metrics: dict, config: dict):
     return figure, caption
 
 
+def samples_panel(ax, samples: dict, key: str) -> None:
+    """Samples of every prompt by the run `key`, one colour per prompt; + shots of the new class, which the base never saw."""
+    cond = samples["cond"]
+    for i, c in enumerate(cond.unique().tolist()):
+        x = samples[key][cond == c]
+        ax.scatter(x[:, 0], x[:, 1], s=3, alpha=0.6, color=CLASS_COLOURS[i % 8], linewidths=0, rasterized=True)  # fmt: skip
+    if key != "base":
+        dark = plt.rcParams["text.color"]
+        ax.scatter(*samples["shots"][:MAX_SHOTS].T, s=26, marker="+", color=dark, linewidths=0.9)
+    ax.set(aspect="equal", xlim=(-5.2, 5.2), ylim=(-5.2, 5.2))
+
+
 def draw_kl_per_class(metrics: dict, config: dict):
     best = best_at_equal_adaptation(metrics["runs"])
     names = list(metrics["base"][0]["kl_truth"])
@@ -192,17 +197,7 @@ def draw_kl_per_class(metrics: dict, config: dict):
         (axes[1], "kl_truth", "KL(world || fine-tuned)"),
     ):
         shown = {"base": metrics["base"]} if key == "kl_truth" else {}
-        shown |= best
-        width = 0.8 / max(1, len(shown))
-        for j, (objective, same) in enumerate(shown.items()):
-            limits = np.array([geometric([_at(r, key, n) for r in same]) for n in names])
-            x = np.arange(len(names)) + (j - (len(shown) - 1) / 2) * width
-            look = style(objective) | {"linestyle": "none"}
-            label = "base" if objective == "base" else same[0]["run"]
-            error = np.abs(limits[:, 1:].T - limits[:, 0])
-            ax.errorbar(x, limits[:, 0], yerr=error, label=label, elinewidth=1, **look)
-        ax.set_xticks(np.arange(len(names)), names, rotation=20)
-        log_axes(ax, "y")
+        conditions_panel(ax, shown | best, names, lambda r, n, key=key: _at(r, key, n))
         ax.set_title(f"{title}, nats", fontsize=9)
     axes[0].set_ylabel("KL (nats)")
     legend(axes[1])
@@ -211,6 +206,20 @@ def draw_kl_per_class(metrics: dict, config: dict):
         f"Prior preservation replays {metrics['replayed_class']} only."
     )
     return figure, caption
+
+
+def conditions_panel(ax, shown: dict[str, list[dict]], names: list[str], of) -> None:
+    """`of(record, name)` for every condition `name` and objective of `shown` (objective -> its records), side by side, log scale."""
+    width = 0.8 / max(1, len(shown))
+    for j, (objective, same) in enumerate(shown.items()):
+        limits = np.array([geometric([of(r, n) for r in same]) for n in names])
+        x = np.arange(len(names)) + (j - (len(shown) - 1) / 2) * width
+        look = style(objective) | {"linestyle": "none"}
+        label = "base" if objective == "base" else same[0]["run"]
+        error = np.abs(limits[:, 1:].T - limits[:, 0])
+        ax.errorbar(x, limits[:, 0], yerr=error, label=label, elinewidth=1, **look)
+    ax.set_xticks(np.arange(len(names)), names, rotation=20)
+    log_axes(ax, "y")
 
 
 def _at(record: dict, key: str, name: str) -> float:
@@ -229,19 +238,7 @@ CHAIN = (
 def draw_chain(metrics: dict, config: dict):
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
     for ax, (kx, lx), (ky, ly), slope in zip(axes, CHAIN[:-1], CHAIN[1:], (1, 2, 1), strict=True):
-        for objective, runs in by_objective(metrics["runs"]).items():
-            flat = [r for same in runs for r in same if value(r, "delta_theta") > 0]
-            xy = np.array([(value(r, kx), value(r, ky)) for r in flat]).reshape(-1, 2)
-            ax.plot(xy[:, 0], xy[:, 1], **style(objective) | {"linestyle": "none"}, label=objective, alpha=0.8)  # fmt: skip
-        log_axes(ax)
-        _guide(
-            ax,
-            slope,
-            "bound: y = x" if kx == "path_kl" else f"slope {slope}",
-            exact=kx == "path_kl",
-        )
-        ax.set_xlabel(lx)
-        ax.set_ylabel(ly)
+        chain_panel(ax, metrics["runs"], (kx, lx), (ky, ly), slope, exact=kx == "path_kl")
     legend(axes[2])
     caption = (
         f"From parameters to law, one point a run ({len(metrics['runs'])} runs, {seeds_note(config)}), log-log. Left: the link that L2 "
@@ -249,6 +246,19 @@ def draw_chain(metrics: dict, config: dict):
         "the probability-flow ODE's, so points above the line are two samplers with two laws, not a violation."
     )
     return figure, caption
+
+
+def chain_panel(
+    ax, records: list[dict], x: tuple[str, str], y: tuple[str, str], slope: float, exact: bool = False
+) -> None:  # fmt: skip
+    """One point a run, x and y = (key, label), log-log, with a line of this slope; `exact`: the line y = x, a bound."""
+    for objective, runs in by_objective(records).items():
+        flat = [r for same in runs for r in same if value(r, "delta_theta") > 0]
+        xy = np.array([(value(r, x[0]), value(r, y[0])) for r in flat]).reshape(-1, 2)
+        ax.plot(xy[:, 0], xy[:, 1], **style(objective) | {"linestyle": "none"}, label=objective, alpha=0.8)  # fmt: skip
+    log_axes(ax)
+    _guide(ax, slope, "bound: y = x" if exact else f"slope {slope}", exact)
+    ax.set(xlabel=x[1], ylabel=y[1])
 
 
 def log_axes(ax, which: str = "xy") -> None:
@@ -301,44 +311,54 @@ def draw_weights(metrics: dict, config: dict):
         ("delta_theta", r"$\|\Delta\theta\|$"),
     )
     for ax, (key, label) in zip(axes, panels, strict=True):
-        for objective, runs in by_objective(metrics["runs"]).items():
-            runs = [same for same in runs if same[0]["weight"]]
-            if not runs:
-                continue
-            weights = [same[0]["weight"] for same in runs]
-            limits = np.array([geometric([value(r, key) for r in same]) for same in runs])
-            _band(ax, weights, limits, objective, objective, alpha=0.15)
-        standard = by_objective(metrics["runs"]).get("standard")
-        if standard:
-            level = geometric([value(r, key) for r in standard[0]])[0]
-            ax.axhline(level, color="black", linewidth=1, linestyle=":")
-            ax.annotate("standard", (0.99, level), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")  # fmt: skip
-        log_axes(ax)
-        ax.set_xlabel("weight (each objective's own unit)")
-        ax.set_ylabel(label)
+        weights_panel(ax, metrics["runs"], key, label)
     legend(axes[2])
     caption = f"Every objective over its weight: geometric mean, band one standard error over {seeds_note(config)}. Dotted: standard."
     return figure, caption
 
 
+def weights_panel(ax, records: list[dict], key: str, label: str) -> None:
+    """`key` of every objective over its weight, log-log; dotted: standard."""
+    for objective, runs in by_objective(records).items():
+        runs = [same for same in runs if same[0]["weight"]]
+        if not runs:
+            continue
+        weights = [same[0]["weight"] for same in runs]
+        limits = np.array([geometric([value(r, key) for r in same]) for same in runs])
+        _band(ax, weights, limits, objective, objective, alpha=0.15)
+    standard = by_objective(records).get("standard")
+    if standard:
+        level = geometric([value(r, key) for r in standard[0]])[0]
+        ax.axhline(level, color=plt.rcParams["text.color"], linewidth=1, linestyle=":")
+        ax.annotate("standard", (0.99, level), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")  # fmt: skip
+    log_axes(ax)
+    ax.set(xlabel="weight (each objective's own unit)", ylabel=label)
+
+
 def draw_tradeoff(metrics: dict, config: dict):
     figure, ax = plt.subplots(figsize=(5.8, 4))
-    for objective, runs in by_objective(metrics["runs"]).items():
-        x = np.array([geometric([value(r, "kl_new") for r in same]) for same in runs])
-        y = np.array([geometric([value(r, "old_base") for r in same]) for same in runs])
-        ax.errorbar(
-            x[:, 0], y[:, 0], xerr=np.abs(x[:, 1:].T - x[:, 0]), yerr=np.abs(y[:, 1:].T - y[:, 0]),
-            label=objective, elinewidth=0.6, linewidth=1, **style(objective),
-        )  # fmt: skip
-    log_axes(ax)
-    ax.set_xlabel("new class not learnt: KL(world || tuned) (nats)")
-    ax.set_ylabel("old classes lost: KL(base || tuned) (nats)")
+    x = ("kl_new", "new class not learnt: KL(world || tuned) (nats)")
+    y = ("old_base", "old classes lost: KL(base || tuned) (nats)")
+    tradeoff_panel(ax, metrics["runs"], x, y)
     legend(ax)
     caption = (
         "Adaptation against preservation: lower left is better. Lines join the weights of one objective; geometric means, bars one "
         f"standard error over {seeds_note(config)}."
     )
     return figure, caption
+
+
+def tradeoff_panel(ax, records: list[dict], x: tuple[str, str], y: tuple[str, str]) -> None:
+    """Lines join the weights of one objective; x and y = (key, label), log-log."""
+    for objective, runs in by_objective(records).items():
+        across = np.array([geometric([value(r, x[0]) for r in same]) for same in runs])
+        up = np.array([geometric([value(r, y[0]) for r in same]) for same in runs])
+        ax.errorbar(
+            across[:, 0], up[:, 0], xerr=np.abs(across[:, 1:].T - across[:, 0]), yerr=np.abs(up[:, 1:].T - up[:, 0]),
+            label=objective, elinewidth=0.6, linewidth=1, **style(objective),
+        )  # fmt: skip
+    log_axes(ax)
+    ax.set(xlabel=x[1], ylabel=y[1])
 
 
 def _whole(metrics: dict) -> tuple[str, str]:
