@@ -23,6 +23,7 @@ OBJECTIVES = ("standard", "prior", "l2", "output", "fisher")
 KINDS = {
     "full": {"train": "full", "learning_rate": 1e-4},
     "lora": {"train": "lora", "learning_rate": 1e-2},
+    "full+text": {"train": "full", "learning_rate": 1e-4, "train_text_encoder": True},
     "lora+text": {"train": "lora", "learning_rate": 1e-2, "train_text_encoder": True},
 }
 NEW = {"instance_prompt": "a photo of <new1> dog", "placeholder_token": "<new1>", "initializer_token": "dog"}  # fmt: skip
@@ -112,7 +113,9 @@ def trained(c: TrainConfig) -> dict[str, torch.Tensor]:
     if c.train == "lora":
         return load_tensors(folder / "lora" / "pytorch_lora_weights.safetensors")
     if c.train == "full":
-        return load_tensors(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+        unet = load_tensors(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+        text = load_tensors(folder / "pipeline" / "text_encoder" / "model.safetensors")
+        return unet | {f"text_encoder/{k}": w for k, w in text.items() if c.train_text_encoder}
     place = folder / FORMATS[c.kind.leaves[0]].place
     return {f"{f.stem}/{k}": v for f in sorted(place.rglob("*.safetensors")) for k, v in load_tensors(f).items()}  # fmt: skip
 

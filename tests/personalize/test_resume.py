@@ -43,8 +43,8 @@ def killed_while_logging(monkeypatch, c, step: int):
     assert RunFolder(c.output_dir, {}).status == "failed"
 
 
-LONGER = [("prior", "lora+text"), ("output", "lora+text"), ("fisher", "lora+text")]
-LONGER += [("prior+l2", kind) for kind in KINDS]
+LONGER = [(o, k) for o in ("prior", "output", "fisher") for k in ("lora+text", "full+text")]
+LONGER += [("prior+l2", kind) for kind in KINDS] + [("standard", "full+text")]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,22 @@ def test_wherever_it_is_killed(tmp_path, monkeypatch, every):
 def never_stopped():
     whole = config(workshop() / "never_stopped", **FULL_FEATURED, checkpointing_steps=3)
     return whole, trained(whole)
+
+
+def test_negative_control_the_text_encoder_s_moments_are_needed(tmp_path, monkeypatch):
+    whole = config(tmp_path / "whole", kind="full+text", checkpointing_steps=2)
+    cut = replace(whole, output_dir=str(tmp_path / "cut"))
+    killed_while_logging(monkeypatch, cut, step=3)
+    restore, lost = State.restore, "adam/exp_avg/text_encoder"
+
+    def forgetful(self, tensors, scalars):
+        assert any(k.startswith(lost) for k in tensors)
+        restore(self, {k: torch.zeros_like(v) if k.startswith(lost) else v for k, v in tensors.items()}, scalars)  # fmt: skip
+
+    monkeypatch.setattr(State, "restore", forgetful)
+    forgot, weights = trained(cut), trained(whole)
+    text = [k for k in weights if k.startswith("text_encoder/")]
+    assert not same({k: weights[k] for k in text}, {k: forgot[k] for k in text})
 
 
 @pytest.mark.parametrize("lost", ["adam/exp_avg/", "adam/exp_avg_sq/", "adam/step/", "ema/", "lr", "sums/"])  # fmt: skip
