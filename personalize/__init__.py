@@ -3,16 +3,19 @@
 Read in this order; a module imports only from those above it. Objectives, schedule and drift are toy2d's own; no loss is defined here.
 
     config         TrainConfig: diffusers' flag names and defaults; rules: what has no effect is an error
+    kinds          what can train, as data; concepts: several subjects in one run
     photos         a folder of photographs: what is usable, what is not and why
     tiny           a pipeline for trying things: real classes, random weights
     backbone       a pipeline opened: what denoises, what encodes, what the frozen base answers
-    model          load, and choose what trains
-    adapters       ||delta W||^2 of LoRA without forming delta W; the anchors
+    model          load; choose: what trains; words: new tokens, the table beside them untouched
+    changes        what each adapter does to a weight, ||delta W||^2 without forming it; adapters: the anchors
     data           pictures -> latents, prompts -> embeddings, each computed once
     sample         prompts x seeds -> pictures
     classimages    the class set, made by the frozen base, with its manifest
+    subjects       the pictures of all concepts as one set
     train          one loop, with state (exact resume), engine, prepare, fisher and validate beside it
-    card, export   weights in the formats that others open
+    card, export   weights as folders that appear whole; reopen: put back onto their base; delta: the authors' delta.bin
+    formats        kohya, PEFT, Custom Diffusion, words, diffusers, merged; each opened again by its official loader (export_run)
     measure        drift per prompt group: rows
     experiment     run(config) -> runs/personalize/<name>/
     dryrun, bench  what a run would do; times and memory side by side

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from personalize.kinds import KINDS
 from toy2d.runfolder import write_atomic
 
 CARD = """---
@@ -31,10 +32,27 @@ from diffusers import DiffusionPipeline
 ```
 
 """
-CODE = {
-    "full": 'pipeline = DiffusionPipeline.from_pretrained("pipeline", use_safetensors=True)',
-    "lora": "pipeline = DiffusionPipeline.from_pretrained(BASE, use_safetensors=True)\n"
-    'pipeline.load_lora_weights("lora")',
+BASE = "pipeline = DiffusionPipeline.from_pretrained(BASE, use_safetensors=True)\n"
+WORDS = """for file in Path("{folder}").glob("*.safetensors"):  # one for each new word; SDXL's hold clip_l and clip_g, one per encoder
+    if not file.name.startswith("pytorch_"):
+        pipeline.load_textual_inversion(file)"""
+CODE = {  # what opens the first format that the kind leaves (kinds.py)
+    "merged": 'pipeline = DiffusionPipeline.from_pretrained("pipeline", use_safetensors=True)',
+    "diffusers": BASE + 'pipeline.load_lora_weights("lora")',
+    "peft": "from pathlib import Path\nfrom peft import PeftModel\n\n"
+    + BASE
+    + """for part in Path("peft").iterdir():  # diffusers itself loads none of these adapters
+    if part.is_dir():
+        setattr(pipeline, part.name, PeftModel.from_pretrained(getattr(pipeline, part.name), part))""",
+    "custom_diffusion": "from pathlib import Path\n\n"
+    + BASE
+    + """# without _pipeline diffusers 0.42 reads the file and sets nothing; transformers (SD-3): personalize export RUN --format merged
+pipeline.unet.load_attn_procs(
+    "custom_diffusion", weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline
+)
+"""
+    + WORDS.format(folder="custom_diffusion"),
+    "token": "from pathlib import Path\n\n" + BASE + WORDS.format(folder="token"),
 }
 
 
@@ -46,7 +64,8 @@ def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mappi
         "library_name": "diffusers",
         "tags": ["text-to-image", "diffusers", "driftlab", f"objective-{config.get('objective')}"],
     }
-    code = CODE.get(config.get("train"))
+    kind = KINDS.get(config.get("train"))
+    code = CODE[kind.leaves[0]] if kind else ""
     text = CARD.format(
         front="\n".join(f"{k}: {_yaml(v)}" for k, v in front.items() if v),
         title=_inline(config.get("instance_prompt") or "") or "A personalized model",
