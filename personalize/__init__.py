@@ -5,7 +5,8 @@ Read in this order; a module imports only from those above it. Objectives, sched
     config         TrainConfig: diffusers' flag names and defaults; rules: what has no effect is an error
     kinds          what can train, as data; concepts: several subjects in one run
     photos         a folder of photographs: what is usable, what is not and why
-    tiny           a pipeline for trying things: real classes, random weights
+    families       what differs between SD-1.5, SDXL and SD-3, as three values
+    tiny           pipelines for trying things: real classes, random weights
     backbone       a pipeline opened: what denoises, what encodes, what the frozen base answers
     model          load; choose: what trains; words: new tokens, the table beside them untouched
     changes        what each adapter does to a weight, ||delta W||^2 without forming it; adapters: the anchors
@@ -13,6 +14,7 @@ Read in this order; a module imports only from those above it. Objectives, sched
     sample         prompts x seeds -> pictures
     classimages    the class set, made by the frozen base, with its manifest
     subjects       the pictures of all concepts as one set
+    timesteps      which noise levels are drawn, and how much each counts
     train          one loop, with state (exact resume), engine, prepare, fisher and validate beside it
     card, export   weights as folders that appear whole; reopen: put back onto their base; delta: the authors' delta.bin
     formats        kohya, PEFT, Custom Diffusion, words, diffusers, merged; each opened again by its official loader (export_run)
