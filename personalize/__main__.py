@@ -11,6 +11,7 @@ import tyro
 from personalize.compare import CompareConfig, completed, mini_compare
 from personalize.config import TrainConfig
 from personalize.flags import given_flags, split_negations, with_preset
+from personalize.mini.plan import Pretrain
 from personalize.presets import PRESETS
 from personalize.rules import OBJECTIVES, explain_foreign_flags
 from toy2d.files import RunFailure, UserError
@@ -142,6 +143,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "export": Export,
     "compare": compare_command,
+    "pretrain": Pretrain,
     "bench": Bench,
 }
 
@@ -215,6 +217,10 @@ def act(asked) -> None:
         from personalize.comparison import run as compare
 
         compare(asked)
+    elif isinstance(asked, Pretrain):
+        from personalize.mini.pretrain import pretrain
+
+        pretrain(asked)
     elif isinstance(asked, Bench):
         from personalize.bench import bench
 

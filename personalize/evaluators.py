@@ -202,7 +202,11 @@ def evaluators_of(mini: bool, clip: str | None = None, dino: str | None = None, 
 def _network(kind, name: str, device, unused: tuple[str, ...] = ()) -> nn.Module:
     """Raises UserError if weights that are used are missing: transformers fills them at random and only says so in a log."""
     network, report = kind.from_pretrained(
-        name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        name,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
     missing = [k for k in report["missing_keys"] if not k.startswith(unused)]
     if missing:

@@ -15,6 +15,7 @@ from torch import nn
 from personalize.backbone import Model
 from personalize.choose import choose, choose_as
 from personalize.families import FAMILIES, SD3, SD15, SDXL, Cond, Family, from_diffusers
+from personalize.mini import model_folder
 from personalize.tiny import tiny
 from toy2d.runfolder import UserError
 
@@ -36,13 +37,13 @@ def load(
     dtype: torch.dtype = torch.float32,
     without_t5: bool = False,
 ) -> Model:
-    """A model from a pipeline folder or a hub id (the local cache serves when there is no network).
+    """A model from a pipeline folder, a hub id (the local cache serves when there is no network), or "mini", the one that ships here.
 
     `dtype` is that of the denoiser and the text encoders; the VAE stays in float32, because it runs once per picture and half
     precision overflows in some. The safety checker is left out, and SD-3's T5 if asked. Raises UserError that says what is missing and
     what to do.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = model_folder() if name_or_path == "mini" else Path(name_or_path).expanduser()
     name = str(folder if folder.is_dir() else name_or_path)
     try:
         config = DiffusionPipeline.load_config(name, revision=revision)

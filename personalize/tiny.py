@@ -59,7 +59,7 @@ def tiny(
         raise ValueError("tiny('sd3') predicts the flow: leave prediction out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = BUILD[kind](_word_tokenizer(), prediction)
+        pipeline = BUILD[kind](word_tokenizer(set(WORDS.split())), prediction)
     if folder is not None:
         pipeline.save_pretrained(folder)
     return pipeline
@@ -86,7 +86,7 @@ def _sdxl(tokenizer, prediction):
         text_encoder=_clip(tokenizer, CLIPTextModel),
         text_encoder_2=_clip(tokenizer, CLIPTextModelWithProjection),
         tokenizer=tokenizer,
-        tokenizer_2=_word_tokenizer(),
+        tokenizer_2=word_tokenizer(set(WORDS.split())),
         unet=_unet(
             cross_attention_dim=64,  # both encoders' side by side
             transformer_layers_per_block=(1, 2),
@@ -114,7 +114,7 @@ def _sd3(tokenizer, prediction):
         text_encoder_2=_clip(tokenizer, CLIPTextModelWithProjection),
         text_encoder_3=_t5(),
         tokenizer=tokenizer,
-        tokenizer_2=_word_tokenizer(),
+        tokenizer_2=word_tokenizer(set(WORDS.split())),
         tokenizer_3=_t5_tokenizer(),
         transformer=SD3Transformer2DModel(
             sample_size=8,
@@ -198,14 +198,14 @@ def _t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=marks + words, extra_ids=0, model_max_length=512)
 
 
-def _word_tokenizer() -> CLIPTokenizer:
-    """Byte-pair merges learnt on WORDS alone until every word is one token; the same in every process."""
+def word_tokenizer(words: set[str], length: int = 77) -> CLIPTokenizer:
+    """Byte-pair merges learnt on the words alone until every one is one token; the same in every process. Prompts of `length` tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _byte_pair_merges(set(WORDS.split()))
+    merges = _byte_pair_merges(words)
     tokens = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges)]
     tokens = ["<|startoftext|>", "<|endoftext|>", *dict.fromkeys(tokens)]
     vocab = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
 def _byte_pair_merges(words: set[str]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from transformers import (
     ViTModel,
 )
 
-from personalize.tiny import _word_tokenizer
+from personalize.tiny import WORDS, word_tokenizer
 
 SIZE = {"height": 32, "width": 32}
 BODY = {
@@ -38,7 +38,7 @@ def judges(folder: Path) -> dict[str, str]:
 
 
 def save_clip(folder: Path) -> None:
-    words = _word_tokenizer()
+    words = word_tokenizer(set(WORDS.split()))
     ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}  # fmt: skip
     text = {**BODY, "vocab_size": len(words), **ends}
     CLIPModel(CLIPConfig(text_config=text, vision_config=EYE, projection_dim=8)).save_pretrained(folder)  # fmt: skip

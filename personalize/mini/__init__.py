@@ -1,0 +1,77 @@
+"""A small real text-to-image model that ships with driftlab: animals in places, 64 x 64, SD-1.5's classes in diffusers format.
+
+    world, artwork   what it knows: 16 animals x 8 scenes x 4 drawing styles; where the drawings come from
+    words            its tokenizer
+    data, loop       the arrays and the one loop of all parts' training
+    vae, clip, unet  the parts
+    plan, pretrain   train them (`personalize pretrain`)
+    publish          the folders that others open; quality: is it good enough?
+    weights/         the folders: model, clip, dino, classifier
+    subjects/        drawings held out from training, five pictures each, to personalize with
+
+`--pretrained_model_name_or_path mini` is `model_folder()`, and nothing else is special about it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from personalize.mini.world import CLASSES, SCENES
+from toy2d.files import UserError, verify_manifest
+
+__all__ = ["CLASSES", "FOLDER", "SCENES", "Subject", "classifier_folder", "clip_folder", "dino_folder", "model_folder", "subjects"]  # fmt: skip
+
+FOLDER = Path(__file__).parent
+WEIGHTS = FOLDER / "weights"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A drawing to personalize with: "a photo of a sks {class_word}"."""
+
+    name: str
+    class_word: str
+    folder: Path  # 00.png ... 04.png, 64 x 64
+
+
+def model_folder() -> Path:
+    """The diffusers pipeline. Raises UserError if it is absent or altered; so do the next three."""
+    return _folder("model")
+
+
+def clip_folder() -> Path:
+    """CLIPModel, CLIPTokenizer and image processor: CLIP's part in evaluation."""
+    return _folder("clip")
+
+
+def dino_folder() -> Path:
+    """ViTModel and image processor, trained to tell instances apart: DINO's part."""
+    return _folder("dino")
+
+
+def classifier_folder() -> Path:
+    """ResNetForImageClassification, labels "class|scene": the truth that checks the metrics."""
+    return _folder("classifier")
+
+
+def _folder(name: str) -> Path:
+    folder = WEIGHTS / name
+    if not folder.is_dir():
+        raise UserError(
+            f"the mini base has no weights in {folder}: install driftlab whole, or train them with `personalize pretrain`"
+        )
+    if not verify_manifest(folder):
+        raise UserError(
+            f"the weights in {folder} are not those that were published (manifest.json); "
+            "restore them (git checkout) or publish again with `personalize pretrain`"
+        )
+    return folder
+
+
+def subjects() -> dict[str, Subject]:
+    """By name, in order."""
+    listed = json.loads((FOLDER / "subjects" / "subjects.json").read_text())
+    return {
+        name: Subject(name, about["class_word"], FOLDER / "subjects" / name)
+        for name, about in listed.items()
+    }

@@ -1,0 +1,110 @@
+"""Write what others open: the pipeline and the three judges in fp16 with manifests, and the subjects' pictures."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+from transformers import CLIPTextModel
+
+from personalize.mini import clip, unet
+from personalize.mini.artwork import SUBJECTS, Artwork
+from personalize.mini.words import tokenizer
+from personalize.mini.world import SCENES, compose
+from toy2d.files import read_csv, write_atomic, write_json, write_manifest
+
+VIEWS = 5  # pictures of a subject
+
+
+def publish(parts: dict[str, nn.Module], latent_std: float, record: dict, out: Path) -> None:
+    """`record`: what made the weights (command, commit, data digest, losses), kept beside them."""
+    parts["vae"].register_to_config(scaling_factor=1 / latent_std)
+    _whole(out / "model", lambda folder: pipeline(parts).save_pretrained(folder))
+    _whole(out / "clip", lambda folder: _judge(parts["clip"], folder, tokenizer()))
+    _whole(out / "dino", lambda folder: _judge(parts["dino"], folder))
+    _whole(out / "classifier", lambda folder: _judge(parts["classifier"], folder))
+    write_json(out / "made_by.json", record)
+
+
+def pipeline(parts: dict[str, nn.Module]) -> StableDiffusionPipeline:
+    """SD-1.5's classes, in fp16. The text encoder is the mini CLIP's text tower."""
+    made = StableDiffusionPipeline(
+        vae=parts["vae"],
+        text_encoder=text_encoder(parts["clip"]),
+        tokenizer=tokenizer(),
+        unet=parts["unet"],
+        scheduler=unet.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return made.to(torch.float16)
+
+
+def text_encoder(whole) -> CLIPTextModel:
+    alone = CLIPTextModel(whole.config.text_config)
+    weights = whole.text_model.state_dict()
+    own = alone.state_dict()
+    prefix = "" if own.keys() == weights.keys() else "text_model."
+    alone.load_state_dict({prefix + k: v for k, v in weights.items()})
+    return alone.eval()
+
+
+def _judge(network: nn.Module, folder: Path, words=None) -> None:
+    network.half().save_pretrained(folder)
+    clip.processor().save_pretrained(folder)
+    if words is not None:
+        words.save_pretrained(folder)
+
+
+def _whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """The folder appears whole: written beside its place, manifest last, then moved there."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    write(temporary)
+    write_manifest(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def write_subjects(artwork: Artwork, out: Path, seed: int = 0) -> None:
+    """Five pictures of each held-out drawing, each in another scene, and who drew it."""
+    about = {}
+    for name, drawing in artwork.subjects().items():
+        class_word, style, _, _ = SUBJECTS[name]
+        rng = random.Random(f"{seed} {name}")
+        scenes = rng.sample(range(len(SCENES)), VIEWS)
+        for i, scene in enumerate(scenes):
+            (out / name).mkdir(parents=True, exist_ok=True)
+            path = out / name / f"{i:02d}.png"
+            compose(drawing, scene, rng).save(path, optimize=True)
+        about[name] = {"class_word": class_word, "scenes": [SCENES[s] for s in scenes]} | SOURCES[style]  # fmt: skip
+    write_json(out / "subjects.json", about)
+    write_atomic(out / "ATTRIBUTION.md", ATTRIBUTION)
+
+
+SOURCES = {
+    "cartoon": {"artwork": "Noto Emoji, Google", "licence": "Apache-2.0"},
+    "bold": {"artwork": "Twemoji, Twitter, Inc and other contributors", "licence": "CC BY 4.0"},
+    "flat": {"artwork": "Fluent Emoji, Microsoft", "licence": "MIT"},
+    "glossy": {"artwork": "Fluent Emoji, Microsoft", "licence": "MIT"},
+}
+ATTRIBUTION = """# Attribution
+
+The pictures here and the weights in ../weights were made from these drawings, put on drawn scenes, turned, scaled and recoloured.
+
+| artwork | by | licence | package |
+|---|---|---|---|
+| [Noto Emoji](https://github.com/googlefonts/noto-emoji) | Google | Apache-2.0 | emoji-datasource-google 16.0.0 |
+| [Twemoji](https://github.com/twitter/twemoji) | Twitter, Inc and other contributors | CC BY 4.0 | emoji-datasource-twitter 16.0.0 |
+| [Fluent Emoji](https://github.com/microsoft/fluentui-emoji) | Microsoft | MIT | fluentui-emoji 1.3.0 |
+"""
+
+
+def losses(folder: Path) -> dict[str, list]:
+    """Each part's loss curve, every twentieth logged row."""
+    return {p.parent.name: read_csv(p)[::20] for p in sorted(folder.glob("*/history.csv"))}
