@@ -1,6 +1,7 @@
 # Each target makes what it needs: .venv with the pinned versions of constraints.txt, then the work. A second call reuses it.
 PYTHON ?= python3
 BIN := .venv/bin
+REMOTE := '<(script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*href="(https?:)?//'
 
 .PHONY: demo test slow lint format bench book pages lab twins figures clean
 
@@ -27,10 +28,12 @@ bench: .venv/ready  ## speed, side by side
 book: demo  ## the course as one site, every notebook executed: build/book/lectures/index.html
 	@echo "== sphinx: lectures and notebooks, warnings are errors, a cell that raises fails (a few minutes)"
 	@$(BIN)/sphinx-build -b html -c lectures -d build/doctrees -W -n --keep-going -q . build/book
+	@! grep -rlE $(REMOTE) --include='*.html' build/book  # a page named here would ask the network
 	@echo "open build/book/lectures/index.html"
 
 pages: .venv/ready  ## the same pages without executing a cell (CI has executed all notebooks in the tests)
 	@BOOK_EXECUTION=off $(BIN)/sphinx-build -b html -c lectures -d build/doctrees-pages -W -n --keep-going -q . build/pages
+	@! grep -rlE $(REMOTE) --include='*.html' build/pages
 
 lab: demo  ## JupyterLab, notebook 01 open, the lectures beside it; LAB="--no-browser" and such go to JupyterLab
 	@$(BIN)/jupyter-lab $(LAB) notebooks/01_drift.ipynb
