@@ -83,8 +83,9 @@ def pictures(
             write_json(folder / "manifest.json", {"settings": settings, "files": made})
     if missing:
         seconds = time.perf_counter() - began
-        kept = f", {len(jobs) - len(missing)} were there" if len(jobs) > len(missing) else ""
-        say(f"{folder}: {len(missing)} pictures in {seconds:.1f} s, {len(missing) / seconds:.2f} images/s{kept}")  # fmt: skip
+        kept = len(jobs) - len(missing)
+        speed = f"{len(missing)} drawn in {seconds:.1f} s, {len(missing) / seconds:.2f} images/s"
+        say(f"{folder}: {speed}{f', {kept} were there' if kept else ''}")
     return paths
 
 

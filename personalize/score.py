@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from personalize.evaluators import Evaluators
+from personalize.evaluators import Clip, Dino, Evaluators, Truth
 from personalize.gallery import Job
 from personalize.metrics import cosine, mean_to_others, paired_cosine, pairwise_perceptual
 from personalize.photos import open_rgb
@@ -63,34 +63,41 @@ def score(
     prompts: PromptSet, seeds: list[int], tuned: dict[Job, Path], base: dict[Job, Path], evaluators: Evaluators, references: References
 ) -> Scores:  # fmt: skip
     """`base` may be empty: then nothing is said about drift."""
-    scores = Scores()
+    scores, n = Scores(), len(seeds)
+    sides = {"tuned": tuned, "base": base} if base else {"tuned": tuned}
     for group, prompt in prompts.jobs():
-        sides = {"tuned": tuned, "base": base} if base else {"tuned": tuned}
         files = [(side, seed, of[prompt, seed]) for side, of in sides.items() for seed in seeds]
         images = [open_rgb(path) for _, _, path in files]
         columns: Columns = {}
         if evaluators.clip:
-            columns |= clip_columns(evaluators, prompts.plain(prompt), images, len(seeds), references)  # fmt: skip
+            columns |= clip_columns(evaluators.clip, prompts.plain(prompt), images, n, references)
         if evaluators.dino:
-            found, features = dino_columns(evaluators, images, len(seeds), references)
+            found, features = dino_columns(evaluators.dino, images, n, references)
             columns |= found
             for (side, _, _), f in zip(files, features, strict=True):
                 scores.dino.setdefault((side, group), []).append(f)
         if evaluators.lpips:
-            columns |= distance_columns("lpips", evaluators.lpips.pairwise(images), len(seeds))
-        texts = truth_columns(evaluators, prompt, images)
+            columns |= distance_columns("lpips", evaluators.lpips.pairwise(images), n)
+        if evaluators.truth:
+            columns |= truth_columns(evaluators.truth, prompt, images)
         for i, (side, seed, path) in enumerate(files):
             row = {"model": side, "group": group, "prompt": prompt, "seed": seed, "file": path.name}
-            row |= {k: float(v[i]) for k, v in columns.items() if k != "nearest"}
-            if "nearest" in columns:
-                row["nearest"] = references.training[int(columns["nearest"][i])]
-            scores.rows.append({k: v for k, v in row.items() if v == v} | {k: v[i] for k, v in texts.items()})  # fmt: skip
+            scores.rows.append(row | _cells(columns, i, references))
     return scores
 
 
-def clip_columns(evaluators: Evaluators, text: str, images: list[Image.Image], n: int, references: References) -> Columns:  # fmt: skip
-    features = evaluators.clip.images(images)
-    to_text = cosine(features, evaluators.clip.texts([text]))[:, 0]
+def _cells(columns: Columns, i: int, references: References) -> dict:
+    """Row i of the columns; what does not exist there (nan) stays empty, the nearest picture gets its name."""
+    numbers = {k: float(v[i]) for k, v in columns.items()}
+    cells = {k: v for k, v in numbers.items() if not math.isnan(v)}
+    if "nearest" in cells:
+        cells["nearest"] = references.training[int(cells["nearest"])]
+    return cells
+
+
+def clip_columns(clip: Clip, text: str, images: list[Image.Image], n: int, references: References) -> Columns:  # fmt: skip
+    features = clip.images(images)
+    to_text = cosine(features, clip.texts([text]))[:, 0]
     to_subject = cosine(features, references.clip)
     out = {"clip_t": to_text, "clip_i": to_subject.mean(1), "subject_max": to_subject.max(1).values}
     out["pairwise_clip"] = within(cosine(features, features), n)
@@ -100,9 +107,9 @@ def clip_columns(evaluators: Evaluators, text: str, images: list[Image.Image], n
     return pad(out, len(images))
 
 
-def dino_columns(evaluators: Evaluators, images: list[Image.Image], n: int, references: References) -> tuple[Columns, Tensor]:  # fmt: skip
+def dino_columns(dino: Dino, images: list[Image.Image], n: int, references: References) -> tuple[Columns, Tensor]:  # fmt: skip
     """And the features. Distances of the layers are taken here, so that one prompt's layers at a time are in memory."""
-    features, layers = evaluators.dino.features(images)
+    features, layers = dino.features(images)
     nearest = cosine(features, references.training_dino).max(1)
     out = {"dino": cosine(features, references.dino).mean(1), "memorization": nearest.values}
     out["nearest"] = nearest.indices
@@ -120,17 +127,13 @@ def distance_columns(name: str, pairwise: Tensor, n: int) -> Columns:
     return pad(out, len(pairwise))
 
 
-def truth_columns(
-    evaluators: Evaluators, prompt: str, images: list[Image.Image]
-) -> dict[str, list]:
-    """Is the class, is the scene there that the prompt names? Empty where it names none, or nobody knows."""
-    if not evaluators.truth:
-        return {}
-    read, out = evaluators.truth.read(images), {}
+def truth_columns(truth: Truth, prompt: str, images: list[Image.Image]) -> Columns:
+    """1 where the picture shows the class, the scene that the prompt names, else 0; no column where it names none that is known."""
+    read, out = truth.read(images), {}
     for k, name in enumerate(("class", "scene")):
-        asked = [word for word in set(evaluators.truth.labels[k]) if f" {word} " in f" {prompt} "]
+        asked = [word for word in set(truth.labels[k]) if f" {word} " in f" {prompt} "]
         if asked:
-            out[f"{name}_right"] = [float(r[k] == max(asked, key=len)) for r in read]
+            out[f"{name}_right"] = torch.tensor([float(r[k] == asked[0]) for r in read])
     return out
 
 

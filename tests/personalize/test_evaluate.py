@@ -239,7 +239,7 @@ def test_pictures_that_are_there_are_kept(moved, tmp_path):
     jobs = [("a cat", s) for s in SEEDS]
     said = []
     paths = pictures(moved, jobs, tmp_path, QUICK, say=said.append)
-    assert "3 pictures" in said[0]
+    assert "3 drawn" in said[0]
     assert "images/s" in said[0]
     before = {p: p.read_bytes() for p in paths.values()}
     with mock.patch.object(gallery, "draw", side_effect=AssertionError("drawn again")):
@@ -249,10 +249,10 @@ def test_pictures_that_are_there_are_kept(moved, tmp_path):
     first.unlink()
     second.write_bytes(before[second][:-1])
     pictures(moved, jobs, tmp_path, QUICK, say=said.append)
-    assert "2 pictures" in said[1]
+    assert "2 drawn" in said[1]
     assert {p: p.read_bytes() for p in paths.values()} == before
     pictures(moved, [*jobs, ("a dog", 11)], tmp_path, QUICK, say=said.append)
-    assert "1 pictures" in said[2]
+    assert "1 drawn" in said[2]
     assert "3 were there" in said[2]
 
 
@@ -271,7 +271,7 @@ def test_a_killed_evaluation_goes_on(moved, tmp_path):
     assert len(list((tmp_path / "killed").glob("*.png"))) == 4
     said = []
     again = pictures(moved, jobs, tmp_path / "killed", QUICK, say=said.append)
-    assert "2 pictures" in said[0]
+    assert "2 drawn" in said[0]
     whole = pictures(moved, jobs, tmp_path / "whole", QUICK, say=silent)
     assert [p.read_bytes() for p in again.values()] == [p.read_bytes() for p in whole.values()]
 
