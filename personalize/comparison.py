@@ -119,7 +119,8 @@ def device() -> str:
 
 def base_of(c: CompareConfig) -> Model:
     e = c.each
-    return load(e.pretrained_model_name_or_path, e.revision, e.variant, DTYPES[e.mixed_precision]).to(device())  # fmt: skip
+    name, dtype = e.pretrained_model_name_or_path, DTYPES[e.mixed_precision]
+    return load(name, e.revision, e.variant, dtype, e.without_t5).to(device())
 
 
 @cache
