@@ -1,5 +1,6 @@
 """Write what others open: the pipeline and the three judges in fp16 with manifests, and the subjects' pictures."""
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -66,9 +67,18 @@ def _whole(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     write(temporary)
+    for config in temporary.rglob("config.json"):
+        _say_float32(config)
     write_manifest(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _say_float32(config: Path) -> None:
+    """transformers computes in the dtype that this names, diffusers in float32: stored in half, used in single by both."""
+    written = json.loads(config.read_text())
+    if "dtype" in written:
+        write_json(config, written | {"dtype": "float32"})
 
 
 def write_subjects(artwork: Artwork, out: Path, seed: int = 0) -> None:

@@ -1,0 +1,236 @@
+"""The mini base: its world is what it says, its training resumes bit for bit, and the official classes open what it publishes."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from transformers import AutoModel, AutoModelForImageClassification, CLIPModel
+
+from personalize import mini
+from personalize.mini import clip, plan, pretrain, publish, unet, vae, world
+from personalize.mini.artwork import FACES, OTHERS, SUBJECTS
+from personalize.mini.data import Data
+from personalize.mini.loop import fit, rate, trained
+from personalize.mini.words import RARE, tokenizer
+from personalize.model import from_diffusers, load
+from toy2d.runfolder import UserError
+
+
+def disc(colour) -> Image.Image:
+    drawing = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(drawing).ellipse((8, 8, 56, 56), fill=colour)
+    return drawing
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    """Stand-ins for the artwork: a disc of its own colour for each (class, style)."""
+    return {(c, s): disc((15 * c, 60 * s, 99, 255)) for c in range(16) for s in range(4)}
+
+
+@pytest.fixture(scope="module")
+def small_world(drawings):
+    seen, unseen = world.contents(240, 0), world.contents(16, 1, held_out=True)
+    instances = world.pictures(drawings, [c for c in seen[:80] for _ in range(2)], 3)
+    return Data(world.pictures(drawings, seen, 0), seen, world.pictures(drawings, unseen, 1), unseen, instances, 2, "discs")  # fmt: skip
+
+
+def test_the_world_is_large_enough():
+    assert len(set(world.CLASSES)) >= 16
+    assert len(set(world.SCENES)) >= 8
+
+
+def test_training_never_shows_a_held_out_pair_and_shows_every_other():
+    shown = {(c.animal, c.scene) for c in world.contents(1000, 0)}
+    assert shown.isdisjoint(world.HELD_OUT_PAIRS)
+    assert len(shown) + len(world.HELD_OUT_PAIRS) == len(world.CLASSES) * len(world.SCENES)
+    assert {(c.animal, c.scene) for c in world.contents(64, 0, held_out=True)} == world.HELD_OUT_PAIRS  # fmt: skip
+
+
+def test_every_class_and_scene_of_a_held_out_pair_is_seen_apart():
+    """Else composition could not be learnt: each appears in training with others."""
+    for animal, scene in world.HELD_OUT_PAIRS:
+        assert sum(a == animal for a, _ in world.HELD_OUT_PAIRS) < len(world.SCENES)
+        assert sum(s == scene for _, s in world.HELD_OUT_PAIRS) < len(world.CLASSES)
+
+
+def test_a_picture_is_a_function_of_seed_and_index(drawings):
+    chosen = world.contents(6, 0)
+    once, again = (world.pictures(drawings, chosen, 5) for _ in range(2))
+    assert (once == again).all()
+    assert (world.pictures(drawings, chosen[:3], 5) == once[:3]).all()
+    assert (world.pictures(drawings, chosen, 6) != once).any()
+
+
+def test_scenes_differ_more_between_kinds_than_within():
+    """Mean absolute difference of two draws: a student must see which scene it is."""
+    kinds = [[np.asarray(world.draw_scene(s, random.Random(k)), float) for k in range(3)] for s in range(8)]  # fmt: skip
+    within = max(abs(k[0] - k[1]).mean() for k in kinds)
+    between = min(abs(kinds[a][0] - kinds[b][0]).mean() for a in range(8) for b in range(a))
+    assert between > within
+
+
+def test_subjects_are_no_training_drawings():
+    trained_on = {code for code, _ in FACES.values()} | set(OTHERS)
+    assert trained_on.isdisjoint(code for _, _, code, _ in SUBJECTS.values())
+    names = {name for _, name in FACES.values()} | set(OTHERS.values())
+    fluent = {n for _, style, _, n in SUBJECTS.values() if style in ("flat", "glossy")}
+    assert names.isdisjoint(fluent)
+
+
+def test_subjects_are_shipped():
+    subjects = mini.subjects()
+    assert len(subjects) >= 6
+    for s in subjects.values():
+        sizes = [Image.open(p).size for p in sorted(s.folder.glob("*.png"))]
+        assert sizes == [(64, 64)] * 5
+        assert s.class_word in mini.CLASSES
+
+
+def test_every_word_is_one_token_and_rare_ones_are_never_trained():
+    words = tokenizer()
+    captions = world.captions_all()
+    for c in captions[::50]:
+        assert len(words(c).input_ids) == len(c.split()) + 2
+    assert all(len(words(r).input_ids) == 3 for r in RARE.split())
+    assert not {w for c in captions for w in c.split()} & set(RARE.split())
+    assert max(len(c.split()) for c in captions) + 2 <= words.model_max_length
+
+
+def test_captions_are_all_among_captions_all():
+    everything, dice = set(world.captions_all()), random.Random(0)
+    made = {world.caption(c, dice) for c in world.contents(500, 0)}
+    assert made <= everything
+    assert len(made) > 200
+
+
+def test_the_schedule_ends_in_noise_with_finite_weights():
+    schedule = from_diffusers(unet.scheduler())
+    assert 0 < float(schedule.alpha_bar[-1]) < 1e-4
+    assert torch.isfinite(schedule.min_snr_weights(5.0)).all()
+
+
+def test_rate_warms_up_and_ends_at_a_fiftieth():
+    assert rate(0, 1000, 1.0) == pytest.approx(0.01)
+    assert rate(1000, 1000, 1.0) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("part", ["vae", "clip", "dino", "classifier"])
+def test_each_part_learns(part, small_world, tmp_path, monkeypatch):
+    """Fifteen steps on one repeated batch lower its loss."""
+    monkeypatch.setattr(clip, "PAIRS", 16)
+    of = pretrain.terms(part, small_world, tmp_path, 0)
+    network, same = pretrain.build(part, 0), 7
+    before = float(sum(of(network, torch.Generator().manual_seed(same)).values()).detach())
+    fit("part", network, lambda n, _: of(n, torch.Generator().manual_seed(same)), 15, 2e-2, tmp_path, 0)  # fmt: skip
+    network = pretrain.build(part, 0)
+    network.load_state_dict(_last_weights(tmp_path / "part"), strict=False)
+    after = float(sum(of(network, torch.Generator().manual_seed(same)).values()).detach())
+    assert after < before
+
+
+def _last_weights(folder):
+    from toy2d.runfolder import RunFolder
+
+    tensors, _ = RunFolder(folder, {}).newest_checkpoint()
+    return {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+
+
+class Stop(Exception):
+    pass
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    """Weights and their average, bit for bit; and another seed gives others."""
+
+    def of(network, rng):
+        x = torch.randn(4, 3, generator=rng)
+        return {"square": (network(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    def stops(network, rng):
+        if stops.left == 0:
+            raise Stop
+        stops.left -= 1
+        return of(network, rng)
+
+    def start():
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 1)
+
+    monkeypatch.setattr("personalize.mini.loop.SAVE_EVERY", 0.0)
+    whole = fit("a", start(), of, 12, 1e-2, tmp_path / "whole", 0)
+    stops.left = 5
+    with pytest.raises(Stop):
+        fit("a", start(), stops, 12, 1e-2, tmp_path / "cut", 0)
+    resumed = fit("a", start(), of, 12, 1e-2, tmp_path / "cut", 0)
+    other = fit("a", start(), of, 12, 1e-2, tmp_path / "other", 1)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert not torch.equal(whole.weight, other.weight)
+    assert torch.equal(trained(tmp_path / "cut" / "a", start(), 12).weight, whole.weight)
+
+
+def test_a_part_that_is_not_trained_is_named(tmp_path):
+    with pytest.raises(UserError, match="--parts vae"):
+        pretrain.done("vae", tmp_path, 0)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Untrained parts, published as trained ones are."""
+    out = tmp_path_factory.mktemp("weights")
+    publish.publish({p: pretrain.build(p, 0) for p in plan.PARTS}, 2.0, {"seed": 0}, out)
+    return out
+
+
+def test_official_classes_open_what_is_published(published):
+    pipeline = StableDiffusionPipeline.from_pretrained(published / "model")
+    image = pipeline("a photo of a fox on the beach", num_inference_steps=2, height=64, width=64).images[0]  # fmt: skip
+    assert image.size == (64, 64)
+    assert pipeline.vae.config.scaling_factor == 0.5
+    for kind, name in ((CLIPModel, "clip"), (AutoModel, "dino"), (AutoModelForImageClassification, "classifier")):  # fmt: skip
+        kind.from_pretrained(published / name)
+
+
+def test_the_pipelines_text_encoder_is_the_clips(published):
+    model, whole = load(str(published / "model")), CLIPModel.from_pretrained(published / "clip", dtype=torch.float32)  # fmt: skip
+    tokens = tokenizer()(["a fox at night"], padding="max_length", return_tensors="pt").input_ids
+    assert torch.equal(model.text_encoders[0](tokens)[0], whole.text_model(tokens)[0])
+
+
+def test_weights_fit_the_budget(published):
+    """24 MB in fp16, all together."""
+    assert sum(p.stat().st_size for p in published.rglob("*.safetensors")) <= 24e6
+
+
+def test_mini_is_just_an_alias(published, monkeypatch):
+    monkeypatch.setattr(mini, "WEIGHTS", published)
+    assert load("mini").hash() == load(str(published / "model")).hash()
+    assert load("mini").family is load(str(published / "model")).family
+
+
+def test_absent_or_altered_weights_are_refused(published, monkeypatch, tmp_path):
+    monkeypatch.setattr(mini, "WEIGHTS", tmp_path)
+    with pytest.raises(UserError, match="personalize pretrain"):
+        mini.model_folder()
+    monkeypatch.setattr(mini, "WEIGHTS", published)
+    file = published / "dino" / "model.safetensors"
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-1] + b"\x7f" + b"")
+    with pytest.raises(UserError, match="not those that were published"):
+        mini.dino_folder()
+    file.write_bytes(kept)
+
+
+def test_edges_of_a_flat_picture_vanish():
+    assert float(vae.edges(torch.full((1, 3, 8, 8), 0.3)).abs().max()) == 0
+
+
+def test_contrast_of_perfect_partners_vanishes():
+    """Orthogonal rows at a large scale: nothing left to tell apart; equal rows: log n nats."""
+    eye = torch.eye(8)
+    assert float(clip.contrast(eye, eye, 100.0)) < 1e-6
+    same = torch.ones(8, 8)
+    assert float(clip.contrast(same, same, 100.0)) == pytest.approx(float(torch.tensor(8.0).log()))
