@@ -223,11 +223,12 @@ class Model:
 
     def keep_base(self, weights: list[nn.Parameter]) -> None:
         """Copy `weights` as they are now, for `base`."""
-        self._apart = [[p, p.detach().clone()] for p in weights]
+        self._apart += [[p, p.detach().clone()] for p in weights]
 
-    def kept_apart(self) -> list[nn.Parameter]:
-        """The base's own weights that train, where few do."""
-        return [p for p, _ in self._apart]
+    def kept_apart(self, part: str) -> dict[str, nn.Parameter]:
+        """Those of a network's own weights that `keep_base` has copied, by name."""
+        kept = {id(p) for p, _ in self._apart}
+        return {n: p for n, p in self.parts[part].named_parameters() if id(p) in kept}
 
     def _swap_base(self) -> None:
         for pair in self._apart:

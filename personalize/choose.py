@@ -55,16 +55,19 @@ def choose(
     parts = {model.family.denoiser: targets or model.family.lora_targets}
     if train_text_encoder:
         parts |= dict.fromkeys(model.trainable_text_encoders, model.family.text_lora_targets)
+    if words:
+        add_words(model, words)  # before the rest: PEFT freezes what is not its own
     for part, part_targets in parts.items():
         network, unread = getattr(model.pipeline, part), model.unread(part)
         if kind.adapter:
             add_adapter(network, kind, settings, part_targets, seed, unread)
         else:
             _set_free(network, _own_weights(kind, model, part, freeze_model))
+            if kind.words and part != model.family.denoiser:
+                table = network.get_input_embeddings()
+                getattr(table, "base_layer", table).requires_grad_(False)  # new rows lie beside it
             for name in unread:
                 network.get_submodule(name).requires_grad_(False)
-    if words:
-        add_words(model, words)
     theta = _trainable(model)
     _start(theta, rank, seed)
     model.trained = train
@@ -97,9 +100,9 @@ def choose_as(model: Model, config) -> dict[str, nn.Parameter]:
 def _own_weights(kind: Kind, model: Model, part: str, freeze_model: str) -> tuple[str, ...] | None:
     """The modules whose weights train; None means all of them."""
     family = model.family
-    if kind.weights == "all":
+    if kind.weights == "all" or part != family.denoiser:
         return None
-    if kind.weights == "none" or part != family.denoiser:
+    if kind.weights == "none":
         return ()
     more = family.cross_attention_rest if freeze_model == "crossattn" else ()
     return (*family.cross_attention, *more)

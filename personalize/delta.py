@@ -27,7 +27,7 @@ def read_delta(model: Model, file: str | Path) -> None:
     model.hash()
     delta = _opened(file)
     weights = {name: _weight(model, name, value, file) for name, value in delta.get("unet", {}).items()}  # fmt: skip
-    put_weights(model, weights, str(file))
+    put_weights(model, model.family.denoiser, weights, str(file))
     if state := delta.get("text_encoder"):
         _put_text_encoder(model, state, file)
     if words := delta.get("modifier_token"):

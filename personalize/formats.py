@@ -31,10 +31,10 @@ from personalize.export import (  # fmt: skip
 )
 from personalize.kinds import KINDS
 from personalize.model import Model
+from personalize.reopen import CROSS_ATTENTION
 from personalize.words import learnt_rows
 from toy2d.runfolder import RunFailure, UserError
 
-CROSS_ATTENTION = "pytorch_custom_diffusion_weights.safetensors"  # diffusers' name
 KOHYA = "kohya_lora.safetensors"
 EMBEDS = "learned_embeds.safetensors"  # diffusers' name for a single word
 HEADER = {"format": "pt"}
@@ -66,6 +66,7 @@ def save_words(model: Model, folder: str | Path) -> None:
     """The new words alone."""
     with whole_folder(folder) as f:
         write_words(model, f, alone=True)
+        write_text_encoders(model, f)
 
 
 def write_words(model: Model, folder: Path, alone: bool = False) -> None:
@@ -78,12 +79,21 @@ def write_words(model: Model, folder: Path, alone: bool = False) -> None:
         save_file(tensors, folder / name, HEADER | {"word": word})
 
 
+def write_text_encoders(model: Model, folder: Path) -> None:
+    """Their own weights, if those train: for the run's folder alone, no other program looks for them."""
+    for part in model.trainable_text_encoders:
+        if own := model.kept_apart(part):
+            tensors = {n: p.detach().cpu().contiguous() for n, p in own.items()}
+            save_file(tensors, folder / f"{part}.safetensors", HEADER)
+
+
 # ---- Custom Diffusion
 def save_custom_diffusion(model: Model, folder: str | Path) -> None:
     """The cross-attention's weights under diffusers' names of attention processors, and a file for each new word."""
     with whole_folder(folder) as f:
         save_file(cross_attention_state(model), f / CROSS_ATTENTION, HEADER)
         write_words(model, f)
+        write_text_encoders(model, f)
 
 
 def cross_attention_state(model: Model) -> dict[str, torch.Tensor]:
@@ -93,7 +103,7 @@ def cross_attention_state(model: Model) -> dict[str, torch.Tensor]:
     """
     family, denoiser = model.family, model.parts[model.family.denoiser]
     ends = (*family.cross_attention, *family.cross_attention_rest)
-    trained = {id(p) for p in model.kept_apart()}
+    trained = {id(p) for p in model.kept_apart(family.denoiser).values()}
     tensors = {name: torch.empty(0) for name in getattr(denoiser, "attn_processors", {})}
     for name, module in denoiser.named_modules():
         end = next((e for e in ends if name.endswith(e)), None)
@@ -158,26 +168,44 @@ def _open_custom_diffusion(pipeline, folder: Path) -> None:
 # ---- the table
 class Format(NamedTuple):
     """`save(model, folder)`; `place`: its folder's name in a run; `how` and `open(pipeline, folder)`: the official loader (None: it is a
-    pipeline). `needs`: what a pipeline must have so that diffusers can open it, and what to say if it has not."""
+    pipeline); `lacks(model)`: why it cannot hold or open this one, empty if it can."""
 
     save: Callable[[Model, Path], None]
     place: str
     how: str
     open: Callable[[DiffusionPipeline, Path], None] | None
-    needs: Callable[[Model], bool] = lambda model: True
-    lack: str = ""
+    lacks: Callable[[Model], str] = lambda model: ""
 
 
-def _has_unet(model: Model) -> bool:
-    return hasattr(model.parts[model.family.denoiser], "load_attn_procs")
+def _lacks_kohya(model: Model) -> str:
+    return "" if model.family.kohya else "diffusers reads kohya's keys for UNets only"
 
 
+def _lacks_processors(model: Model) -> str:
+    if not hasattr(model.parts[model.family.denoiser], "load_attn_procs"):
+        return "diffusers opens these weights in UNets only"
+    return _lacks_text(model)
+
+
+def _lacks_words(model: Model) -> str:
+    if not hasattr(model.pipeline, "load_textual_inversion"):
+        return "diffusers teaches this pipeline no words"
+    return _lacks_text(model)
+
+
+def _lacks_text(model: Model) -> str:
+    trained = any(model.kept_apart(part) for part in model.trainable_text_encoders)
+    return "it has no place for the text encoder, which has trained" if trained else ""
+
+
+_PEFT = "PeftModel.from_pretrained(pipeline.unet, folder + '/unet')"
+_PROCESSORS = "pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)"
 FORMATS = {
     "diffusers": Format(save_lora, "lora", "pipeline.load_lora_weights(folder)", _open_lora),
-    "kohya": Format(save_kohya, "kohya", "A1111, Comfy, or pipeline.load_lora_weights(folder)", _open_kohya, lambda m: bool(m.family.kohya), "diffusers reads kohya's keys for UNets only"),
-    "peft": Format(save_peft, "peft", "PeftModel.from_pretrained(pipeline.unet, folder + '/unet')", _open_peft),
-    "custom_diffusion": Format(save_custom_diffusion, "custom_diffusion", "pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)", _open_custom_diffusion, _has_unet, "diffusers opens these weights in UNets only"),
-    "token": Format(save_words, "token", "pipeline.load_textual_inversion(folder)", _open_words, lambda m: hasattr(m.pipeline, "load_textual_inversion"), "diffusers teaches this pipeline no words"),
+    "kohya": Format(save_kohya, "kohya", "A1111, Comfy, or pipeline.load_lora_weights(folder)", _open_kohya, _lacks_kohya),
+    "peft": Format(save_peft, "peft", _PEFT, _open_peft),
+    "custom_diffusion": Format(save_custom_diffusion, "custom_diffusion", _PROCESSORS, _open_custom_diffusion, _lacks_processors),
+    "token": Format(save_words, "token", "pipeline.load_textual_inversion(folder)", _open_words, _lacks_words),
     "merged": Format(save_whole, "pipeline", "DiffusionPipeline.from_pretrained(folder)", None),
 }  # fmt: skip
 
@@ -188,15 +216,18 @@ def leave(model: Model, run: Path) -> None:
         FORMATS[name].save(model, run / FORMATS[name].place)
 
 
+def formats_for(model: Model) -> list[str]:
+    return [f for f in KINDS[model.trained].formats if not FORMATS[f].lacks(model)]
+
+
 def save_as(model: Model, name: str, folder: str | Path) -> None:
     """Write the trained weights as `name`. Raises UserError for a format that cannot hold them, saying which can."""
-    kind, form = KINDS[model.trained], FORMATS[name]
-    fit = [f for f in kind.formats if FORMATS[f].needs(model)]
+    kind, fit = KINDS[model.trained], " or ".join(formats_for(model))
     if name not in kind.formats:
-        raise UserError(f"--format {name} cannot hold --train {model.trained}: {kind.hint}; use {' or '.join(fit)}")  # fmt: skip
-    if not form.needs(model):
-        raise UserError(f"--format {name} is of no use here: {form.lack}; use {' or '.join(fit)}")
-    form.save(model, folder)
+        raise UserError(f"--format {name} cannot hold --train {model.trained}: {kind.hint}; use {fit}")  # fmt: skip
+    if lack := FORMATS[name].lacks(model):
+        raise UserError(f"--format {name} is of no use here: {lack}; use {fit}")
+    FORMATS[name].save(model, folder)
 
 
 # ---- is it what it should be?

@@ -33,8 +33,8 @@ class Word(NamedTuple):
 class Kind:
     """`adapter`: PEFT's name of it. `flags`: PEFT's keyword -> field of TrainConfig; `fixed`: PEFT's keyword -> value.
 
-    `weights` names the denoiser's own weights that train, `text` says whether --train_text_encoder may be added, `words` whether there
-    are new words. `objectives` and `decoupled` list what acts on it; `formats` what `export` writes, `leaves` what a run folder holds
+    `weights` names the denoiser's own weights that train, `words` says whether there are new words (--train_text_encoder then leaves the
+    embedding table alone). `objectives` and `decoupled` list what acts on it while text encoders are frozen; `formats` what `export` writes, `leaves` what a run folder holds
     of them from the start; `hint` says why others are missing.
     """
 
@@ -43,7 +43,6 @@ class Kind:
     flags: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     weights: Literal["all", "cross_attention", "none"] = "none"
-    text: bool = True
     words: bool = False
     objectives: tuple[str, ...] = ("prior", "l2", "output", "fisher")
     decoupled: tuple[str, ...] = ("l2", "fisher")
@@ -115,7 +114,6 @@ KINDS = {
     "custom_diffusion": Kind(
         1e-5,
         weights="cross_attention",
-        text=False,
         words=True,
         formats=("custom_diffusion", "merged"),
         leaves=("custom_diffusion",),
@@ -124,7 +122,6 @@ KINDS = {
     # no prompt of the base holds the new word: the other terms would be constants
     "token": Kind(
         5e-4,
-        text=False,
         words=True,
         objectives=("l2",),
         decoupled=("l2",),

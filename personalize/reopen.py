@@ -19,6 +19,8 @@ from personalize.model import Model
 from personalize.words import add_words, set_rows
 from toy2d.runfolder import UserError
 
+CROSS_ATTENTION = "pytorch_custom_diffusion_weights.safetensors"  # diffusers' name
+
 
 def read_lora(model: Model, folder: Path, config: dict) -> str:
     """By diffusers' own loader, under the adapter name that `choose` uses; nothing trains."""
@@ -55,7 +57,11 @@ def read_words(model: Model, folder: Path, config: dict) -> str:
     names = config.get("placeholder_token"), config.get("initializer_token")
     if words := words_of(*names, config.get("num_vectors", 1)):
         add_words(model, words)
-    files = [f for f in sorted(folder.glob("*.safetensors")) if not f.name.startswith("pytorch_")]
+    encoders = {f"{part}.safetensors": part for part in model.trainable_text_encoders}
+    files = [f for f in sorted(folder.glob("*.safetensors")) if f.name not in (CROSS_ATTENTION, *encoders)]  # fmt: skip
+    for name, part in encoders.items():
+        if (folder / name).exists():
+            put_weights(model, part, load_file(folder / name), str(folder / name))
     read = dict(_word(model, f) for f in files)
     by_part = {p: {w: rows[p] for w, rows in read.items()} for p in model.trainable_text_encoders}
     order = [w.placeholder for w in words]
@@ -81,17 +87,17 @@ def _word(model: Model, file: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def read_custom_diffusion(model: Model, folder: Path, config: dict) -> str:
-    state = load_file(folder / "pytorch_custom_diffusion_weights.safetensors")
+    state = load_file(folder / CROSS_ATTENTION)
     weights = {k.replace(".processor.", ".").replace("_custom_diffusion", ""): v for k, v in state.items() if v.numel()}  # fmt: skip
-    put_weights(model, weights, str(folder))
+    put_weights(model, model.family.denoiser, weights, str(folder))
     read_words(model, folder, config)
     return "custom_diffusion"
 
 
 @torch.no_grad()
-def put_weights(model: Model, weights: dict[str, Tensor], where: str) -> None:
-    """Weights of the denoiser by their names; the base's own are kept apart. Raises UserError for a name or shape that does not fit."""
-    own = dict(model.parts[model.family.denoiser].named_parameters())
+def put_weights(model: Model, part: str, weights: dict[str, Tensor], where: str) -> None:
+    """Weights of a network by their names; the base's own are kept apart. Raises UserError for a name or shape that does not fit."""
+    own = dict(model.parts[part].named_parameters())
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             raise UserError(f"{where} holds {name!r} of shape {tuple(value.shape)}, which the base has no place for")  # fmt: skip

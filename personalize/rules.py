@@ -50,7 +50,6 @@ RULES = (
     Rule("decompose_factor", _reads("decompose_factor"), "only --train lokr splits a weight in two"),
     Rule("oft_block_size", _reads("oft_block_size"), "only --train oft and boft rotate blocks"),
     Rule("boft_n_butterfly_factor", _reads("boft_n_butterfly_factor"), "only --train boft has butterflies"),
-    Rule("train_text_encoder", lambda c: c.kind.text, "of the text encoder, this kind trains the new words and nothing else"),
     Rule("placeholder_token", lambda c: c.kind.words, "only --train custom_diffusion and token learn new words"),
     Rule("initializer_token", lambda c: c.placeholder_token, "there is no --placeholder_token to start from it"),
     Rule("num_vectors", lambda c: c.placeholder_token, "there is no --placeholder_token to hold them"),
@@ -247,7 +246,8 @@ def _missing_of_words(c: TrainConfig) -> list[str]:
 
 def _useless_for_kind(c: TrainConfig) -> list[str]:
     """Terms and steps that could not act on what trains."""
-    terms = [p for p in c.parts if p in OBJECTIVES and p not in c.kind.objectives]
+    reach = OBJECTIVES if c.train_text_encoder else c.kind.objectives
+    terms = [p for p in c.parts if p in OBJECTIVES and p not in reach]
     said = [f"--objective {t} has no effect with --train {c.train}: no prompt of the class holds the new word" for t in terms]  # fmt: skip
     steps = [p for p in c.parts if c.reg_decoupled and p in ("l2", "fisher") and p not in (*c.kind.decoupled, *terms)]  # fmt: skip
     said += [f"--reg_decoupled is not built for {p} with --train {c.train}: no factor carries its change linearly" for p in steps]  # fmt: skip

@@ -2,6 +2,8 @@
 
     "<new1>" starts as the row of a word that is there already.  n vectors are n tokens: "<new1> <new1>_1 ..." (diffusers' names)
 
+T5 is not taught: it spells a new word in pieces. CLIP towers whose configuration has the old eos_token_id 2 (SDXL's, SD-3's) read their
+pooled embedding at the highest token, which is now the new word: in training as in every pipeline that loads it.
 The rows are PEFT's trainable tokens: a small parameter beside the table, so neither a gradient nor weight decay can reach the table.
 Shapes: k new tokens, E embedding width.
 """

@@ -18,6 +18,7 @@ torch.set_num_threads(1)
 
 FULL = {"kind": "full"}
 TEXT = {"kind": "lora+text"}
+TOKEN = {"kind": "token"}
 PRIOR, L2, OUTPUT, FISHER = ({"objective": o} for o in ("prior", "l2", "output", "fisher"))
 SD3 = {"pretrained_model_name_or_path": "@sd3"}
 NEW_SET = {"class_data_dir": "@new"}  # a class folder of its own, because another set is made
@@ -44,6 +45,13 @@ SEEN = {
     "lora_alpha": ({}, {"lora_alpha": 16.0}, "weights"),
     "lora_dropout": ({}, {"lora_dropout": 0.5}, "weights"),
     "lora_target_modules": ({}, {"lora_target_modules": ("to_q",)}, "weights"),
+    "decompose_factor": ({"kind": "lokr"}, {"decompose_factor": 2}, "weights"),
+    "oft_block_size": ({"kind": "oft"}, {"oft_block_size": 4}, "weights"),
+    "placeholder_token": (TOKEN, {"placeholder_token": "<new>"} | {"instance_prompt": "a photo of <new> dog"}, "weights"),
+    "initializer_token": (TOKEN, {"initializer_token": "cat"}, "weights"),
+    "num_vectors": (TOKEN, {"num_vectors": 2}, "weights"),
+    "freeze_model": ({"kind": "custom_diffusion"}, {"freeze_model": "crossattn"}, "weights"),
+    "concepts_list": ({}, {"concepts_list": "@concepts", "instance_data_dir": None, "instance_prompt": None}, "weights"),
     "objective": ({}, L2, "weights"),
     "with_prior_preservation": ({}, {"with_prior_preservation": True, "class_prompt": "a photo of a dog", "class_data_dir": "@class", "num_class_images": 3, "class_steps": 2}, "weights"),
     "prior_loss_weight": (PRIOR, {"prior_loss_weight": 0.1}, "weights"),
@@ -112,6 +120,10 @@ SEEN = {
 REFUSED = {
     "revision": ({"revision": "main"}, "local folder; it has no revisions"),
     "variant": ({"variant": "fp16"}, "cannot be loaded with variant 'fp16'"),
+    "boft_n_butterfly_factor": (
+        {"kind": "boft", "boft_n_butterfly_factor": 2},
+        "needs PEFT's CUDA extension",
+    ),
     "use_8bit_adam": ({"use_8bit_adam": True}, "needs bitsandbytes"),
     "allow_tf32": ({"allow_tf32": True}, "no CUDA device"),
     "report_to": ({"report_to": "tensorboard"}, "not installed here"),
@@ -145,6 +157,9 @@ def place(name: str) -> str:
         folder = photos(workshop() / "captioned", 2)
         (folder / "0.txt").write_text("a green sks toy")
         return str(folder)
+    if name == "@concepts":
+        folder = photos(workshop() / "two", 2)
+        return f'[{{"instance_data_dir": "{folder}", "instance_prompt": "a green sks toy"}}]'
     return str(workshop() / "class")
 
 
@@ -195,6 +210,13 @@ SENSELESS = {
     "lora_alpha": {"kind": "full", "lora_alpha": 8.0},
     "lora_dropout": {"kind": "full", "lora_dropout": 0.1},
     "lora_target_modules": {"kind": "full", "lora_target_modules": ("to_q",)},
+    "decompose_factor": {"kind": "loha", "decompose_factor": 2},
+    "oft_block_size": {"oft_block_size": 4},
+    "boft_n_butterfly_factor": {"kind": "oft", "boft_n_butterfly_factor": 2},
+    "placeholder_token": {"placeholder_token": "<new1>"},
+    "initializer_token": {"initializer_token": "dog"},
+    "num_vectors": {"num_vectors": 2},
+    "freeze_model": {"freeze_model": "crossattn"},
     "prior_loss_weight": {"prior_loss_weight": 2.0},
     "l2_reg_weight": {"l2_reg_weight": 2.0},
     "output_weight": {"output_weight": 2.0},
