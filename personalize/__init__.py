@@ -17,7 +17,7 @@ Read in this order; a module imports only from those above it. Objectives, sched
     timesteps      which noise levels are drawn, and how much each counts
     train          one loop, with state (exact resume), engine, prepare, fisher and validate beside it
     card, export   weights as folders that appear whole; reopen: put back onto their base; delta: the authors' delta.bin
-    formats        kohya, PEFT, Custom Diffusion, words, diffusers, merged; each opened again by its official loader (export_run)
+    formats        kohya, PEFT, Custom Diffusion, words, diffusers, merged; each opened again by its loader (official, export_run)
     measure        drift per prompt group: rows
     experiment     run(config) -> runs/personalize/<name>/
     dryrun, bench  what a run would do; times and memory side by side

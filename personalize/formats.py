@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from personalize.export import (  # fmt: skip
     adapter_state,
@@ -31,11 +30,18 @@ from personalize.export import (  # fmt: skip
 )
 from personalize.kinds import KINDS
 from personalize.model import Model
+from personalize.official import (
+    KOHYA,
+    open_custom_diffusion,
+    open_kohya,
+    open_lora,
+    open_peft,
+    open_words,
+)
 from personalize.reopen import CROSS_ATTENTION
 from personalize.words import learnt_rows
 from toy2d.runfolder import RunFailure, UserError
 
-KOHYA = "kohya_lora.safetensors"
 EMBEDS = "learned_embeds.safetensors"  # diffusers' name for a single word
 HEADER = {"format": "pt"}
 
@@ -128,43 +134,6 @@ def save_whole(model: Model, folder: str | Path) -> None:
     (save_merged if adapted else save_pipeline)(model, folder)
 
 
-# ---- the official loaders
-def _open_lora(pipeline, folder: Path) -> None:
-    pipeline.load_lora_weights(str(folder), weight_name="pytorch_lora_weights.safetensors")
-
-
-def _open_kohya(pipeline, folder: Path) -> None:
-    pipeline.load_lora_weights(str(folder), weight_name=KOHYA)
-
-
-def _open_peft(pipeline, folder: Path) -> None:
-    for part in (p for p in folder.iterdir() if p.is_dir()):
-        network = PeftModel.from_pretrained(getattr(pipeline, part.name), part)
-        setattr(pipeline, part.name, network)
-
-
-def _open_words(pipeline, folder: Path) -> None:
-    """Files of two text encoders are two tensors, each for its own."""
-    names = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-    for file in sorted(folder.glob("*.safetensors")):
-        if file.name == CROSS_ATTENTION:
-            continue
-        tensors = load_file(file)
-        if not tensors.keys() <= names.keys():
-            pipeline.load_textual_inversion(str(file))
-            continue
-        for key, rows in tensors.items():
-            encoder = getattr(pipeline, names[key])
-            tokenizer = getattr(pipeline, names[key].replace("text_encoder", "tokenizer"))
-            pipeline.load_textual_inversion(rows, token=file.stem, text_encoder=encoder, tokenizer=tokenizer)  # fmt: skip
-
-
-def _open_custom_diffusion(pipeline, folder: Path) -> None:
-    """Without `_pipeline` diffusers 0.42 reads the file and sets nothing."""
-    pipeline.unet.load_attn_procs(str(folder), weight_name=CROSS_ATTENTION, _pipeline=pipeline)
-    _open_words(pipeline, folder)
-
-
 # ---- the table
 class Format(NamedTuple):
     """`save(model, folder)`; `place`: its folder's name in a run; `how` and `open(pipeline, folder)`: the official loader (None: it is a
@@ -201,11 +170,11 @@ def _lacks_text(model: Model) -> str:
 _PEFT = "PeftModel.from_pretrained(pipeline.unet, folder + '/unet')"
 _PROCESSORS = "pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)"
 FORMATS = {
-    "diffusers": Format(save_lora, "lora", "pipeline.load_lora_weights(folder)", _open_lora),
-    "kohya": Format(save_kohya, "kohya", "A1111, Comfy, or pipeline.load_lora_weights(folder)", _open_kohya, _lacks_kohya),
-    "peft": Format(save_peft, "peft", _PEFT, _open_peft),
-    "custom_diffusion": Format(save_custom_diffusion, "custom_diffusion", _PROCESSORS, _open_custom_diffusion, _lacks_processors),
-    "token": Format(save_words, "token", "pipeline.load_textual_inversion(folder)", _open_words, _lacks_words),
+    "diffusers": Format(save_lora, "lora", "pipeline.load_lora_weights(folder)", open_lora),
+    "kohya": Format(save_kohya, "kohya", "A1111, Comfy, or pipeline.load_lora_weights(folder)", open_kohya, _lacks_kohya),
+    "peft": Format(save_peft, "peft", _PEFT, open_peft),
+    "custom_diffusion": Format(save_custom_diffusion, "custom_diffusion", _PROCESSORS, open_custom_diffusion, _lacks_processors),
+    "token": Format(save_words, "token", "pipeline.load_textual_inversion(folder)", open_words, _lacks_words),
     "merged": Format(save_whole, "pipeline", "DiffusionPipeline.from_pretrained(folder)", None),
 }  # fmt: skip
 

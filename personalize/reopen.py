@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig
-from peft.utils import set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,7 +32,17 @@ def read_lora(model: Model, folder: Path, config: dict) -> str:
         model.pipeline.load_lora_weights(str(folder), weight_name=name, adapter_name="default")
     finally:
         logger.setLevel(level)
+    held = load_file(folder / name)
+    adapted = [p for p in model.parts.values() if getattr(p, "peft_config", None)]
+    _all_placed(str(folder / name), held, adapted)
     return "lora"
+
+
+def _all_placed(where: str, held: dict[str, Tensor], networks: list) -> None:
+    """Loaders pass over what they do not know, and leave at its start what they do not find."""
+    placed = sum(len(get_peft_model_state_dict(n, save_embedding_layers=False)) for n in networks)
+    if placed != len(held):
+        raise UserError(f"{where} holds {len(held)} tensors, and {placed} of the adapter's have a place in the base")  # fmt: skip
 
 
 def read_peft(model: Model, folder: Path, config: dict) -> str:
@@ -49,6 +59,7 @@ def read_peft(model: Model, folder: Path, config: dict) -> str:
         report = set_peft_model_state_dict(model.parts[part.name], state)
         if report.unexpected_keys:
             raise UserError(f"{part} holds {report.unexpected_keys[0]!r}, which the base has no place for")  # fmt: skip
+        _all_placed(str(part), state, [model.parts[part.name]])
     return next(name for name, kind in KINDS.items() if kind.adapter == adapter.peft_type.value)
 
 

@@ -189,6 +189,15 @@ def test_custom_diffusion_keys_are_diffusers_own(folders, tmp_path):
     assert ours == theirs
 
 
+def test_diffusers_sets_no_processors_unless_it_is_given_the_pipeline(folders, tmp_path):
+    """Why the model card says `_pipeline=`. If this fails, diffusers has mended it: shorten the card."""
+    model = moved(folders("sd15"), "custom_diffusion", ())
+    save_as(model, "custom_diffusion", tmp_path / "c")
+    pipeline = DiffusionPipeline.from_pretrained(folders("sd15"))
+    pipeline.unet.load_attn_procs(tmp_path / "c", weight_name=CROSS_ATTENTION)
+    assert torch.equal(answer(model, pipeline), answer(load(str(folders("sd15")))))
+
+
 # ---- formats that cannot hold it
 @pytest.mark.parametrize(
     ("kind", "form", "said"),
@@ -263,6 +272,24 @@ def test_a_key_without_a_place_is_an_error(folders, tmp_path, monkeypatch, kind,
     save_file(tensors | {key.replace("to_", "no_"): tensors[key].clone()}, run / file)
     monkeypatch.setattr("personalize.export.verify_manifest", lambda folder: True)
     with pytest.raises(UserError, match="which the base has no place for"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("lora", "lora/pytorch_lora_weights.safetensors"), ("oft", "peft/unet/adapter_model.safetensors")])  # fmt: skip
+@pytest.mark.parametrize("harm", ["added", "lost"])
+def test_a_tensor_that_a_loader_would_pass_over_is_an_error(folders, tmp_path, monkeypatch, kind, file, harm):  # fmt: skip
+    run, _ = run_of(folders, tmp_path, kind)
+    with safe_open(run / file, "pt") as f:
+        header = f.metadata()
+    tensors = load_file(run / file)
+    key = next(k for k in tensors if "unet" in k or kind == "oft")
+    if harm == "added":
+        tensors[key.replace("attn1", "attn9")] = tensors[key].clone()
+    else:
+        del tensors[key]
+    save_file(tensors, run / file, header)
+    monkeypatch.setattr("personalize.export.verify_manifest", lambda folder: True)
+    with pytest.raises(UserError, match="place"):
         load_run(run)
 
 
