@@ -12,7 +12,7 @@ from pathlib import Path
 from personalize.config import TrainConfig
 from personalize.experiment import run
 from personalize.export import load_run
-from personalize.mini import model_folder, subjects
+from personalize.mini import subjects
 from personalize.sample import generate, grid, image_seed
 from toy2d.runfolder import environment, write_atomic, write_json
 
@@ -30,9 +30,9 @@ def config(subject, objective: str, weight: float | None) -> TrainConfig:
     if objective in ("prior", "output"):
         flags |= {"num_class_images": 64, "class_data_dir": str(RUNS / "lecture-class-images")}
     return TrainConfig(
-        pretrained_model_name_or_path=str(model_folder()),
+        pretrained_model_name_or_path="mini",
         instance_data_dir=str(subject.folder),
-        instance_prompt=f"a photo of sks {subject.class_word}",
+        instance_prompt=f"a photo of a sks {subject.class_word}",
         class_prompt=f"a photo of a {subject.class_word}",
         objective=objective,
         output_dir=str(RUNS / f"lecture-{objective}-{weight or 0:g}"),
@@ -47,8 +47,8 @@ def config(subject, objective: str, weight: float | None) -> TrainConfig:
 def prompts(class_word: str) -> list[str]:
     """The subject, the subject elsewhere, and three that were not to change."""
     return [
-        f"a photo of sks {class_word}",
-        f"a photo of sks {class_word} on the beach",
+        f"a photo of a sks {class_word}",
+        f"a photo of a sks {class_word} on the beach",
         f"a photo of a {class_word}",
         f"a photo of a {class_word} on the beach",
         "a photo of a panda in the snow",

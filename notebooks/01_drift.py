@@ -115,7 +115,7 @@ import mini_lab
 
 if mini_lab.available():
     model = mini_lab.load_mini()
-    prompts = ["a photo of a fox", "a photo of a fox on the beach", "a photo of sks fox"]
+    prompts = ["a photo of a fox", "a photo of a fox on the beach", "a photo of a sks fox"]
     display(mini_lab.draw(model, prompts, seeds=(0, 1, 2, 3)))
 
 # %% [markdown]

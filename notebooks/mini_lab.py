@@ -7,6 +7,7 @@ for minutes. Where the weights are absent a cell says so and goes on.
 import json
 from pathlib import Path
 
+from personalize.mini import model_folder
 from toy2d.display import Picture, Slider, show
 from toy2d.runfolder import UserError
 
@@ -17,10 +18,8 @@ ABSENT = "weights absent: run `personalize pretrain`"
 def available() -> bool:
     """Are the mini model's weights here? Says so if not."""
     try:
-        from personalize.mini import model_folder
-
         model_folder()
-    except (ImportError, UserError) as why:
+    except UserError as why:
         print(f"{ABSENT} ({why})")
         return False
     return True
@@ -28,10 +27,9 @@ def available() -> bool:
 
 def load_mini():
     """The mini model, opened as any other pipeline folder."""
-    from personalize.mini import model_folder
     from personalize.model import load
 
-    return load(str(model_folder()))
+    return load("mini")
 
 
 def draw(model, prompts: list[str], seeds: tuple[int, ...], steps: int = 12) -> Picture:
