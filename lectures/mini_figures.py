@@ -1,4 +1,4 @@
-"""Record the lectures' runs of the mini model: `python lectures/mini_figures.py` (about 20 minutes on two cores), then `make figures`.
+"""Record the lectures' runs of the mini model: `python lectures/mini_figures.py` (seven runs of 150 steps), then `make figures`.
 
 One subject, every objective, L2 over its weight; a picture grid and the drift of each go to lectures/_data/mini with their provenance.
 Run folders stay in runs/personalize/lecture-*: a killed call goes on where it was.
@@ -18,9 +18,9 @@ from toy2d.runfolder import environment, write_atomic, write_json
 
 HERE = Path(__file__).parent
 OUT, RUNS = HERE / "_data" / "mini", HERE.parent / "runs" / "personalize"
-SETTINGS = {"train": "full", "learning_rate": 1e-4, "max_train_steps": 300, "train_batch_size": 4, "seed": 0}  # fmt: skip
-WEIGHTS = {"standard": (None,), "l2": (0.01, 0.1, 1.0, 10.0), "prior": (1.0,), "output": (1.0,)}
-SHOWN = {("standard", None), ("l2", 1.0), ("prior", 1.0), ("output", 1.0)}  # in the lectures
+SETTINGS = {"train": "full", "learning_rate": 1e-4, "max_train_steps": 150, "train_batch_size": 4, "center_crop": True, "seed": 0}  # fmt: skip
+WEIGHTS = {"standard": (None,), "l2": (0.001, 0.01, 0.1, 1.0), "prior": (1.0,), "output": (1.0,)}
+SHOWN = {("standard", None), ("l2", 0.01), ("prior", 1.0), ("output", 1.0)}  # in the lectures
 FLAGS = {"l2": "l2_reg_weight", "prior": "prior_loss_weight", "output": "output_weight"}
 SEEDS = [image_seed(0, i) for i in range(4)]
 
@@ -28,7 +28,11 @@ SEEDS = [image_seed(0, i) for i in range(4)]
 def config(subject, objective: str, weight: float | None) -> TrainConfig:
     flags = {FLAGS[objective]: weight} if weight else {}
     if objective in ("prior", "output"):
-        flags |= {"num_class_images": 64, "class_data_dir": str(RUNS / "lecture-class-images")}
+        flags |= {
+            "num_class_images": 48,
+            "class_steps": 15,
+            "class_data_dir": str(RUNS / "lecture-class-images"),
+        }
     return TrainConfig(
         pretrained_model_name_or_path="mini",
         instance_data_dir=str(subject.folder),
@@ -38,7 +42,7 @@ def config(subject, objective: str, weight: float | None) -> TrainConfig:
         output_dir=str(RUNS / f"lecture-{objective}-{weight or 0:g}"),
         unrelated_prompts=("a photo of a panda", "a pig at night"),
         measure_chains=16,
-        checkpointing_steps=100,
+        checkpointing_steps=50,
         **SETTINGS,
         **flags,
     )
