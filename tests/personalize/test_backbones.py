@@ -539,3 +539,34 @@ def test_class_pictures_are_the_official_pipelines_own(tmp_path, kind):
     assert abs(levels(drawn) - levels(kept)).max() <= 2
     tensors = load_tensors(out / "lora" / "pytorch_lora_weights.safetensors")
     assert all(k.startswith(FAMILY[kind].denoiser) for k in tensors)
+
+
+@BOTH
+def test_half_precision_beside_float32_weights_answers_nearly_alike(kind):
+    """As `train --mixed_precision bf16` computes: float32 gradients near those of the float32 model; the frame is not rounded to bf16."""
+
+    def gradient(dtype):
+        model = load(folder(kind), dtype=dtype)
+        theta = choose(model, "lora")
+        moved(theta)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            cond = model.encode_prompts(PROMPTS)
+            x = model.predict(latents(model, 2), model.schedule.timesteps[T], cond)
+        x.square().mean().backward()
+        assert {p.grad.dtype for p in theta.values()} == {torch.float32}
+        return torch.cat([p.grad.flatten() for p in theta.values()])
+
+    assert torch.cosine_similarity(gradient(torch.bfloat16), gradient(torch.float32), 0) > 0.99
+
+
+@pytest.mark.slow
+@BOTH
+def test_gradient_checkpointing_changes_no_weight(tmp_path, kind):
+    """Denoiser and text encoders recompute their activations; the weights of three steps agree to rounding."""
+
+    def weights(name, **more):
+        out, _ = trained(tmp_path / name, kind, "standard", "lora+text", **more)
+        return load_tensors(out / "lora" / "pytorch_lora_weights.safetensors")
+
+    plain, again = weights("plain"), weights("again", gradient_checkpointing=True)
+    assert all(torch.allclose(plain[k], again[k], rtol=1e-4, atol=1e-5) for k in plain)
