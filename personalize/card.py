@@ -33,9 +33,12 @@ from diffusers import DiffusionPipeline
 
 """
 BASE = "pipeline = DiffusionPipeline.from_pretrained(BASE, use_safetensors=True)\n"
-WORDS = """for file in Path("{folder}").glob("*.safetensors"):  # one for each new word; SDXL's hold clip_l and clip_g, one per encoder
-    if not file.name.startswith("pytorch_"):
-        pipeline.load_textual_inversion(file)"""
+WORDS = """for file in Path("{folder}").glob("*.safetensors"):  # one for each new word
+    for key, rows in load_file(file).items() if not file.name.startswith("pytorch_") else ():
+        n = "_2" if key == "clip_g" else ""  # SDXL: rows for each of two text encoders
+        parts = {{p: getattr(pipeline, p + n) for p in ("tokenizer", "text_encoder")}}
+        pipeline.load_textual_inversion(rows, token=file.stem if "clip" in key else key, **parts)"""
+READ = "from pathlib import Path\nfrom safetensors.torch import load_file\n\n"
 CODE = {  # what opens the first format that the kind leaves (kinds.py)
     "merged": 'pipeline = DiffusionPipeline.from_pretrained("pipeline", use_safetensors=True)',
     "diffusers": BASE + 'pipeline.load_lora_weights("lora")',
@@ -44,7 +47,7 @@ CODE = {  # what opens the first format that the kind leaves (kinds.py)
     + """for part in Path("peft").iterdir():  # diffusers itself loads none of these adapters
     if part.is_dir():
         setattr(pipeline, part.name, PeftModel.from_pretrained(getattr(pipeline, part.name), part))""",
-    "custom_diffusion": "from pathlib import Path\n\n"
+    "custom_diffusion": READ
     + BASE
     + """# without _pipeline diffusers 0.42 reads the file and sets nothing; transformers (SD-3): personalize export RUN --format merged
 pipeline.unet.load_attn_procs(
@@ -52,7 +55,7 @@ pipeline.unet.load_attn_procs(
 )
 """
     + WORDS.format(folder="custom_diffusion"),
-    "token": "from pathlib import Path\n\n" + BASE + WORDS.format(folder="token"),
+    "token": READ + BASE + WORDS.format(folder="token"),
 }
 
 
@@ -66,6 +69,8 @@ def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mappi
     }
     kind = KINDS.get(config.get("train"))
     code = CODE[kind.leaves[0]] if kind else ""
+    if kind and kind.words and config.get("train_text_encoder"):  # no other file holds that
+        code = "# first: personalize export RUN --format merged --out pipeline\n" + CODE["merged"]
     text = CARD.format(
         front="\n".join(f"{k}: {_yaml(v)}" for k, v in front.items() if v),
         title=_inline(config.get("instance_prompt") or "") or "A personalized model",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from small import config, trained
 
 from personalize.__main__ import main
+from personalize.card import model_card
 from personalize.delta import read_delta
 from personalize.export import load_run
 from personalize.export_run import export_run
@@ -196,6 +197,18 @@ def test_diffusers_sets_no_processors_unless_it_is_given_the_pipeline(folders, t
     pipeline = DiffusionPipeline.from_pretrained(folders("sd15"))
     pipeline.unet.load_attn_procs(tmp_path / "c", weight_name=CROSS_ATTENTION)
     assert torch.equal(answer(model, pipeline), answer(load(str(folders("sd15")))))
+
+
+@pytest.mark.parametrize(("kind", "family"), [*((k, "sd15") for k in KINDS), ("token", "sdxl")])
+def test_the_code_on_the_model_card_opens_the_run(folders, tmp_path, monkeypatch, kind, family):
+    model = moved(folders(family), kind)
+    leave(model, tmp_path)
+    model_card(tmp_path, "personalize train", {"train": kind}, {})
+    code = re.search(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    names = {"BASE": str(folders(family))}
+    exec(code, names)
+    torch.testing.assert_close(answer(model, names["pipeline"]), answer(model), rtol=1e-4, atol=1e-5)  # fmt: skip
 
 
 # ---- formats that cannot hold it
