@@ -18,6 +18,9 @@
 # classes: here a tiny one with random weights (offline, seconds), then the mini model.
 
 # %%
+import tempfile
+from pathlib import Path
+
 import torch
 
 import personalize.train
@@ -27,7 +30,8 @@ from personalize.model import load, tiny
 assert personalize.train.Objective is toy2d.objectives.Objective  # not a copy
 
 # %%
-pipeline = tiny("sd15", folder="../runs/personalize/tiny")
+scratch = Path(tempfile.mkdtemp(prefix="driftlab-"))  # what this notebook makes
+pipeline = tiny("sd15", folder=scratch / "tiny")
 for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
     part = getattr(pipeline, name)
     size = (
@@ -43,7 +47,7 @@ for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
 # **Claim.** A `Schedule` read from a diffusers scheduler noises exactly as that scheduler does.
 
 # %%
-model = load("../runs/personalize/tiny")
+model = load(str(scratch / "tiny"))
 schedule = model.schedule
 x0, eps = (
     torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
@@ -79,22 +83,20 @@ assert float(terms["output"]) == 0  # the base differs from itself by nothing
 # Twelve steps of LoRA on four pictures made by code, standard against L2. The weights are random, so the pictures mean nothing; the rows do.
 
 # %%
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
 from personalize.config import TrainConfig
 from personalize.experiment import run
 
-photos = Path("../runs/personalize/photos-of-the-notebook")
-photos.mkdir(parents=True, exist_ok=True)
+photos = scratch / "photos"
+photos.mkdir()
 rng = np.random.default_rng(0)
 for i in range(4):
     pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).save(photos / f"{i}.png")
 common = dict(
-    pretrained_model_name_or_path="../runs/personalize/tiny",
+    pretrained_model_name_or_path=str(scratch / "tiny"),
     instance_data_dir=str(photos),
     instance_prompt="a photo of sks dog",
     train="lora",
@@ -113,7 +115,7 @@ common = dict(
 
 # %%
 folders = {
-    name: run(TrainConfig(**common, **more, output_dir=f"../runs/personalize/notebook-{name}"))
+    name: run(TrainConfig(**common, **more, output_dir=str(scratch / name)))
     for name, more in (("standard", {}), ("l2", {"objective": "l2", "l2_reg_weight": 1.0}))
 }
 

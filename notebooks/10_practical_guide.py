@@ -32,10 +32,14 @@ assert round(weights * 16 / GIB, 1) == 12.8
 # **Claim.** LoRA of rank 4 trains less than two percent of the tiny pipeline's denoiser and its L2 stores no anchor.
 
 # %%
+import tempfile
+from pathlib import Path
+
 from personalize.model import choose, load, tiny
 
-tiny("sd15", folder="../runs/personalize/tiny")
-model = load("../runs/personalize/tiny")
+scratch = Path(tempfile.mkdtemp(prefix="driftlab-"))  # what this notebook makes
+tiny("sd15", folder=scratch / "tiny")
+model = load(str(scratch / "tiny"))
 everything = sum(p.numel() for p in model.denoiser.parameters())
 theta = choose(model, "lora", rank=4)
 trained = sum(p.numel() for p in theta.values())
@@ -129,31 +133,29 @@ mini_lab.recorded_slider("l2")
 # `--dry_run` prints the resolved settings, which picture is seen how often, the time of a step and the memory. On the tiny pipeline:
 
 # %%
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
 from personalize.config import TrainConfig
 from personalize.dryrun import dry_run
 
-photos = Path("../runs/personalize/photos-of-the-notebook")
-photos.mkdir(parents=True, exist_ok=True)
+photos = scratch / "photos"
+photos.mkdir()
 for i in range(4):
     Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
         photos / f"{i}.png"
     )
 cost = dry_run(
     TrainConfig(
-        pretrained_model_name_or_path="../runs/personalize/tiny",
+        pretrained_model_name_or_path=str(scratch / "tiny"),
         instance_data_dir=str(photos),
         instance_prompt="a photo of sks dog",
         train="lora",
         max_train_steps=100,
-        output_dir="../runs/personalize/never",
+        output_dir=str(scratch / "never"),
     )
 )
-assert not Path("../runs/personalize/never/history.csv").exists()  # nothing was trained
+assert not (scratch / "never" / "history.csv").exists()  # nothing was trained
 
 # %% [markdown]
 # ## Exercises
