@@ -265,19 +265,23 @@ def test_the_usual_frame_of_class_pictures_is_found_out():
     assert misled("sdxl", shown, cond | {"frame": torch.tensor([FRAME, FRAME])}) == [1]
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "scheme"),
+    [("sdxl", {"snr_gamma": 5.0}, "none"), ("sd3", {}, "sigma_sqrt")],
+)
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_usual_weighting_of_sd3_is_found_out(batch_size):
-    """Weights of 2B timesteps on losses of B samples (peers.md 6.3): wrong without a word at B = 1, an error above. Ours: by hand."""
-    model = untouched("sd3")
-    weights = node_weights(config("unused"), "sigma_sqrt", model.schedule)
-    t = {"instance": torch.tensor([300, 700, 200]), "prior": torch.tensor([900, 100, 500])}
+def test_the_usual_weighting_is_found_out(kind, settings, scheme, batch_size):
+    """Weights of 2B timesteps on losses of B samples (peers.md 6.2, 6.3): wrong without a word at B = 1, an error above. Ours: by hand."""
+    schedule = untouched(kind).schedule
+    weights = node_weights(config("unused", **settings), scheme, schedule)
+    t = {"instance": torch.tensor([50, 700, 200]), "prior": torch.tensor([900, 100, 500])}
     batch, errors = {}, {}
     for seed, role in enumerate(t):
-        x0, eps = latents(model, batch_size, seed), latents(model, batch_size, 7 + seed)
+        x0, eps = (latents(untouched(kind), batch_size, n) for n in (seed, 7 + seed))
         batch[role] = Example(x0, t[role][:batch_size], eps, None)
-        x_t = model.schedule.add_noise(*batch[role][:3])
-        errors[role] = (0.5 * x_t - (eps - x0)) ** 2
-    ours = PRIOR(1.0).terms(lambda x, t, c: 0.5 * x, model.schedule, batch, weights=weights)
+        x_t, target = (f(*batch[role][:3]) for f in (schedule.add_noise, schedule.target))
+        errors[role] = (0.5 * x_t - target) ** 2
+    ours = PRIOR(1.0).terms(lambda x, t, c: 0.5 * x, schedule, batch, weights=weights)
     for role, e in batch.items():
         by_hand = sum(weights[n] * errors[role][b].mean() for b, n in enumerate(e.t)) / batch_size
         torch.testing.assert_close(ours[role], by_hand)
@@ -541,6 +545,7 @@ def test_class_pictures_are_the_official_pipelines_own(tmp_path, kind):
     assert all(k.startswith(FAMILY[kind].denoiser) for k in tensors)
 
 
+@pytest.mark.slow
 @BOTH
 def test_half_precision_beside_float32_weights_answers_nearly_alike(kind):
     """As `train --mixed_precision bf16` computes: float32 gradients near those of the float32 model; the frame is not rounded to bf16."""
