@@ -69,6 +69,26 @@ def words_of(placeholders: str | None, initializers: str | None, vectors: int) -
     return tuple(Word(n, k, vectors) for n, k in zip(new, known, strict=True))
 
 
+def wrong_words(placeholders: str | None, initializers: str | None) -> list[str]:
+    """What is wrong with the flags that name new words, in the user's words; empty if nothing is."""
+    if not placeholders:
+        return []
+    flag, new = f"--placeholder_token {placeholders!r}", placeholders.split("+")
+    if not all(new) or any(c.isspace() for c in placeholders) or len(set(new)) < len(new):
+        return [f"{flag} must be words without spaces, joined by +, no two alike"]
+    if word := next((w for w in new if w.rpartition("_")[0] in new), None):
+        return [f"{flag}: {word!r} would be read as a second vector of another word; rename it"]
+    if word := next((w for w in new if "/" in w or "\\" in w or w.startswith(".")), None):
+        return [f"{flag}: {word!r} names a file too: leave out / and \\, and begin with no dot"]
+    if not initializers:
+        return [
+            "--placeholder_token needs --initializer_token, the known word it starts from, e.g. dog"
+        ]
+    if (known := len(initializers.split("+"))) not in (1, len(new)):
+        return [f"--initializer_token names {known} words for {len(new)} new ones"]
+    return []
+
+
 PRODUCT = {"r": "rank", "alpha": "lora_alpha"}
 KINDS = {
     "full": Kind(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from personalize.concepts import as_json
 from personalize.config import TrainConfig
+from personalize.kinds import wrong_words
 from toy2d.files import UserError
 
 OBJECTIVES = ("standard", "prior", "l2", "output", "fisher")
@@ -206,7 +207,9 @@ def _wrong_values(c: TrainConfig) -> list[str]:
 
 
 def _missing(c: TrainConfig) -> list[str]:
-    need = _missing_of_words(c)
+    need = wrong_words(c.placeholder_token, c.initializer_token)
+    if c.train == "token" and not c.placeholder_token:
+        need.append('--train token needs --placeholder_token, the new word, e.g. "<new1>"')
     if c.concepts_list:
         flags = ("instance_data_dir", "instance_prompt", "class_prompt", "class_data_dir")
         need += [f"--{f} has no effect: --concepts_list says it for each subject" for f in flags if getattr(c, f)]  # fmt: skip
@@ -222,26 +225,6 @@ def _missing(c: TrainConfig) -> list[str]:
         if concept.class_prompt and concept.class_prompt == concept.instance_prompt:
             need.append("--class_prompt equals --instance_prompt; leave the identifier out of it")
     return need
-
-
-def _missing_of_words(c: TrainConfig) -> list[str]:
-    new, known = ((t or "").split("+") for t in (c.placeholder_token, c.initializer_token))
-    if c.train == "token" and not c.placeholder_token:
-        return ['--train token needs --placeholder_token, the new word, e.g. "<new1>"']
-    if not c.placeholder_token:
-        return []
-    bad = [t for t in new if not t or any(ch.isspace() for ch in t)]
-    if bad or len(set(new)) < len(new):
-        return [f"--placeholder_token {c.placeholder_token!r} must be words without spaces, joined by +, no two alike"]  # fmt: skip
-    if stem := next((t for t in new if t.rpartition("_")[0] in new), None):
-        return [f"--placeholder_token {stem!r} would be read as a second vector of another word; rename it"]  # fmt: skip
-    if strange := next((t for t in new if "/" in t or "\\" in t or t.startswith(".")), None):
-        return [f"--placeholder_token {strange!r} names a file too: leave out / and \\, and begin with no dot"]  # fmt: skip
-    if not c.initializer_token:
-        return ["--placeholder_token needs --initializer_token, the known word it starts from, e.g. dog"]  # fmt: skip
-    if len(known) not in (1, len(new)):
-        return [f"--initializer_token names {len(known)} words for {len(new)} new ones"]
-    return []
 
 
 def _useless_for_kind(c: TrainConfig) -> list[str]:
