@@ -186,7 +186,7 @@ def work(job: Job, class_seconds: float) -> dict | Failed:
         return json.loads(file.read_text())
     torch.set_num_threads(job.compare.threads)
     c, named = train_config(job), parse_run(job.run)
-    record = {"run": job.run, "objective": named.objective, "weight": named.weight, "subject": job.subject.name, "seed": job.seed}  # fmt: skip
+    record = {"run": job.run, "objective": named.objective, "weight": named.weight, "subject": job.subject.name, "seed": job.seed, "folder": str(job.folder.relative_to(job.compare.each.output_dir))}  # fmt: skip
     chains = Path(job.compare.each.output_dir, "chains", f"{job.shared}.safetensors")
     try:
         path = experiment.run(c, quiet, chains)
@@ -231,6 +231,7 @@ def write_results(
     write_csv(path / "history.csv", rows)
     metrics = {
         "model": c.each.pretrained_model_name_or_path,
+        "mini": is_mini(c.each.pretrained_model_name_or_path),
         "base_hash": json.loads((path / "env.json").read_text())["base_hash"],
         "subjects": {s.name: {"class_word": s.class_word, "prompts": prompts_of(c, s).groups} for s in subjects},
         "image_seeds": image_seeds(c),
