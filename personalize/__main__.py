@@ -1,4 +1,4 @@
-"""The command line: personalize train | presets | check | generate | evaluate | export | compare | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
+"""The command line: personalize train | presets | check | generate | evaluate | export | compare | report | bench. Faults of the user: one line, exit 2; of the machine: one line, exit 1."""
 
 import os
 import sys
@@ -119,6 +119,18 @@ class Bench:
     out: str | None = None  # a JSON file for the numbers
 
 
+@dataclass(frozen=True)
+class Report:
+    """One page: a toy run and a comparison side by side. Self-contained; open it in any browser.
+
+    personalize report --toy runs/toy2d/course --full runs/personalize/compare
+    """
+
+    toy: str = "runs/toy2d/course"  # a folder of `toy2d course` or `toy2d run`
+    full: str = "runs/personalize/compare"  # a folder of `personalize compare`
+    out: str | None = None  # an HTML file; default: report.html in the comparison's folder
+
+
 MINI = mini_compare()
 
 
@@ -143,6 +155,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "export": Export,
     "compare": compare_command,
+    "report": Report,
     "pretrain": Pretrain,
     "bench": Bench,
 }
@@ -199,6 +212,11 @@ def act(asked) -> None:
         return
     if isinstance(asked, Presets):
         print_presets()
+        return
+    if isinstance(asked, Report):
+        from personalize.report import write
+
+        print(f"report: {write(asked.toy, asked.full, asked.out)}")
         return
     quiet_libraries()
     if isinstance(asked, Generate):
