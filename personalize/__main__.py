@@ -116,6 +116,8 @@ class Bench:
         "class_images",
     )
     mixed_precision: str = "no"
+    memory: bool = False  # instead: peak memory and time of every preset, foretold and measured
+    presets: tuple[str, ...] = ()  # of --memory; default: all
     out: str | None = None  # a JSON file for the numbers
 
 

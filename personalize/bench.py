@@ -3,6 +3,7 @@
     steps          seconds of a real training step (`train.fit`), every objective x {full, lora}, and what stays in memory
     usual example  the same network and loop, but photo, VAE and text encoder in every step, as the field's example scripts do
     class images   our sampler in large batches against 50 PNDM steps in fours
+    --memory       instead: peak memory and time of every preset, foretold by the dry run and measured (memory.py)
     to a model     800 steps and 200 class images at these rates (computed from the measured ones)
 
 Latents and, unless --model is given, weights are random: speed does not depend on them. On a CPU the clock is this process's CPU time,
@@ -26,13 +27,14 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from personalize import memory
 from personalize.engine import make_state
 from personalize.experiment import PACKAGES
 from personalize.prepare import DTYPES
 from personalize.sample import generate
 from personalize.stand import Stand, open_model
 from personalize.train import Run, fit
-from toy2d.runfolder import environment, write_json
+from toy2d.runfolder import UserError, environment, write_json
 
 RECIPE = {
     "steps": 800,
@@ -52,13 +54,18 @@ def bench(asked, console: Console | None = None) -> dict:
         "matmul_flops": matmul_rate(DTYPES[asked.mixed_precision]),
     }
     kinds = asked.kinds
-    if "steps" in asked.parts:
+    if asked.memory:
+        numbers["memory"] = memory.memory_of_presets(asked)
+    elif asked.presets:
+        raise UserError("--presets has no effect without --memory")
+    parts = () if asked.memory else asked.parts
+    if "steps" in parts:
         numbers["steps_by_kind"] = {kind: step_times(asked, kind) for kind in kinds}
-    if "usual" in asked.parts:
+    if "usual" in parts:
         numbers["usual_example"] = {kind: usual_example(asked, kind) for kind in kinds}
-    if "class_images" in asked.parts:
+    if "class_images" in parts:
         numbers["class_images"] = class_image_rates(asked)
-    if {"steps", "usual", "class_images"} <= set(asked.parts):
+    if {"steps", "usual", "class_images"} <= set(parts):
         numbers["to_a_model"] = times_to_a_model(numbers)
     for table in tables(numbers):
         console.print(table)
@@ -194,6 +201,8 @@ def times_to_a_model(numbers: dict) -> dict[str, dict[str, float]]:
 
 def tables(numbers: dict) -> list[Table]:
     made = []
+    if foretold := numbers.get("memory"):
+        made.append(memory.table(foretold, numbers["device"]))
     if kinds := numbers.get("steps_by_kind"):
         steps = Table("kind", "objective", "s / step", "ratio", "held", "peak MiB", "GFLOP/s", "of matmul", title=f"steps on {numbers['device']}")  # fmt: skip
         for kind, records in kinds.items():

@@ -1,39 +1,53 @@
 """`personalize train --dry_run`: the resolved configuration, what will be seen how often, and what it will cost. Writes nothing.
 
-Time is measured, not guessed: two minibatches of each role go forward and back on this machine, without an update.
-Memory of weights, gradients, moments, anchors and averages is arithmetic; activations are measured where the device can tell.
+Time and peak memory are measured, not guessed: three whole steps of this very configuration are taken in a temporary folder, and rates are
+multiplied by counts. What stays in memory for the whole run is arithmetic besides, to say what the peak is made of.
+`personalize bench --memory` compares these estimates with real runs.
 """
 
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
+from personalize import measure
 from personalize.adapters import plain_parameters
 from personalize.config import TrainConfig
-from personalize.data import Prompts, instance_set
-from personalize.engine import make_accelerator, peak_memory
-from personalize.experiment import read
-from personalize.model import Model, choose_as, load
+from personalize.data import Scan, instance_set
+from personalize.engine import Clock, make_accelerator, make_state, peak_memory, start_peak
+from personalize.experiment import Experiment, read
+from personalize.model import Model
 from personalize.prepare import DTYPES
-from personalize.rules import refuse_for_model
-from personalize.train import Streams, objective_of
-from toy2d.objectives import denoising_loss
+from personalize.sample import generate
+from personalize.train import fit
+from toy2d.runfolder import RunFolder
 
 MIB = 2**20
+# what a rehearsal does less of; rates are multiplied by the real counts
+SHORT = {
+    "measure_nodes": 2, "measure_chains": 2, "context_prompts": (), "fisher_samples": 1, "output_draws": 1, "log_every": 10**6,
+    "checkpointing_steps": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a training step, of the class images, of all; bytes by what they are for; bytes at the peak, if known."""
+    """Seconds of a training step, of the class images, of all; bytes by what they are for, and at the peak; seconds by phase.
+
+    The peak is above what was held before: on a CPU libraries are not counted.
+    """
 
     step: float
     class_images: float
     total: float
     memory: dict[str, int]
-    peak: int | None
+    peak: int
+    phases: dict[str, float]
 
 
 def dry_run(config: TrainConfig, console: Console | None = None) -> Cost:
@@ -44,7 +58,7 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> Cost:
     console.print(_settings(config))
     for line in pairing(config, len(pictures.records)):
         console.print(line)
-    cost = measure_cost(config, pictures.records, accelerator)
+    cost = measure_cost(config, pictures, accelerator)
     console.print(_costs(cost))
     return cost
 
@@ -70,37 +84,94 @@ def pairing(config: TrainConfig, pictures: int) -> list[str]:
     return lines
 
 
-def measure_cost(config: TrainConfig, records, accelerator) -> Cost:
-    c, device = config, accelerator.device
-    dtype = DTYPES[c.mixed_precision] if c.kind.keeps_base else torch.float32
-    source = c.pretrained_model_name_or_path
-    model = load(source, c.revision, c.variant, dtype, c.without_t5).to(device)
-    refuse_for_model(c, model.schedule.prediction == "flow")
-    resolution = c.resolution or model.default_resolution
-    model.latent_shape(resolution)  # raises UserError for a resolution that does not fit
-    theta = choose_as(model, c)
-    if c.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()
-    pool = instance_set(model, records[:1], c.instance_prompt or "a photo", resolution)
-    prompts = Prompts(model, cache=not c.text_trains)
-    example = Streams({"instance": pool}, c, len(model.schedule)).example("instance", 0)
+def measure_cost(config: TrainConfig, pictures: Scan, accelerator: Accelerator) -> Cost:
+    """A real run's own parts, in a temporary folder, one picture standing in for every pool; nothing is exported."""
+    before = start_peak(accelerator.device)
+    with tempfile.TemporaryDirectory() as folder:
+        one = config.unrelated_prompts[:1]
+        short = replace(config, output_dir=folder, unrelated_prompts=one, **SHORT)
+        quiet = RunFolder(folder, {}), accelerator, lambda text: None
+        e, took = Experiment(short, pictures, *quiet), Clock()
+        with took("load"):
+            e.open_model()
+        with took("picture"):
+            prompt = config.instance_prompt or "a photo"
+            pool = instance_set(e.model, pictures.records[:1], prompt, e.resolution).cache()
+        picture = class_picture(config, e) if config.needs_class_images else 0.0
+        e.choose_what_trains()
+        roles = [r for r in ("instance", "prior", "output") if r == "instance" or config.uses(r)]
+        e.embed(dict.fromkeys(roles, pool))
+        e.ask_the_base(dict.fromkeys(roles, pool))
+        forward = forward_seconds(e)
+        step = step_seconds(e)
+        stays = memory(config, e.model, e.theta)
+    phases = {
+        "load": took["load"],
+        "pictures": took["picture"] * len(pictures.records),
+        "class images": picture * config.num_class_images * len(config.concepts),
+        "base": forward * asked_of_the_base(config),
+        "training": step * config.max_train_steps,
+        "measuring": forward * asked_while_measuring(config),
+    }
+    peak = peak_memory(accelerator.device) - before
+    return Cost(step, phases["class images"], sum(phases.values()), stays, peak, phases)
 
-    def predict(x_t, t, texts):
-        with accelerator.autocast():
-            return model.predict(x_t, t, prompts(texts))
 
-    def backward():
-        denoising_loss(predict, model.schedule, example).backward()
+def step_seconds(e: Experiment) -> float:
+    """Of a whole optimizer step, the second and third."""
+    e.state = make_state(e.theta, e.config, e.accelerator.scaler)
+    for part in e.trained_parts():
+        part.train()
+    times = []
+    for steps in (1, 3):
+        e.loop.config = replace(e.config, max_train_steps=steps)
+        start = time.perf_counter()
+        fit(e.loop, e.state, e.accelerator, lambda terms: None, lambda state: None)
+        _wait(e.device)
+        times.append(time.perf_counter() - start)
+    return times[1] / 2
 
-    forward = _seconds(lambda: _no_grad(predict, example), device)
-    one = _seconds(backward, device)
-    extra = {"prior": one, "output": one + (forward if c.kind.keeps_base else 0.0)}
-    micro = one + sum(extra.get(part, 0.0) for part in objective_of(c).active)
-    step = micro * c.gradient_accumulation_steps
-    per_picture = 2 * c.class_steps * forward / c.train_batch_size  # guidance asks twice
-    made = per_picture * c.num_class_images * len(c.concepts) if c.needs_class_images else 0.0
-    peak = peak_memory(device) if device.type == "cuda" else None
-    return Cost(step, made, made + step * c.max_train_steps, memory(c, model, theta), peak)
+
+def forward_seconds(e: Experiment) -> float:
+    """Of one sample through the network, without a gradient, `sample_batch_size` at a time."""
+    n, schedule = e.config.sample_batch_size, e.model.schedule
+    x_t = torch.zeros(n, *e.shape, device=e.device)
+    t = schedule.timesteps[torch.zeros(n, dtype=torch.long, device=e.device)]
+    prompts = [next(iter(measure.prompt_groups(e.config).values()))[0]] * n
+    with torch.no_grad(), e.model.evaluating():
+        return _seconds(lambda: e.predict(x_t, t, prompts), e.device) / n
+
+
+def class_picture(config: TrainConfig, e: Experiment) -> float:
+    """Seconds of one class picture: its sampler's steps, extrapolated from the second, and its decoding."""
+    n, times = config.sample_batch_size, []
+    for steps in (1, 2):
+        make = partial(generate, e.model, [config.class_prompts[0]], list(range(n)), steps, config.class_guidance, config.class_sampler, n, resolution=e.resolution)  # fmt: skip
+        times.append(_seconds(make, e.device, 1))
+    return (times[0] + max(0.0, times[1] - times[0]) * (config.class_steps - 1)) / n
+
+
+def asked_of_the_base(c: TrainConfig) -> int:
+    """Forward passes of one sample: chains, stored answers; Fisher counts a backward pass as two."""
+    ticks = c.max_train_steps * c.gradient_accumulation_steps
+    stored = c.train_batch_size * min(c.output_draws, ticks)
+    answers = stored if c.uses("output") and not c.kind.keeps_base else 0
+    fisher = 3 * c.fisher_samples if c.uses("fisher") else 0
+    return _chains(c) * (c.measure_nodes - 1) + answers + fisher
+
+
+def asked_while_measuring(c: TrainConfig) -> int:
+    """Forward passes of one sample: delta eps at its steps, path KL at its own, validation's pictures."""
+    probes = 2 + c.max_train_steps // c.probe_steps
+    paths = 2 + (c.max_train_steps // c.path_kl_steps if c.path_kl_steps else 0)
+    grids = 1 + c.max_train_steps // c.validation_steps if c.validation_prompt else 0
+    passes = c.validation_inference_steps * (2 if c.validation_guidance > 1 else 1)
+    pictures = len(c.validation_prompt) * c.num_validation_images
+    return _chains(c) * (probes + paths * (c.measure_nodes - 1)) + grids * pictures * passes
+
+
+def _chains(c: TrainConfig) -> int:
+    return c.measure_chains * sum(len(g) for g in measure.prompt_groups(c).values())
 
 
 def memory(config: TrainConfig, model: Model, theta) -> dict[str, int]:
@@ -120,9 +191,9 @@ def memory(config: TrainConfig, model: Model, theta) -> dict[str, int]:
     }
 
 
-def _no_grad(predict, example):
-    with torch.no_grad():
-        predict(example.x0, example.t, example.cond)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _seconds(work, device: torch.device, repeats: int = 2) -> float:
@@ -131,8 +202,7 @@ def _seconds(work, device: torch.device, repeats: int = 2) -> float:
     for _ in range(repeats + 1):
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _wait(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
@@ -148,12 +218,12 @@ def _settings(config: TrainConfig) -> Table:
 def _costs(cost: Cost) -> Table:
     table = Table("cost", "estimate", title="on this machine")
     table.add_row("one step", f"{cost.step:.3g} s")
-    if cost.class_images:
-        table.add_row("class images, if none are there", f"{cost.class_images:.3g} s")
-    table.add_row("class images and training", f"{cost.total:.4g} s")
+    for name, seconds in cost.phases.items():
+        if seconds:
+            table.add_row(f"time: {name}", f"{seconds:.3g} s")
+    table.add_row("time: all but the export", f"{cost.total:.4g} s")
     for name, size in cost.memory.items():
         if size:
             table.add_row(f"memory: {name}", f"{size / MIB:.1f} MiB")
-    unknown = "not measured on the CPU"
-    table.add_row("memory: peak of a step", f"{cost.peak / MIB:.0f} MiB" if cost.peak else unknown)
+    table.add_row("memory: peak, with activations", f"{cost.peak / MIB:.0f} MiB")
     return table

@@ -6,6 +6,7 @@ import resource
 import time
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -63,7 +64,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     if accelerator.distributed_type not in LAUNCHES:
         raise UserError(
-            f"{accelerator.distributed_type.value} is not known here; use one of personalize/configs/"
+            f"{accelerator.distributed_type.value} would shard the weights; here every process holds the whole network "
+            "(personalize/configs/): to fit, use --train lora, --gradient_checkpointing, --use_8bit_adam or --anchor_device cpu"
         )
     return accelerator
 
@@ -113,8 +115,29 @@ class Clock(dict):
         self[phase] = self.get(phase, 0.0) + time.perf_counter() - start
 
 
+# ---- memory
+def start_peak(device: torch.device) -> int:
+    """Bytes held now, and from now on `peak_memory` counts anew (on a CPU where Linux allows it)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS") or 0
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that the device held, or this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _resident("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _resident(which: str) -> int | None:
+    """A line of Linux's /proc/self/status, in bytes; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith(which)), None)
+    return int(found.split()[1]) * 1024 if found else None

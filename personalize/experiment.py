@@ -143,7 +143,7 @@ class Experiment:
         torch.set_num_threads(before["threads"])  # another thread count may round differently
         here = {"device": self.device.type, "processes": processes_here()}
         for what, now in here.items():
-            if before[what] != now:
+            if before.get(what, now) != now:
                 self.say(f"begun with {what} {before[what]}, continued with {now}: equal to rounding, not to the bit")  # fmt: skip
 
     def choose_what_trains(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -177,3 +178,15 @@ def test_one_process_ends_what_two_began(one_and_two, tmp_path):
     assert "resumed after step 3" in " ".join(said)
     weights, start = load_tensors(cut / LORA), trained(replace(ones[0], output_dir=str(tmp_path / "start"), learning_rate=1e-12))  # fmt: skip
     assert deviation(trained(ones[0]), weights, start) < 1e-4
+
+
+@pytest.mark.slow
+def test_sharding_is_refused_in_one_line(tmp_path):
+    """Under FSDP's launcher: exit 2 and the reason, no traceback of ours."""
+    c = config(tmp_path / "run")
+    words = shlex.split(c.command().replace("personalize train", f"{sys.executable} -m personalize train"))  # fmt: skip
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # fmt: skip
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    done = subprocess.run(words, env=os.environ | fsdp | where, capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "every process holds the whole network" in done.stderr
