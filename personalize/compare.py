@@ -52,6 +52,8 @@ class CompareConfig:
     seeds: tuple[int, ...] = (0, 1, 2)  # each has its own noise, order and class images
     sweep_seeds: int = 1  # how many of them an objective's further weights get
     quick: bool = False  # one subject, one seed, fewer steps and pictures
+    # one seed, each objective's first weight times 0.03 to 30: the bold rows of its table are the tuned weights
+    tune: bool = False
     identifier: str = "sks"  # the word for the subject
     # dreambooth, mini or a text file; default: the model's own (see `personalize evaluate --help`)
     prompts: str | None = None
@@ -95,6 +97,18 @@ def quickened(c: CompareConfig) -> CompareConfig:
     return replace(c, each=each, seeds=c.seeds[:1], **shown)
 
 
+FACTORS = (0.03, 0.1, 0.3, 1, 3, 10, 30)
+
+
+def widened(c: CompareConfig) -> CompareConfig:
+    """Every objective's first weight times FACTORS, on one seed. Its folder is NAME-tune."""
+    firsts = {objective_of(r): r for r in reversed(c.runs) if ":" in r and "+" not in r}
+    parts = [firsts[o].split(":") for o in reversed(firsts)]
+    runs = tuple(f"{kind}:{float(w) * f:g}" for kind, w in parts for f in FACTORS)
+    each = replace(c.each, output_dir=f"{c.each.output_dir}-tune")
+    return replace(c, each=each, runs=("standard", *runs), seeds=c.seeds[:1])
+
+
 def each_run(c: CompareConfig) -> list[tuple[str, tuple[int, ...]]]:
     """(run, its seeds). Raises UserError for flags that cannot be."""
     problems = [f"--{name} is decided by {by}" for name, by in DECIDED.items() if _given(c, name)]
@@ -133,7 +147,7 @@ def without_idle_flags(config: TrainConfig) -> TrainConfig:
 
 # ---- presets
 def mini_compare() -> CompareConfig:
-    """The offline mini model, weights tuned by `mini_tune` on a subject that is not compared here."""
+    """The offline mini model. The weights were chosen by `--tune` on a subject that is not among the three compared."""
     return CompareConfig(
         each=TrainConfig(
             pretrained_model_name_or_path="mini",

@@ -11,6 +11,7 @@ There is no second training loop: a run is experiment.run(TrainConfig), an evalu
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
 
 from personalize import experiment
 from personalize.compare import CompareConfig
@@ -32,6 +34,7 @@ from personalize.model import Model, load
 from personalize.photos import scan
 from personalize.prepare import DTYPES, class_images
 from personalize.record import NOTHING, judged, measured
+from personalize.table import terminal
 from personalize.train import Diverged
 from toy2d.config import parse_run
 from toy2d.runfolder import (
@@ -44,7 +47,7 @@ from toy2d.runfolder import (
     write_json,
 )
 
-NOT_OF_THE_NUMBERS = ("engine", "workers", "quick", "keep_weights")
+NOT_OF_THE_NUMBERS = ("engine", "workers", "quick", "tune", "keep_weights")
 
 
 class Failed(NamedTuple):
@@ -221,6 +224,12 @@ def tidy(job: Job) -> None:
 
 
 # ---- results
+def show(path: Path) -> None:
+    """The table at the terminal, and where to go from here."""
+    Console(width=None if sys.stdout.isatty() else 140).print(terminal(json.loads((path / "metrics.json").read_text()), path.name))  # fmt: skip
+    print(f"every number: {path / 'metrics.json'}; as a page: personalize report --full {path}")
+
+
 def write_results(
     c: CompareConfig, subjects: list[Subject], jobs: list[Job], records: list[dict], notes: list[str]
 ) -> None:  # fmt: skip

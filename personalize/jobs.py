@@ -14,6 +14,7 @@ from personalize.compare import (
     each_run,
     mini_compare,
     quickened,
+    widened,
     without_idle_flags,
 )
 from personalize.config import TrainConfig
@@ -59,7 +60,11 @@ class Job(NamedTuple):
 def plan(c: CompareConfig) -> tuple[CompareConfig, list[Subject], list[Job]]:
     """The configuration with nothing left open, subjects, jobs. Raises UserError for all that a run would refuse."""
     each_run(c)  # refuses flags before the mini is looked for
-    subjects = [subject_of(s, c) for s in c.subjects] or mini_subjects(c)[:3]
+    subjects = [subject_of(s, c) for s in c.subjects] or mini_subjects(c)
+    if not c.subjects:  # weights are not tuned on what is compared
+        subjects = subjects[3:4] if c.tune else subjects[:3]
+    if c.tune:
+        c = widened(c)
     if c.quick:
         c, subjects = quickened(c), subjects[:1]
     if len({s.name for s in subjects}) != len(subjects):

@@ -38,6 +38,7 @@ table.claims td, table.claims th { text-align: left; white-space: normal; } tabl
 .bar span { display: block; } .images { background: #E69F00; } .preparing { background: #56B4E9; } .training { background: #0072B2; }
 @media (max-width: 720px) { main { padding: 1.5rem 1rem 3rem; } .pair, .row { grid-template-columns: minmax(0, 1fr); } .heads { display: none; }
   .pair figure::before { content: attr(data-at); font-weight: 600; color: var(--accent); }
+  .strips { grid-template-columns: minmax(0, 1fr); }
   .row .cloud { max-width: 19rem; margin: 0 auto; width: 100%; } th, td { padding: .35rem .5rem; }
   table.claims, table.claims tbody, table.claims tr, table.claims td { display: block; } table.claims thead { display: none; }
   table.claims tr { padding: .7rem 0; border-bottom: 1px solid var(--line); } table.claims td { border: 0; padding: .12rem 0; }

@@ -11,7 +11,7 @@ from judges import judges
 from small import photos, workshop
 
 from personalize import comparison
-from personalize.compare import CompareConfig, completed, each_run, mini_compare, quickened
+from personalize.compare import CompareConfig, completed, each_run, mini_compare, quickened, widened
 from personalize.comparison import run
 from personalize.config import TrainConfig
 from personalize.jobs import flags_of, plan, thinned, train_config
@@ -238,6 +238,14 @@ def test_quick_is_the_same_comparison_made_smaller():
     assert len(q.seeds) == 1
     assert q.each.max_train_steps < c.each.max_train_steps
     assert q.each.output_dir == f"{c.each.output_dir}-quick"
+
+
+def test_tuning_spans_three_decades_around_each_first_weight_on_one_seed(tmp_path):
+    t = widened(config(tmp_path, runs=("standard", "l2:0.1", "l2:1", "prior:1")))
+    assert t.seeds == (0,)
+    assert t.runs[:3] == ("standard", "l2:0.003", "l2:0.01")
+    assert t.runs[-1] == "prior:30"
+    assert len(t.runs) == 1 + 2 * 7
 
 
 def test_prompts_are_thinned_evenly():

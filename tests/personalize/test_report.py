@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from folders import STRENGTH, comparison, toy
 
-from personalize import readings, table
+from personalize import readings, report, table
 from personalize.report import write
 from toy2d.report import number
 from toy2d.runfolder import UserError
@@ -24,6 +24,13 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def html(runs) -> str:
     return write(*runs).read_text()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Curves take seconds to draw; what a page says does not depend on them."""
+    blank = {"light": "data:,", "dark": "data:,", "caption": "", "width": 1, "height": 1}
+    monkeypatch.setattr(report, "figure", lambda draw, alt, **more: blank | {"alt": alt})
 
 
 def metrics(folder: Path) -> dict:
@@ -55,7 +62,7 @@ def test_curves_are_there_in_light_and_dark_and_differ(html):
     assert all(dark != light for dark, light in both)
 
 
-def test_what_others_wrote_is_escaped(runs, tmp_path):
+def test_what_others_wrote_is_escaped(runs, tmp_path, undrawn):
     evil = '<script>alert("{{7*7}}")</script>'
     full = comparison(tmp_path / "full", left_out=[evil])
     page = write(runs[0], full).read_text()
@@ -64,7 +71,7 @@ def test_what_others_wrote_is_escaped(runs, tmp_path):
     assert "{{7*7}}" in page  # shown, not computed
 
 
-def test_nobodys_photos_are_on_a_page_that_is_shared(html, runs, tmp_path):
+def test_nobodys_photos_are_on_a_page_that_is_shared(html, runs, tmp_path, undrawn):
     assert "What was shown" not in html
     own = comparison(tmp_path / "mini", mini=True)
     config = {"subjects": [{"name": "rex", "class_word": "dog", "folder": str(runs[1] / "base")}]}
@@ -86,7 +93,7 @@ def test_claims_follow_the_numbers(runs):
     assert found["L2 costs less time than prior preservation"]["full"][0] == "supported"
 
 
-def test_claims_flip_when_the_numbers_flip(tmp_path):
+def test_claims_flip_when_the_numbers_flip(tmp_path, undrawn):
     found = claims(toy(tmp_path / "t", FLIPPED), comparison(tmp_path / "f", FLIPPED, seeds=range(6)))  # fmt: skip
     less = found["L2 drifts less than prior preservation at equal adaptation"]
     assert less["toy"][0] == less["full"][0] == "contradicted"
@@ -114,7 +121,7 @@ def test_distance_in_theta_is_contradicted_by_a_run_that_moved_further_and_drift
     assert "does not rank drift: 3 of 12" in found  # output's three weights
 
 
-def test_a_diverged_run_is_left_out_and_named(runs, tmp_path):
+def test_a_diverged_run_is_left_out_and_named(runs, tmp_path, undrawn):
     full = comparison(tmp_path / "f")
     m = metrics(full)
     gone = next(r for r in m["runs"] if r["run"] == "fisher:100")
@@ -123,7 +130,7 @@ def test_a_diverged_run_is_left_out_and_named(runs, tmp_path):
     assert "Diverged and left out: rex, fisher:100: step 2." in write(runs[0], full).read_text()
 
 
-def test_without_an_evaluator_the_rest_is_still_shown(runs, tmp_path):
+def test_without_an_evaluator_the_rest_is_still_shown(runs, tmp_path, undrawn):
     full = comparison(tmp_path / "f")
     m = metrics(full)
     for r in m["runs"]:
@@ -144,7 +151,7 @@ def test_what_is_no_finished_run_is_named_with_its_remedy(runs, tmp_path):
         write(runs[0], runs[0])
 
 
-def test_pictures_that_are_gone_are_named(runs, tmp_path):
+def test_pictures_that_are_gone_are_named(runs, tmp_path, undrawn):
     full = comparison(tmp_path / "f")
     (full / "base" / "manifest.json").unlink()
     with pytest.raises(UserError, match="whole folder"):
