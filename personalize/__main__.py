@@ -235,8 +235,9 @@ def act(asked) -> None:
         export_run(asked)
     elif isinstance(asked, CompareConfig):
         from personalize.comparison import run as compare
+        from personalize.comparison import show
 
-        compare(asked)
+        show(compare(asked))
     elif isinstance(asked, Pretrain):
         from personalize.mini.pretrain import pretrain
 
