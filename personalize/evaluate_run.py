@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from personalize.card import public_name
 from personalize.evaluate import Evaluation, evaluate_model, has_its_base
 from personalize.evaluators import evaluators_of
 from personalize.export import load_run
@@ -63,6 +64,8 @@ def one(asked, name: str, reference: Path, folder: Path, say) -> Evaluation:
         chains=asked.chains,
         say=say,
     )
+    found.about["model"] = public_name(name)  # as it was asked for, not the folder inside the run
+    found.about["base_model"] = public_name(asked.base or config.get("pretrained_model_name_or_path"))  # fmt: skip
     found.write(folder)
     return found
 

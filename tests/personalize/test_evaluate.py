@@ -439,6 +439,7 @@ def test_a_run_from_the_command_line(tmp_path, capsys, words, kind):
     assert "images/s" in text
     assert "LPIPS" in text
     report = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    assert (report["model"], report["base_model"]) == ("run", "sd")
     assert report["identifier"] == "sks"
     assert report["class_word"] == "dog"
     assert list(report["groups"]) == ["subject", "class", "contexts", "unrelated"]
