@@ -41,7 +41,7 @@ def finish(asked: Pretrain, world: data.Data, artwork: Artwork) -> None:
     """Publish, measure, and keep what made the weights, the numbers and the losses beside them."""
     out, weights = Path(asked.out), Path(asked.weights)
     parts = {part: done(part, out, asked.seed) for part in PARTS}
-    std = float(latents_of(world, out, asked.seed).std())
+    vae.standardize(parts["vae"], *vae.moments(latents_of(world, out, asked.seed)))
     record = {
         "command": "personalize pretrain",
         "plan": PLAN,
@@ -50,7 +50,7 @@ def finish(asked: Pretrain, world: data.Data, artwork: Artwork) -> None:
         "environment": environment(("torch", "diffusers", "transformers")),
         "losses": publish.losses(out),
     }
-    publish.publish(parts, std, record, weights)
+    publish.publish(parts, record, weights)
     publish.write_subjects(artwork, FOLDER / "subjects", asked.seed)
     if asked.pictures:
         numbers, picture = quality(weights, artwork.training(), asked.pictures)
@@ -68,7 +68,9 @@ def build(part: Part, seed: int) -> nn.Module:
 def terms(part: Part, world: data.Data, out: Path, seed: int) -> Terms:
     if part == "unet":
         text = done("clip", out, seed).text_model
-        return unet.terms(world, scaled_latents(world, out, seed), text)
+        latents = latents_of(world, out, seed)
+        mean, std = (m[:, None, None] for m in vae.moments(latents))
+        return unet.terms(world, (latents - mean) / std, text)
     of = {
         "vae": vae.terms,
         "clip": clip.clip_terms,
@@ -95,9 +97,3 @@ def latents_of(world: data.Data, out: Path, seed: int) -> torch.Tensor:
     if not path.exists():
         save_tensors(path, {"mean": vae.encode(network, world.train)})
     return load_tensors(path)["mean"]
-
-
-def scaled_latents(world: data.Data, out: Path, seed: int) -> torch.Tensor:
-    """latents_of, to unit standard deviation."""
-    latents = latents_of(world, out, seed)
-    return latents / latents.std()

@@ -20,9 +20,8 @@ from toy2d.files import read_csv, write_atomic, write_json, write_manifest
 VIEWS = 5  # pictures of a subject
 
 
-def publish(parts: dict[str, nn.Module], latent_std: float, record: dict, out: Path) -> None:
+def publish(parts: dict[str, nn.Module], record: dict, out: Path) -> None:
     """`record`: what made the weights (command, commit, data digest, losses), kept beside them."""
-    parts["vae"].register_to_config(scaling_factor=1 / latent_std)
     _whole(out / "model", lambda folder: pipeline(parts).save_pretrained(folder))
     _whole(out / "clip", lambda folder: _judge(parts["clip"], folder, tokenizer()))
     _whole(out / "dino", lambda folder: _judge(parts["dino"], folder))

@@ -58,7 +58,7 @@ class Prompts:
 
 
 def terms(world: Data, latents: Tensor, text_encoder):
-    """`latents`: (N, 4, 16, 16) of world.train, scaled."""
+    """`latents`: (N, 4, 16, 16) of world.train, standardized."""
     schedule, prompts = from_diffusers(scheduler()), Prompts(text_encoder)
     weights = schedule.min_snr_weights(SNR_GAMMA)
 

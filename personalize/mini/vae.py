@@ -77,3 +77,21 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Tensor:
         for i in range(0, len(pictures), batch)
     ]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def standardize(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Fold (z - mean) / std per channel into the 1 x 1 convolutions around the latents: pictures are the same, and SD's one scaling_factor is 1."""
+    before, after = vae.quant_conv, vae.post_quant_conv
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= std[None, :, None, None]
+    n = len(mean)
+    before.weight[:n] /= std[:, None, None, None]
+    before.bias[:n] = (before.bias[:n] - mean) / std
+    before.bias[n:] -= 2 * std.log()  # log variance
+    vae.register_to_config(scaling_factor=1.0)
+
+
+def moments(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of (N, C, H, W)."""
+    return latents.mean((0, 2, 3)), latents.std((0, 2, 3))

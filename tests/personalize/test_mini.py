@@ -181,7 +181,7 @@ def test_a_part_that_is_not_trained_is_named(tmp_path):
 def published(tmp_path_factory):
     """Untrained parts, published as trained ones are."""
     out = tmp_path_factory.mktemp("weights")
-    publish.publish({p: pretrain.build(p, 0) for p in plan.PARTS}, 2.0, {"seed": 0}, out)
+    publish.publish({p: pretrain.build(p, 0) for p in plan.PARTS}, {"seed": 0}, out)
     return out
 
 
@@ -189,7 +189,6 @@ def test_official_classes_open_what_is_published(published):
     pipeline = StableDiffusionPipeline.from_pretrained(published / "model")
     image = pipeline("a photo of a fox on the beach", num_inference_steps=2, height=64, width=64).images[0]  # fmt: skip
     assert image.size == (64, 64)
-    assert pipeline.vae.config.scaling_factor == 0.5
     for kind, name in ((CLIPModel, "clip"), (AutoModel, "dino"), (AutoModelForImageClassification, "classifier")):  # fmt: skip
         kind.from_pretrained(published / name)
 
@@ -222,6 +221,24 @@ def test_absent_or_altered_weights_are_refused(published, monkeypatch, tmp_path)
     with pytest.raises(UserError, match="not those that were published"):
         mini.dino_folder()
     file.write_bytes(kept)
+
+
+def test_standardizing_changes_latents_and_no_picture(small_world):
+    """Latents to mean 0 and deviation 1, the reconstruction and the posterior's spread (in units of it) as before."""
+    network = pretrain.build("vae", 0).eval()
+    x = vae.pixels(small_world.train[:16])
+    with torch.no_grad():
+        old = network.encode(x).latent_dist
+        picture = network.decode(old.mean).sample
+        mean, std = vae.moments(old.mean)
+        vae.standardize(network, mean, std)
+        new = network.encode(x).latent_dist
+        again = network.decode(new.mean).sample
+    mean_now, std_now = vae.moments(new.mean)
+    assert mean_now.abs().max() < 1e-4
+    torch.testing.assert_close(std_now, torch.ones(4))
+    torch.testing.assert_close(new.std * std[:, None, None], old.std)
+    torch.testing.assert_close(again, picture, atol=1e-4, rtol=1e-4)
 
 
 def test_edges_of_a_flat_picture_vanish():
