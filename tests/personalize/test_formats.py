@@ -109,7 +109,7 @@ def test_every_kind_reloads_in_every_format_that_holds_it(folders, tmp_path, kin
     check_round_trip(folders("sd15"), kind, form, tmp_path)
 
 
-QUICK = [("lora", "kohya"), ("custom_diffusion", "custom_diffusion"), ("token", "token"), ("loha", "merged")]  # fmt: skip
+QUICK = [("lora", "kohya"), ("custom_diffusion", "custom_diffusion")]
 
 
 @pytest.mark.parametrize(("kind", "form"), [pytest.param(*p, marks=() if p in QUICK else pytest.mark.slow) for p in PAIRS])  # fmt: skip
@@ -120,7 +120,7 @@ def test_so_does_sdxl(folders, tmp_path, kind, form):
 ELSEWHERE = [("lora", "kohya"), ("custom_diffusion", "custom_diffusion"), ("token", "token")]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in ("lora", "custom_diffusion") else pytest.mark.slow) for k in KINDS])  # fmt: skip
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "custom_diffusion" else pytest.mark.slow) for k in KINDS])  # fmt: skip
 def test_so_does_sd3_and_says_which_formats_diffusers_cannot_open(folders, tmp_path, kind):
     base = folders("sd3")
     model = moved(base, kind, (Word("<new1>", "dog"),))
@@ -199,7 +199,10 @@ def test_diffusers_sets_no_processors_unless_it_is_given_the_pipeline(folders, t
     assert torch.equal(answer(model, pipeline), answer(load(str(folders("sd15")))))
 
 
-@pytest.mark.parametrize(("kind", "family"), [*((k, "sd15") for k in KINDS), ("token", "sdxl")])
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [*((k, "sd15") for k in ("full", "lora", "loha", "custom_diffusion")), ("token", "sdxl")],
+)
 def test_the_code_on_the_model_card_opens_the_run(folders, tmp_path, monkeypatch, kind, family):
     model = moved(folders(family), kind)
     leave(model, tmp_path)
