@@ -16,13 +16,7 @@ PROMPTS = {
     "unrelated": ["a photo of a cat"],
 }  # fmt: skip
 WEIGHTS = {"standard": (None,), "prior": (0.3, 1.0, 3.0), "l2": (0.01, 0.1, 1.0), "output": (1.0, 10.0, 100.0), "fisher": (1.0, 10.0, 100.0)}  # fmt: skip
-STRENGTH = {"standard": 1.0, "prior": 0.7, "l2": 0.15, "output": 0.05, "fisher": 0.1}  # of drift, first weight
-    "standard": 1.0,
-    "prior": 0.7,
-    "l2": 0.4,
-    "output": 0.1,
-    "fisher": 0.2,
-}  # of drift, first weight
+STRENGTH = {"standard": 1.0, "prior": 0.7, "l2": 0.15, "output": 0.05, "fisher": 0.1}  # of drift
 
 
 def toy(folder: Path, strength: dict = STRENGTH, seeds=(0, 1, 2)) -> Path:
