@@ -2,18 +2,20 @@
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from small import config, history, trained, workshop
 
 import personalize
+from personalize import engine
 from personalize.config import TrainConfig
 from personalize.experiment import run
 from personalize.processes import keep_step, processes_here
@@ -180,13 +182,9 @@ def test_one_process_ends_what_two_began(one_and_two, tmp_path):
     assert deviation(trained(ones[0]), weights, start) < 1e-4
 
 
-@pytest.mark.slow
-def test_sharding_is_refused_in_one_line(tmp_path):
-    """Under FSDP's launcher: exit 2 and the reason, no traceback of ours."""
-    c = config(tmp_path / "run")
-    words = shlex.split(c.command().replace("personalize train", f"{sys.executable} -m personalize train"))  # fmt: skip
-    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # fmt: skip
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    done = subprocess.run(words, env=os.environ | fsdp | where, capture_output=True, text=True, timeout=120)  # fmt: skip
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "every process holds the whole network" in done.stderr
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_launch_that_shards_is_refused_with_the_reason(monkeypatch, tmp_path, kind):
+    launched = SimpleNamespace(distributed_type=DistributedType[kind])
+    monkeypatch.setattr(engine, "Accelerator", lambda **settings: launched)
+    with pytest.raises(UserError, match=f"{kind} would shard the weights"):
+        engine.make_accelerator(config(tmp_path / "run"))

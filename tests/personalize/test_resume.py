@@ -255,3 +255,15 @@ def test_signals(tmp_path, number):
         assert newest.name == f"step-{int(rows[-1]['step']):08d}"
     assert same(trained(whole), trained(cut))
     assert history(whole) == history(cut)
+
+
+def test_moments_in_eight_bits_resume_too(tmp_path, monkeypatch):
+    """bitsandbytes quantizes blocks of 4096 and more: the text encoder's and the UNet's larger weights."""
+    pytest.importorskip("bitsandbytes")
+    whole = config(tmp_path / "whole", kind="full", use_8bit_adam=True, checkpointing_steps=2)
+    cut = replace(whole, output_dir=str(tmp_path / "cut"))
+    killed_while_logging(monkeypatch, cut, step=3)
+    kept, _ = RunFolder(cut.output_dir, {}).newest_checkpoint()
+    assert any(v.dtype == torch.uint8 for k, v in kept.items() if k.startswith("adam/state1/"))
+    assert same(trained(whole), trained(cut))
+    assert not same(trained(whole), trained(replace(whole, output_dir=str(tmp_path / "32"), use_8bit_adam=False)))  # fmt: skip
