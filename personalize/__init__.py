@@ -2,7 +2,9 @@
 
 Read in this order; a module imports only from those above it. Objectives, schedule and drift are toy2d's own; no loss is defined here.
 
+    presets        named settings, each with its source
     config         TrainConfig: diffusers' flag names and defaults; rules: what has no effect is an error
+    flags          what a preset becomes under the flags beside it
     kinds          what can train, as data; concepts: several subjects in one run
     photos         a folder of photographs: what is usable, what is not and why
     families       what differs between SD-1.5, SDXL and SD-3, as three values
@@ -15,12 +17,14 @@ Read in this order; a module imports only from those above it. Objectives, sched
     classimages    the class set, made by the frozen base, with its manifest
     subjects       the pictures of all concepts as one set
     timesteps      which noise levels are drawn, and how much each counts
+    processes      several processes, one run: shares, means, who writes; configs/ for accelerate
     train          one loop, with state (exact resume), engine, prepare, fisher and validate beside it
     card, export   weights as folders that appear whole; reopen: put back onto their base; delta: the authors' delta.bin
     formats        kohya, PEFT, Custom Diffusion, words, diffusers, merged; each opened again by its loader (official, export_run)
     measure        drift per prompt group: rows
     experiment     run(config) -> runs/personalize/<name>/
-    dryrun, bench  what a run would do; times and memory side by side
+    dryrun         what a run would do and cost, from three real steps
+    bench          times side by side; stand: its random networks; memory: dry run against run, by preset
     pictures       a finished run's grids
     prompts        what evaluation asks for: the benchmark's lists, the mini's world, files; metrics: closed forms of features
     evaluators     CLIP, DINO, LPIPS; gallery: pictures kept; score, summary: rows and their means
