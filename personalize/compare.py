@@ -45,7 +45,7 @@ class CompareConfig:
     """
 
     each: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]  # what all runs share
-    # FOLDER:CLASS, e.g. photos/rex:dog; or names of the mini's subjects. Default: the mini's first three
+    # FOLDER:CLASS, e.g. photos/rex:dog; or names of the mini's subjects. Default: three of the mini's
     subjects: tuple[str, ...] = ()
     # objectives and weights. An objective's first weight is run on every seed, its further ones on --sweep_seeds of them
     runs: tuple[str, ...] = ("standard",)
@@ -89,8 +89,8 @@ def completed(c: CompareConfig, given: set[str]) -> CompareConfig:
 
 
 def quickened(c: CompareConfig) -> CompareConfig:
-    """One seed, at most 60 steps, 16 class images, two prompts of each list, three pictures. Its folder is NAME-quick."""
-    few = {"max_train_steps": 60, "num_class_images": 16}
+    """One seed, at most 50 steps, 16 class images, two prompts of each list, three pictures. Its folder is NAME-quick."""
+    few = {"max_train_steps": 50, "num_class_images": 16}
     least = {k: min(getattr(c.each, k) or n, n) for k, n in few.items()}
     each = replace(c.each, output_dir=f"{c.each.output_dir}-quick", **least)
     shown = {"prompts_each": min(c.prompts_each or 2, 2), "images": min(c.images, 3)}
@@ -147,30 +147,30 @@ def without_idle_flags(config: TrainConfig) -> TrainConfig:
 
 # ---- presets
 def mini_compare() -> CompareConfig:
-    """The offline mini model. The weights were chosen by `--tune` on a subject that is not among the three compared."""
+    """The offline mini model. Weights: to be chosen by `--tune`, on a subject that is not among those compared."""
     return CompareConfig(
         each=TrainConfig(
             pretrained_model_name_or_path="mini",
             instance_data_dir="",
             train="full",
-            learning_rate=1e-4,
-            max_train_steps=150,
-            train_batch_size=4,
+            learning_rate=2e-4,
+            max_train_steps=100,
+            train_batch_size=2,
             center_crop=True,
-            num_class_images=48,
-            class_steps=15,
+            num_class_images=32,
+            class_steps=12,
             sample_batch_size=16,
             fisher_samples=64,
             checkpointing_steps=50,
             probe_steps=50,
-            path_kl_steps=50,
             measure_chains=2,
             output_dir="runs/personalize/compare",
         ),
         runs=(
             "standard", "prior:1", "prior:0.3", "prior:3", "l2:0.01", "l2:0.001", "l2:0.1", "output:1", "output:0.1",
-            "output:10", "fisher:1", "fisher:0.1", "fisher:10",
+            "output:10", "fisher:0.01", "fisher:0.001", "fisher:0.1",
         ),
+        prompts_each=3,
         images=3,
-        inference_steps=15,
+        inference_steps=12,
     )  # fmt: skip

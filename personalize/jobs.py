@@ -28,6 +28,9 @@ from personalize.sample import image_seed
 from toy2d.config import parse_run
 from toy2d.runfolder import UserError
 
+# of the mini's subjects: three classes, and another one to choose weights on
+MINI_COMPARED, MINI_TUNED_ON = ("guide_dog", "striped_cat", "white_rabbit"), ("polar_bear",)
+
 
 class Subject(NamedTuple):
     name: str
@@ -60,9 +63,10 @@ class Job(NamedTuple):
 def plan(c: CompareConfig) -> tuple[CompareConfig, list[Subject], list[Job]]:
     """The configuration with nothing left open, subjects, jobs. Raises UserError for all that a run would refuse."""
     each_run(c)  # refuses flags before the mini is looked for
-    subjects = [subject_of(s, c) for s in c.subjects] or mini_subjects(c)
-    if not c.subjects:  # weights are not tuned on what is compared
-        subjects = subjects[3:4] if c.tune else subjects[:3]
+    if not (c.subjects or is_mini(c.each.pretrained_model_name_or_path)):
+        raise UserError("--subjects are missing: FOLDER:CLASS, e.g. photos/rex:dog")
+    names = c.subjects or (MINI_TUNED_ON if c.tune else MINI_COMPARED)
+    subjects = [subject_of(s, c) for s in names]
     if c.tune:
         c = widened(c)
     if c.quick:
@@ -83,7 +87,7 @@ def subject_of(text: str, c: CompareConfig) -> Subject:
     folder, _, word = text.rpartition(":")
     if folder and word and Path(folder).expanduser().is_dir():
         return Subject(file_name(Path(folder).expanduser().resolve().name), word, folder)
-    for s in mini_subjects(c) if is_mini(c.each.pretrained_model_name_or_path) else []:
+    for s in mini_subjects() if is_mini(c.each.pretrained_model_name_or_path) else []:
         if s.name == text:
             return s
     if Path(text).expanduser().is_dir():
@@ -91,9 +95,7 @@ def subject_of(text: str, c: CompareConfig) -> Subject:
     raise UserError(f"--subjects {text}: no such folder; write FOLDER:CLASS, e.g. photos/rex:dog")
 
 
-def mini_subjects(c: CompareConfig) -> list[Subject]:
-    if not is_mini(c.each.pretrained_model_name_or_path):
-        raise UserError("--subjects are missing: FOLDER:CLASS, e.g. photos/rex:dog")
+def mini_subjects() -> list[Subject]:
     from personalize import mini
 
     return [Subject(name, s.class_word, str(s.folder)) for name, s in mini.subjects().items()]
