@@ -29,6 +29,10 @@ Read in this order; a module imports only from those above it. Objectives, sched
     prompts        what evaluation asks for: the benchmark's lists, the mini's world, files; metrics: closed forms of features
     evaluators     CLIP, DINO, LPIPS; gallery: pictures kept; score, summary: rows and their means
     evaluate       one model judged, from the command line by evaluate_run
+    compare        what a comparison is: objectives x weights x subjects x seeds; jobs: the TrainConfig of each run
+    fleet          many runs at one call site: local processes, dask, ray, SLURM
+    comparison     run(config): train and evaluate all, the base's part made once; record, table: the numbers
+    report         toy and full scale on one page; readings: its sentences; drawings: its figures; page: its template
     __main__       the command line
 
 This file imports nothing, so that `personalize --help` is instant.

@@ -34,7 +34,7 @@ from personalize.model import Model, load
 from personalize.photos import scan
 from personalize.prepare import DTYPES, class_images
 from personalize.record import NOTHING, judged, measured
-from personalize.table import terminal
+from personalize.table import terminal, time_table
 from personalize.train import Diverged
 from toy2d.config import parse_run
 from toy2d.runfolder import (
@@ -225,8 +225,10 @@ def tidy(job: Job) -> None:
 
 # ---- results
 def show(path: Path) -> None:
-    """The table at the terminal, and where to go from here."""
-    Console(width=None if sys.stdout.isatty() else 140).print(terminal(json.loads((path / "metrics.json").read_text()), path.name))  # fmt: skip
+    """The tables at the terminal, and where to go from here."""
+    metrics = json.loads((path / "metrics.json").read_text())
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(terminal(metrics, path.name), time_table(metrics))
     print(f"every number: {path / 'metrics.json'}; as a page: personalize report --full {path}")
 
 

@@ -115,6 +115,16 @@ def terminal(metrics: dict, title: str) -> Table:
     return out
 
 
+def time_table(metrics: dict) -> Table:
+    """Seconds at an equal budget of steps."""
+    out = Table(title=f"seconds for {metrics['steps']} steps, class images included", title_justify="left")  # fmt: skip
+    for column in ("objective", *PARTS, "total", "\u00d7 standard"):
+        out.add_column(column, justify="left" if column == "objective" else "right")
+    for c in costs(metrics):
+        out.add_row(c["objective"], *map(str, c["parts"].values()), str(c["total"]), f"{c['times']:.2f}")  # fmt: skip
+    return out
+
+
 def shared_seeds(records: list[dict]) -> list[dict]:
     """Of each objective the (subject, seed)s that all its weights were run on, so that a curve over weights compares like with like."""
     kept = []

@@ -19,7 +19,7 @@ from personalize.train import Diverged
 from toy2d.runfolder import RunFailure, UserError, read_csv
 
 PROMPTS = "a {0} {1} in the snow\na {1} on the beach\na red car\n"
-RUNS = ("standard", "prior:1", "l2:1")
+RUNS = ("standard", "prior:1")
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def test_all_objectives_see_the_same_noise(done):
 
 def test_what_belongs_to_the_base_is_made_once(done):
     assert sorted(p.name for p in (done / "class").iterdir() if p.is_dir()) == ["dog-seed0", "dog-seed1"]  # fmt: skip
-    assert len(list((done / "base").glob("*.png"))) == 4 * 2  # prompts x images, for six runs
+    assert len(list((done / "base").glob("*.png"))) == 4 * 2  # prompts x images, for four runs
     assert len(list((done / "chains").iterdir())) == 2
 
 
@@ -103,7 +103,7 @@ def test_a_finished_comparison_is_found_and_another_one_refused(done):
 
 
 def test_a_killed_comparison_goes_on_and_ends_equal(done, tmp_path, monkeypatch):
-    """Stopped between training and evaluation of the second run, then by a full disk; the third does not suffer."""
+    """Stopped between training and evaluation of the second run, then by a full disk; the others do not suffer."""
     evaluated, seen = comparison.evaluated, []
 
     def interrupted(job, path):
@@ -115,15 +115,15 @@ def test_a_killed_comparison_goes_on_and_ends_equal(done, tmp_path, monkeypatch)
         return evaluated(job, path)
 
     monkeypatch.setattr(comparison, "evaluated", interrupted)
-    c = config(tmp_path / "c", seeds=(0,))
+    c = config(tmp_path / "c")
     with pytest.raises(KeyboardInterrupt):
         run(c)
-    with pytest.raises(RunFailure, match=r"prior:1, seed 0: cannot write.*the same command goes on"):  # fmt: skip
+    with pytest.raises(RunFailure, match=r"standard, seed 1: cannot write.*the same command goes on"):  # fmt: skip
         run(c)
     run(c)
-    assert numbers(tmp_path / "c") == [r for r in numbers(done) if r["seed"] == 0]
-    assert history(tmp_path / "c") == [r for r in history(done) if r["seed"] == 0]
-    assert len(seen) == 1 + 1 + 2 + 1  # nothing that was evaluated is evaluated again
+    assert numbers(tmp_path / "c") == numbers(done)
+    assert history(tmp_path / "c") == history(done)
+    assert len(seen) == 1 + 1 + 3 + 1  # nothing that was evaluated is evaluated again
 
 
 def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
@@ -162,13 +162,13 @@ def test_one_picture_is_enough_and_a_changed_one_is_refused(tmp_path):
         run(c)
 
 
-def test_full_training_leaves_its_pipeline_only_if_asked(tmp_path):
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_full_training_leaves_its_pipeline_only_if_asked(tmp_path, keep):
     whole = {"train": "full", "learning_rate": 1e-4}
-    for keep in (False, True):
-        c = config(tmp_path / str(keep), runs=("standard",), seeds=(0,), each=whole, keep_weights=keep)  # fmt: skip
-        folder = run(c) / "runs" / "photos" / "standard" / "seed0" / "train"
-        assert (folder / "pipeline").exists() == keep
-        assert numbers(tmp_path / str(keep))[0]["moved"] > 0
+    c = config(tmp_path / "c", runs=("standard",), seeds=(0,), each=whole, keep_weights=keep)
+    folder = run(c) / "runs" / "photos" / "standard" / "seed0" / "train"
+    assert (folder / "pipeline").exists() == keep
+    assert numbers(tmp_path / "c")[0]["moved"] > 0
 
 
 # ---- before anything trains
@@ -226,7 +226,7 @@ def test_an_objectives_first_weight_gets_every_seed_and_the_others_few(tmp_path)
 
 def test_runs_differ_in_their_objective_only(tmp_path):
     _, _, jobs = plan(config(tmp_path, seeds=(0,)))
-    standard, prior, _ = (vars(train_config(j)) for j in jobs)
+    standard, prior = (vars(train_config(j)) for j in jobs)
     differing = {k for k in standard if standard[k] != prior[k]}
     assert differing <= {"objective", "output_dir", "class_data_dir", "num_class_images", "class_steps"}  # fmt: skip
 
