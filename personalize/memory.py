@@ -118,11 +118,12 @@ def measure(config: TrainConfig) -> dict[str, float]:
 
 
 def table(records: dict[str, dict], device: str) -> Table:
-    shown = Table("preset", "peak MiB: dry run", "run", "error", "s / step: dry run", "run", "error", "s in all: dry run", "run", "error", title=f"foretold and measured on {device}")  # fmt: skip
+    shown = Table("preset", "peak, MiB", "s a step", "s in all", title=f"foretold / measured (error) on {device}")  # fmt: skip
     for name, record in records.items():
-        cells = []
-        for quantity, unit in (("peak", MIB), ("step", 1), ("seconds", 1)):
-            r = record[quantity]
-            cells += [f"{r['estimate'] / unit:.3g}", f"{r['measured'] / unit:.3g}", f"{r['error']:+.0%}"]  # fmt: skip
-        shown.add_row(name, *cells)
+        units = (("peak", MIB), ("step", 1), ("seconds", 1))
+        shown.add_row(name, *(_cell(record[quantity], unit) for quantity, unit in units))
     return shown
+
+
+def _cell(r: dict[str, float], unit: int) -> str:
+    return f"{r['estimate'] / unit:.3g} / {r['measured'] / unit:.3g} ({r['error']:+.0%})"

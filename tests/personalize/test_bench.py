@@ -7,6 +7,7 @@ import torch
 
 from personalize.__main__ import Bench
 from personalize.bench import bench
+from toy2d.files import UserError
 
 torch.set_num_threads(1)
 
@@ -27,3 +28,18 @@ def test_bench_on_a_very_small_network(tmp_path):
         assert abs(lora[name]["held"] - lora["standard"]["held"]) < 0.1
     assert full["prior"]["ratio"] > 1.4
     assert set(numbers["to_a_model"]["full"]) == {*full, "usual prior"}
+
+
+@pytest.mark.slow
+def test_the_dry_run_foretells_the_peak_of_a_run(capsys):
+    """Within a fifth, each in a process of its own. Times depend on what else this machine does and are only printed."""
+    numbers = bench(Bench(memory=True, width=32, resolution=128, presets=("paper_sd15_full",)))
+    record = numbers["memory"]["paper_sd15_full"]
+    assert abs(record["peak"]["error"]) < 0.2
+    assert set(record) == {"peak", "step", "seconds"}
+    assert "paper_sd15_full" in capsys.readouterr().out
+
+
+def test_presets_belong_to_the_memory_table():
+    with pytest.raises(UserError, match="--presets has no effect without --memory"):
+        bench(Bench(presets=("overfit",), parts=(), kinds=()))
