@@ -36,7 +36,7 @@ pages: .venv/ready  ## the same pages without executing a cell (CI has executed 
 	@! grep -rlE $(REMOTE) --include='*.html' build/pages
 
 lab: demo  ## JupyterLab, notebook 01 open, the lectures beside it; LAB="--no-browser" and such go to JupyterLab
-	@$(BIN)/jupyter-lab $(LAB) notebooks/01_drift.ipynb
+	@$(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" $(LAB) notebooks/01_drift.ipynb
 
 twins: .venv/ready  ## after editing a notebook or its .py twin: the newer one wins
 	@$(BIN)/jupytext --sync notebooks/[0-9]*.py
