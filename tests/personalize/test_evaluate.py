@@ -347,6 +347,25 @@ def test_weights_with_holes_are_refused(folders, tmp_path):
     assert "missing" in found.left_out[0]
 
 
+def test_weights_in_half_precision_judge_in_float32(folders, evaluators, tmp_path):
+    """The mini's are published so: rounded once, then computed exactly. 2^-11 is half precision's rounding."""
+    for name in ("clip", "dino", "truth"):
+        shutil.copytree(folders[name], tmp_path / name)
+        kind = type(getattr(evaluators, name).network)
+        kind.from_pretrained(folders[name], dtype=torch.float16).save_pretrained(tmp_path / name)
+    half = load_evaluators(*(str(tmp_path / name) for name in ("clip", "dino", "truth")), False)
+    assert not half.left_out
+    image = [photo()]
+    for a, b in (
+        (half.clip.images(image), evaluators.clip.images(image)),
+        (half.clip.texts(["a dog"]), evaluators.clip.texts(["a dog"])),
+        (half.dino.features(image)[0], evaluators.dino.features(image)[0]),
+    ):
+        assert a.dtype == torch.float32
+        assert float((a - b).norm() / b.norm()) < 20 * 2**-11
+    assert next(half.truth.network.parameters()).dtype == torch.float32
+
+
 def test_one_reference_and_one_seed(moved, evaluators, tmp_path):
     """Pairs do not exist: undefined, said, and no crash."""
     (tmp_path / "one").mkdir()
