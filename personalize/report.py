@@ -201,7 +201,9 @@ def samples(toy: Run, full: Run, small: Scale, large: Scale) -> dict:
         record = runs[run][0]
         words = f"toy: {key or 'not run'}; here: {run}, subject {subject}, seed {record['seed']}" + _scores(record)  # fmt: skip
         out.append(sample_row(objective, words, key and cloud(tensors, key), strips(full, full.path / record["folder"] / "evaluation" / "tuned", prompts, run)))  # fmt: skip
-    return {"samples": out, "truth": cloud(tensors, "truth"), "shown_to_it": shown(full, subject)}
+    photos = shown(full, subject)
+    truth = photos and cloud(tensors, "truth")
+    return {"samples": out, "truth": truth, "shown_to_it": photos}
 
 
 def sample_row(title: str, words: str, cloud: dict | None, strips: list[dict]) -> dict:

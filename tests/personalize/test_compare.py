@@ -2,15 +2,17 @@
 
 import functools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import folders
 import pytest
 from judges import judges
 from small import photos, workshop
 
-from personalize import comparison
+from personalize import comparison, report, table
 from personalize.compare import CompareConfig, completed, each_run, mini_compare, quickened, widened
 from personalize.comparison import run
 from personalize.config import TrainConfig
@@ -92,6 +94,20 @@ def test_class_images_are_part_of_the_price_of_those_who_replay_them(done):
     for r in records:
         assert (r["seconds"]["class images"] > 0) == (r["objective"] == "prior")
         assert r["total_seconds"] == pytest.approx(sum(r["seconds"].values()), abs=0.05)
+
+
+def test_the_report_and_the_tables_read_what_a_comparison_writes(done, tmp_path, monkeypatch):
+    blank = {"light": "data:,", "dark": "data:,", "caption": "", "width": 1, "height": 1}
+    monkeypatch.setattr(report, "figure", lambda draw, alt, **more: blank | {"alt": alt})
+    page = report.write(folders.toy(tmp_path / "toy"), done, tmp_path / "page.html").read_text()
+    assert "prior:1" in page
+    assert "class images (s)" in page
+    assert (
+        len(re.findall(r'src="data:image/png', page)) == 3 * 4
+    )  # base, standard, prior: four kinds of prompts
+    metrics = json.loads((done / "metrics.json").read_text())
+    assert table.terminal(metrics, "c").row_count == len(RUNS)
+    assert [c["objective"] for c in table.costs(metrics)] == ["standard", "prior"]
 
 
 def test_a_finished_comparison_is_found_and_another_one_refused(done):
