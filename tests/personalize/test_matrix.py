@@ -58,8 +58,8 @@ def picture(base, form, folder, words) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_three_steps_export_reload_picture(tmp_path, backbone, kind, objective):
     start, base = time.perf_counter(), base_of(backbone)
