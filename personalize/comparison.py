@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 
 from personalize import experiment
+from personalize.__main__ import quiet_libraries
 from personalize.compare import CompareConfig
 from personalize.evaluate import Evaluation, evaluate_model
 from personalize.evaluate_run import is_mini, open_model
@@ -139,6 +140,12 @@ def quiet(text: str) -> None:
     """What a single run says would drown the comparison."""
 
 
+def begin(job: Job) -> None:
+    """A worker may be a fresh process: the run's number of threads, and no bars drawn over another worker's."""
+    torch.set_num_threads(job.compare.threads)
+    quiet_libraries()
+
+
 # ---- what is made of the base, once
 def preparations(jobs: list[Job]) -> list[Callable[[], tuple[str, float] | Failed]]:
     """Class images of each class and seed, the base's pictures for each class; every task tells its name and seconds."""
@@ -149,7 +156,7 @@ def preparations(jobs: list[Job]) -> list[Callable[[], tuple[str, float] | Faile
 
 
 def prepared(make: Callable[[Job], tuple[str, float]], job: Job) -> tuple[str, float] | Failed:
-    torch.set_num_threads(job.compare.threads)
+    begin(job)
     try:
         return make(job)
     except (UserError, RunFailure) as e:
@@ -187,7 +194,7 @@ def work(job: Job, class_seconds: float) -> dict | Failed:
     file, began = job.folder / "record.json", time.perf_counter()
     if file.exists():
         return json.loads(file.read_text())
-    torch.set_num_threads(job.compare.threads)
+    begin(job)
     c, named = train_config(job), parse_run(job.run)
     record = {"run": job.run, "objective": named.objective, "weight": named.weight, "subject": job.subject.name, "seed": job.seed, "folder": str(job.folder.relative_to(job.compare.each.output_dir))}  # fmt: skip
     chains = Path(job.compare.each.output_dir, "chains", f"{job.shared}.safetensors")
