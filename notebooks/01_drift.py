@@ -39,8 +39,8 @@ metrics, config = (
 show(draw_samples(load_tensors(folder / "samples.safetensors"), metrics, config))
 
 # %% [markdown]
-# **Claim.** Standard fine-tuning never sees an old prompt, and moves every old class, in every seed, at least five times further from the
-# world than the base was (KL in nats of the probability-flow ODE's law, mean over the five classes).
+# **Claim.** Standard fine-tuning never sees an old prompt, and in every seed the old classes end more than five times further from the world than the
+# base was (KL in nats of the probability-flow ODE's law, mean over the five classes).
 
 # %%
 standard = {r["seed"]: old_kl(r, "kl_truth") for r in metrics["runs"] if r["run"] == "standard"}
