@@ -25,8 +25,10 @@ import torch
 
 import personalize.train
 import toy2d.objectives
+from personalize.__main__ import quiet_libraries
 from personalize.model import load, tiny
 
+quiet_libraries()
 assert personalize.train.Objective is toy2d.objectives.Objective  # not a copy
 
 # %%

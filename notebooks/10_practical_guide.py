@@ -35,8 +35,10 @@ assert round(weights * 16 / GIB, 1) == 12.8
 import tempfile
 from pathlib import Path
 
+from personalize.__main__ import quiet_libraries
 from personalize.model import choose, load, tiny
 
+quiet_libraries()
 scratch = Path(tempfile.mkdtemp(prefix="driftlab-"))  # what this notebook makes
 tiny("sd15", folder=scratch / "tiny")
 model = load(str(scratch / "tiny"))
