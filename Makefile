@@ -10,11 +10,11 @@ demo: .venv/ready  ## the main job: the 2D experiment, its report in runs/toy2d/
 	@$(BIN)/toy2d course
 
 test: .venv/ready  ## the default test suite
-	@echo "== pytest: the default suite; 'make slow' runs the long ones"
-	@$(BIN)/python -m pytest
+	@echo "== pytest: the default suite, files shared out between the cores; 'make slow' runs the long ones"
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: .venv/ready  ## every test, the long ones too
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
 
 lint: .venv/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
