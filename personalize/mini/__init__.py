@@ -27,7 +27,7 @@ WEIGHTS = FOLDER / "weights"
 
 @dataclass(frozen=True)
 class Subject:
-    """A drawing to personalize with: "a photo of a sks {class_word}"."""
+    """A drawing to personalize with: "a photo of sks {class_word}"."""
 
     name: str
     class_word: str
