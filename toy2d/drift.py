@@ -38,7 +38,9 @@ def squared_distance(
     Raises KeyError for a parameter without an anchor.
     """
     parts = []
-    for name, p in theta.items():
+    for name, p in sorted(
+        theta.items()
+    ):  # a sum must not depend on the order that a file gives back
         square = (p - theta_star[name].to(p.device, p.dtype)) ** 2
         if importance is not None:
             square = square * importance[name].to(p.device, p.dtype)

@@ -151,3 +151,12 @@ def test_fisher_diagonal_of_a_linear_model():
     wanted = 2 * schedule.path_weights().sum() * std**2
     # (sum over 4 of sign * sqrt(w) x)^2 is about chi-square with 1 degree: relative sd sqrt(2) (w varies by 30 %), over 2000 batches
     torch.testing.assert_close(got["theta"], wanted.float(), rtol=5 * 1.6 / 2000**0.5, atol=0)
+
+
+def test_distance_does_not_depend_on_the_order_of_names():
+    """To the bit: a checkpoint gives names back sorted, a network in the order of its layers."""
+    rng = torch.Generator().manual_seed(0)
+    theta = {f"layer {i}": torch.randn(97, generator=rng) for i in range(9)}
+    star = {k: torch.zeros_like(v) for k, v in theta.items()}
+    backwards = dict(reversed(theta.items()))
+    assert torch.equal(squared_distance(theta, star), squared_distance(backwards, star))
