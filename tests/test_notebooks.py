@@ -60,8 +60,9 @@ def course_run():
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_cell_runs(stem, course_run, monkeypatch):
-    """In a kernel of its own, in notebooks/, as a student runs it. Offline: nothing may wait for a network."""
-    for name, value in {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}.items():
+    """In a kernel of its own, in notebooks/, as a student runs it. Offline: nothing may wait for a network. One thread: tests run side by side."""
+    offline = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    for name, value in offline.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4)
     where = {"metadata": {"path": str(NOTEBOOKS)}}
