@@ -16,13 +16,20 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize.mini.world import CLASSES, SCENES
 from toy2d.files import UserError, verify_manifest
 
 __all__ = ["CLASSES", "FOLDER", "SCENES", "Subject", "classifier_folder", "clip_folder", "dino_folder", "model_folder", "subjects"]  # fmt: skip
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
+CLASSES = (
+    "dog", "cat", "fox", "bear", "panda", "koala", "tiger", "lion",
+    "cow", "pig", "frog", "monkey", "penguin", "rabbit", "mouse", "owl",
+)  # fmt: skip
+SCENES = (
+    "on the beach", "in the snow", "at night", "in the forest",
+    "in the desert", "in the city", "in the meadow", "under water",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from personalize.state import State
 from toy2d.data import generator
 from toy2d.runfolder import RunFailure, RunFolder, UserError, read_csv, write_csv
 
@@ -40,35 +41,55 @@ def fit(
     """
     run = RunFolder(folder / name, {"name": name, "steps": steps, "peak": peak, "seed": seed})
     with run.open():
-        parameters = dict(network.named_parameters())
-        optimizer = torch.optim.AdamW(parameters.values(), lr=peak, weight_decay=1e-4)
-        average = EMAModel(parameters.values(), decay=0.999, use_ema_warmup=True, power=0.75)
-        first, history = _restore(run, parameters, optimizer, average)
+        state = _start(network, steps, peak)
+        history = _restore(run, state, network)
         saved = time.monotonic()
         network.train()
-        for step in tqdm(range(first, steps), name, initial=first, total=steps, disable=None):
-            for group in optimizer.param_groups:
-                group["lr"] = rate(step, steps, peak)
+        for step in tqdm(
+            range(state.step, steps), name, initial=state.step, total=steps, disable=None
+        ):
             terms = terms_of(network, generator(seed, f"{name} {step}"))
-            optimizer.zero_grad(set_to_none=True)
+            state.optimizer.zero_grad(set_to_none=True)
             sum(terms.values()).backward()
-            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            optimizer.step()
-            average.step(parameters.values())
+            nn.utils.clip_grad_norm_(state.theta.values(), 1.0)
+            state.optimizer.step()
+            state.lr_scheduler.step()
+            state.ema.step(state.theta.values())
+            state.step = step + 1
             if step % LOG_EVERY == 0:
                 row = {k: float(v.detach()) for k, v in terms.items()}
                 if not all(map(math.isfinite, row.values())):
                     raise RunFailure(f"{name}: the loss at step {step} is not finite: {row}")
                 history.append({"step": step, **row})
-            if step + 1 == steps or time.monotonic() - saved > SAVE_EVERY:
-                _save(run, step + 1, parameters, optimizer, average, history)
+            if state.step == steps or time.monotonic() - saved > SAVE_EVERY:
+                tensors, scalars = state.exact()
+                tensors |= {f"buffer/{k}": b for k, b in network.named_buffers()}
+                run.save_checkpoint(state.step, tensors, scalars)
+                write_csv(run.path / "history.csv", history)
                 saved = time.monotonic()
-        average.copy_to(parameters.values())
+        state.ema.copy_to(state.theta.values())
     return network.eval()
 
 
+def _start(network: nn.Module, steps: int, peak: float) -> State:
+    theta = dict(network.named_parameters())
+    optimizer = torch.optim.AdamW(theta.values(), lr=peak, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, 1.0))
+    average = EMAModel(theta.values(), decay=0.999, use_ema_warmup=True, power=0.75)
+    return State(theta, optimizer, schedule, average)
+
+
+def _restore(run: RunFolder, state: State, network: nn.Module) -> list[dict]:
+    """Everything as it was after the newest whole checkpoint; the history up to there."""
+    if (newest := run.newest_checkpoint()) is None:
+        return []
+    state.restore(*newest)
+    network.load_state_dict(_named(newest[0], "buffer/"), strict=False)
+    return [r for r in read_csv(run.path / "history.csv") if int(r["step"]) < state.step]
+
+
 def trained(folder: Path, network: nn.Module, steps: int | None = None) -> nn.Module:
-    """The network with the averaged weights of the newest checkpoint.
+    """The network with the averaged weights of the newest checkpoint, and its running statistics (batch normalization's).
 
     Raises:
         UserError: there is none, or it is of fewer steps.
@@ -78,31 +99,11 @@ def trained(folder: Path, network: nn.Module, steps: int | None = None) -> nn.Mo
         raise UserError(
             f"{folder.name} is not trained yet in {folder.parent}: personalize pretrain --parts {folder.name}"
         )
-    average = {k[8:]: v for k, v in newest[0].items() if k.startswith("average.")}
-    network.load_state_dict(average, strict=False)
+    average = _named(newest[0], "ema/") | _named(newest[0], "buffer/")
+    missing = network.load_state_dict(average, strict=False).missing_keys
+    assert not missing, missing
     return network.eval().requires_grad_(False)
 
 
-def _save(run, step, parameters, optimizer, average, history) -> None:
-    tensors = {}
-    for i, (name, p) in enumerate(parameters.items()):
-        tensors[f"weights.{name}"], tensors[f"average.{name}"] = p, average.shadow_params[i]
-        for key, value in optimizer.state[p].items():
-            tensors[f"adam.{key}.{name}"] = value
-    run.save_checkpoint(step, tensors, {"step": step, "average_steps": average.optimization_step})
-    write_csv(run.path / "history.csv", history)
-
-
-def _restore(run, parameters, optimizer, average) -> tuple[int, list[dict]]:
-    """Everything as it was after the newest whole checkpoint; (steps done, history up to there)."""
-    if (newest := run.newest_checkpoint()) is None:
-        return 0, []
-    tensors, scalars = newest
-    for i, (name, p) in enumerate(parameters.items()):
-        p.data.copy_(tensors[f"weights.{name}"])
-        average.shadow_params[i].copy_(tensors[f"average.{name}"])
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[p] = {k: tensors[f"adam.{k}.{name}"] for k in keys}
-    average.optimization_step = scalars["average_steps"]
-    rows = read_csv(run.path / "history.csv")
-    return scalars["step"], [r for r in rows if int(r["step"]) < scalars["step"]]
+def _named(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPTextModel
 
+from personalize.export import whole_folder
 from personalize.mini import clip, unet
 from personalize.mini.artwork import SUBJECTS, Artwork
 from personalize.mini.words import tokenizer
 from personalize.mini.world import SCENES, compose
-from toy2d.files import read_csv, write_atomic, write_json, write_manifest
+from toy2d.files import read_csv, write_atomic, write_json
 
 VIEWS = 5  # pictures of a subject
 
@@ -61,16 +61,10 @@ def _judge(network: nn.Module, folder: Path, words=None) -> None:
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """The folder appears whole: written beside its place, manifest last, then moved there."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    write(temporary)
-    for config in temporary.rglob("config.json"):
-        _say_float32(config)
-    write_manifest(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with whole_folder(folder) as temporary:
+        write(temporary)
+        for config in temporary.rglob("config.json"):
+            _say_float32(config)
 
 
 def _say_float32(config: Path) -> None:

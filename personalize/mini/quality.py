@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from personalize.evaluators import Dino, Truth, load_dino, load_truth
-from personalize.metrics import pairwise_perceptual
-from personalize.mini.world import CLASSES, SCENES, Content, article, contents, pictures
+from personalize.metrics import mean_to_others, pairwise_perceptual
+from personalize.mini.world import CLASSES, SCENES, Content, contents, pictures
 from personalize.model import load
+from personalize.prompts import with_article
 from personalize.sample import draw, grid
 
 HELD_OUT_SHARE = 8  # one picture in eight shows a pair that training never did
@@ -17,7 +18,7 @@ GROUP = 8  # pictures of one prompt, for diversity
 
 
 def prompt(content: Content) -> str:
-    return f"a photo of {article(CLASSES[content.animal])} {SCENES[content.scene]}"
+    return f"a photo of {with_article(CLASSES[content.animal])} {SCENES[content.scene]}"
 
 
 def asked_for(n: int, seed: int) -> list[Content]:
@@ -46,8 +47,7 @@ def diversity(dino: Dino, images: list[Image.Image]) -> float:
     means = []
     for i in range(0, len(images) - GROUP + 1, GROUP):
         _, layers = dino.features(images[i : i + GROUP])
-        pairs = pairwise_perceptual(layers)
-        means.append(float(pairs.sum() / (GROUP * (GROUP - 1))))
+        means.append(float(mean_to_others(pairwise_perceptual(layers)).mean()))
     return float(np.mean(means))
 
 
@@ -74,6 +74,6 @@ def quality(
 
 
 def overview(model, steps: int, guidance: float) -> Image.Image:
-    prompts = [f"a photo of {article(c)} {s}" for c in CLASSES for s in SCENES]
+    prompts = [f"a photo of {with_article(c)} {s}" for c in CLASSES for s in SCENES]
     images = draw(model, [(p, 0) for p in prompts], steps, guidance, batch_size=32)
     return grid(images, len(SCENES), list(CLASSES), list(SCENES))

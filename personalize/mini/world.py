@@ -10,15 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
+from personalize.mini import CLASSES, SCENES
+from personalize.prompts import with_article
+
 SIZE = 64  # pixels
-CLASSES = (
-    "dog", "cat", "fox", "bear", "panda", "koala", "tiger", "lion",
-    "cow", "pig", "frog", "monkey", "penguin", "rabbit", "mouse", "owl",
-)  # fmt: skip
-SCENES = (
-    "on the beach", "in the snow", "at night", "in the forest",
-    "in the desert", "in the city", "in the meadow", "under water",
-)  # fmt: skip
 STYLES = ("cartoon", "bold", "flat", "glossy")  # Noto, Twemoji, Fluent flat, Fluent modern
 HELD_OUT_PAIRS = frozenset((2 * i, (3 * i + 1) % len(SCENES)) for i in range(8))  # (class, scene)
 PHRASES = (
@@ -54,21 +49,17 @@ def contents(n: int, seed: int, held_out: bool = False) -> list[Content]:
     return chosen
 
 
-def article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
 def caption(content: Content, rng: random.Random) -> str:
     """One of several phrasings; the style is named in a quarter of them, the scene left out of a tenth."""
     style = f"{STYLES[content.style]} " if rng.random() < 0.25 else ""
     scene = "" if rng.random() < 0.1 else SCENES[content.scene]
-    thing = article(style + CLASSES[content.animal])
+    thing = with_article(style + CLASSES[content.animal])
     return rng.choice(PHRASES).format(thing, scene).strip()
 
 
 def captions_all() -> list[str]:
     """Every caption that `caption` can give, sorted."""
-    things = [article(f"{style} {c}".strip()) for c in CLASSES for style in ("", *STYLES)]
+    things = [with_article(f"{style} {c}".strip()) for c in CLASSES for style in ("", *STYLES)]
     return sorted({p.format(t, s).strip() for p in PHRASES for t in things for s in ("", *SCENES)})
 
 

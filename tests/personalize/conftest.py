@@ -17,11 +17,6 @@ diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A pipeline folder. Copy it before changing it."""

@@ -136,7 +136,7 @@ def _last_weights(folder):
     from toy2d.runfolder import RunFolder
 
     tensors, _ = RunFolder(folder, {}).newest_checkpoint()
-    return {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+    return {k[6:]: v for k, v in tensors.items() if k.startswith("theta/")}
 
 
 class Stop(Exception):
@@ -170,6 +170,21 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     assert torch.equal(whole.weight, resumed.weight)
     assert not torch.equal(whole.weight, other.weight)
     assert torch.equal(trained(tmp_path / "cut" / "a", start(), 12).weight, whole.weight)
+
+
+def test_running_statistics_are_kept(tmp_path):
+    """A judge with batch normalization reads pictures as it did when it was trained, not with fresh statistics."""
+
+    def start():
+        torch.manual_seed(0)
+        return torch.nn.BatchNorm1d(3)
+
+    def of(network, rng):
+        return {"square": network(5 + torch.randn(8, 3, generator=rng)).square().mean()}
+
+    fit("a", start(), of, 40, 1e-2, tmp_path, 0)
+    again = trained(tmp_path / "a", start(), 40)
+    assert again.running_mean.sub(5).abs().max() < 1
 
 
 def test_a_part_that_is_not_trained_is_named(tmp_path):

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from toy2d import plot, report
 from toy2d.config import smoke
@@ -14,7 +13,6 @@ from toy2d.theorems.verify import Course
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """runs/toy2d/tiny: every objective once or more, 40 timesteps, 32 units; not drawn."""
-    torch.set_num_threads(1)  # a session's fixture is made before the setting of each test
     config = replace(
         smoke(),
         name="tiny",
