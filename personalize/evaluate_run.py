@@ -97,13 +97,10 @@ def open_model(
 
 
 def is_mini(name: str) -> bool:
-    """Is it the mini base model, by its name or its folder?"""
-    try:
-        from personalize.mini import model_folder
+    """Is it the mini base model, by its name or its folder? Nothing is opened: `mini.model_folder` would hash every weight."""
+    from personalize.mini import WEIGHTS
 
-        return name == "mini" or Path(name).expanduser().resolve() == model_folder().resolve()
-    except (ImportError, UserError):
-        return name == "mini"
+    return name == "mini" or Path(name).expanduser().resolve() == (WEIGHTS / "model").resolve()
 
 
 def there(folder: str | None) -> str | None:

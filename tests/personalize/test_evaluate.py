@@ -529,10 +529,12 @@ def test_a_pipeline_against_a_base_of_ones_choice(tmp_path, capsys, words):
 @pytest.fixture
 def mini(folders, monkeypatch, tmp_path):
     """A mini world in small, with the names of `personalize.mini`; its pipeline is the tiny one."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model").symlink_to(workshop() / "sd")
     world = types.SimpleNamespace(
         CLASSES=("dog", "cat", "owl"),
         SCENES=("in the snow", "on the beach"),
-        model_folder=lambda: workshop() / "sd",
+        WEIGHTS=tmp_path / "weights",
         clip_folder=lambda: Path(folders["clip"]),
         dino_folder=lambda: Path(folders["dino"]),
         classifier_folder=lambda: Path(folders["truth"]),
