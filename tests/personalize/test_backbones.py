@@ -71,9 +71,9 @@ def moved(theta, by=0.05):
 
 
 @torch.no_grad()
-def answer(model):
+def answer(model, prompts=PROMPTS):
     x = latents(model, 2)
-    return model.predict(x, model.schedule.timesteps[T], model.encode_prompts(PROMPTS))
+    return model.predict(x, model.schedule.timesteps[T], model.encode_prompts(prompts))
 
 
 # ---- the tiny pipelines
@@ -82,6 +82,16 @@ def test_tiny_is_the_same_model_in_memory_and_from_its_folder(kind):
     assert isinstance(tiny(kind), OFFICIAL[kind])
     assert load(folder(kind)).hash() == untouched(kind).hash()
     assert Model(tiny(kind, seed=1), FAMILY[kind]).hash() != untouched(kind).hash()
+
+
+@BOTH
+def test_tiny_hears_its_prompt_and_its_attention(kind):
+    """Other words, or a tenth more or less of every attention weight, move the answer by 0.5 % at least: five times what `checked` lets pass."""
+    model = load(folder(kind))
+    before = answer(model)
+    moved({n: p for n, p in model.denoiser.named_parameters() if ".attn" in n}, by=0.01)
+    assert (answer(model) - before).norm() > 0.005 * before.norm()
+    assert (answer(untouched(kind), PROMPTS[::-1]) - before).norm() > 0.005 * before.norm()
 
 
 # ---- equal to the official pipelines
@@ -504,15 +514,14 @@ def trained(tmp_path, kind, objective, train, **more):
     rows = history(c)
     assert rows[0]["delta_theta"] == 0
     assert rows[-1]["delta_theta"] > 0
-    assert rows[-1]["delta_eps"] > 0
+    assert rows[-1]["delta_eps"] > 0.01
     assert 0 < rows[-1]["path_kl"] < 1e6
     assert (out / "figures" / "validation-000003.png").exists()
     opened = load_run(out)
-    before, after = generate(opened, ["a dog"], [0], steps=2), None
+    before = levels(generate(untouched(kind), ["a dog"], [0], steps=2))
+    assert (levels(generate(opened, ["a dog"], [0], steps=2)) != before).any()
     if train != "full":
-        after = generate(opened, ["a dog"], [0], steps=2, base=True)
-        assert (levels(after) == levels(generate(untouched(kind), ["a dog"], [0], steps=2))).all()
-    assert np.isfinite(levels(before)).all()
+        assert (levels(generate(opened, ["a dog"], [0], steps=2, base=True)) == before).all()
     return out, rows
 
 

@@ -106,7 +106,7 @@ SEEN = {
     "probe_steps": ({}, {"probe_steps": 1}, "history"),
     "path_kl_steps": ({}, {"path_kl_steps": 1}, "history"),
     "measure_chains": ({}, {"measure_chains": 3}, "history"),
-    "measure_nodes": ({}, {"measure_nodes": 3}, "history"),
+    "measure_nodes": ({}, {"measure_nodes": 4}, "history"),
     "context_prompts": (PRIOR, {"context_prompts": ("a dog on the beach",)}, "history"),
     "unrelated_prompts": ({}, {"unrelated_prompts": ("a house",)}, "history"),
     "validation_prompt": ({}, VALIDATED, "files"),
