@@ -15,7 +15,7 @@ from PIL import Image
 from personalize import experiment
 from personalize.config import TrainConfig
 from personalize.formats import FORMATS
-from personalize.model import Model, load
+from personalize.model import Model, choose, load
 from personalize.tiny import tiny
 from toy2d.runfolder import load_tensors, read_csv
 
@@ -105,6 +105,29 @@ def load_quickly(name, revision=None, variant=None, dtype=torch.float32, without
     if plain and not without_t5:
         return copy.deepcopy(opened())
     return load(name, revision, variant, dtype, without_t5)
+
+
+@torch.no_grad()
+def moved(theta: dict[str, torch.Tensor], by: float = 0.05) -> None:
+    """Trained parameters somewhere else than where they start."""
+    rng = torch.Generator().manual_seed(1)
+    for p in theta.values():
+        p += by * torch.randn(p.shape, generator=rng)
+
+
+def gradient(dtype: torch.dtype, folder: Path, train: str, prompts: list[str], **options):
+    """Of the mean squared answer, in one vector, as accelerate runs it: float32 whatever the weights' dtype."""
+    model = load(str(folder), dtype=dtype)
+    theta = choose(model, train, **options)
+    moved(theta)
+    x = torch.randn(2, *model.latent_shape(64), generator=torch.Generator().manual_seed(0))
+    t = model.schedule.timesteps[torch.tensor([5, 900])]
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        output = model.predict(x, t, model.encode_prompts(prompts))
+    assert output.dtype == torch.float32
+    output.square().mean().backward()
+    assert {p.grad.dtype for p in theta.values()} == {torch.float32}
+    return torch.cat([p.grad.flatten() for p in theta.values()])
 
 
 def trained(c: TrainConfig) -> dict[str, torch.Tensor]:

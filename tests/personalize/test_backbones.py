@@ -20,7 +20,7 @@ from diffusers.training_utils import (
     compute_loss_weighting_for_sd3,
 )
 from PIL import Image
-from small import OBJECTIVES, config, history, workshop
+from small import OBJECTIVES, config, gradient, history, moved, workshop
 
 from personalize.data import Framed, Prompts, fit, frame_of, instance_set
 from personalize.experiment import run
@@ -61,13 +61,6 @@ def levels(images):
 def latents(model, n, seed=0):
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(n, *model.latent_shape(64), generator=rng)
-
-
-@torch.no_grad()
-def moved(theta, by=0.05):
-    rng = torch.Generator().manual_seed(1)
-    for p in theta.values():
-        p += by * torch.randn(p.shape, generator=rng)
 
 
 @torch.no_grad()
@@ -558,19 +551,8 @@ def test_class_pictures_are_the_official_pipelines_own(tmp_path, kind):
 @BOTH
 def test_half_precision_beside_float32_weights_answers_nearly_alike(kind):
     """As `train --mixed_precision bf16` computes: float32 gradients near those of the float32 model; the frame is not rounded to bf16."""
-
-    def gradient(dtype):
-        model = load(folder(kind), dtype=dtype)
-        theta = choose(model, "lora")
-        moved(theta)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            cond = model.encode_prompts(PROMPTS)
-            x = model.predict(latents(model, 2), model.schedule.timesteps[T], cond)
-        x.square().mean().backward()
-        assert {p.grad.dtype for p in theta.values()} == {torch.float32}
-        return torch.cat([p.grad.flatten() for p in theta.values()])
-
-    assert torch.cosine_similarity(gradient(torch.bfloat16), gradient(torch.float32), 0) > 0.99
+    half, whole = (gradient(d, folder(kind), "lora", PROMPTS) for d in (torch.bfloat16, torch.float32))  # fmt: skip
+    assert torch.cosine_similarity(half, whole, 0) > 0.99
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small import moved
 
 from personalize import export
 from personalize.card import model_card, public_name
@@ -49,10 +50,7 @@ def answer(pipeline):
 
 def train(model, kind="lora", text=True, **options):
     theta = choose(model, kind, train_text_encoder=text, **options)
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in theta.values():
-            p += 0.05 * torch.randn(p.shape, generator=rng)
+    moved(theta)
     return answer(model.pipeline)
 
 

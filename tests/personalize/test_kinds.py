@@ -5,7 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import MORE_KINDS, config, history, load_quickly, opened, photos, same, trained, workshop
+from small import (
+    MORE_KINDS,
+    config,
+    gradient,
+    history,
+    load_quickly,
+    moved,
+    opened,
+    photos,
+    same,
+    trained,
+    workshop,
+)
 from test_resume import killed_while_logging
 
 from personalize.changes import changes
@@ -14,7 +26,7 @@ from personalize.dryrun import dry_run
 from personalize.export import load_run
 from personalize.kinds import KINDS, Word
 from personalize.measure import prompt_groups
-from personalize.model import Model, choose, load
+from personalize.model import Model, choose
 from personalize.rules import resolve
 from personalize.subjects import Together, scan_subjects
 from personalize.words import learnt_rows
@@ -34,13 +46,6 @@ def chosen(train, **options):
     kind = KINDS[train]
     options = {"words": WORDS} | options if kind.words else options
     return model, choose(model, train, **options)
-
-
-def moved(theta, seed=1):
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in theta.values():
-            p += 0.05 * torch.randn(p.shape, generator=rng)
 
 
 @torch.no_grad()
@@ -72,7 +77,7 @@ def test_inside_base_every_kind_answers_as_its_base_did(train):
     assert not torch.equal(answer(model), star)
 
 
-@pytest.mark.parametrize("train", ["oft", "custom_diffusion", "token"])
+@pytest.mark.parametrize("train", ["lora", "oft", "custom_diffusion", "token"])
 def test_asking_the_base_within_a_step_changes_no_gradient(train):
     model, theta = chosen(train)
     moved(theta)
@@ -139,19 +144,8 @@ def test_words_that_cannot_be_learnt_are_refused(words, said):
 @pytest.mark.parametrize("train", ["lokr", "boft", "custom_diffusion", "token"])
 def test_half_precision_trains_in_float32_beside_a_half_precision_rest(train):
     """Under autocast, as accelerate runs it: gradients are float32 and near those of the float32 model."""
-
-    def gradient(dtype):
-        model = load(str(workshop() / "sd"), dtype=dtype)
-        theta = choose(model, train, words=WORDS if KINDS[train].words else ())
-        moved(theta)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            cond = model.encode_prompts(["a photo of <new1> <new2> dog", "a cat"])
-            output = model.predict(X, T, cond)
-        output.square().mean().backward()
-        assert {p.grad.dtype for p in theta.values()} == {torch.float32}
-        return torch.cat([p.grad.flatten() for p in theta.values()])
-
-    half, whole = gradient(torch.bfloat16), gradient(torch.float32)
+    prompts, words = ["a photo of <new1> <new2> dog", "a cat"], WORDS if KINDS[train].words else ()
+    half, whole = (gradient(d, workshop() / "sd", train, prompts, words=words) for d in (torch.bfloat16, torch.float32))  # fmt: skip
     assert torch.cosine_similarity(half, whole, 0) > 0.98
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
+from small import gradient, moved
 
 from personalize.model import SD15, Model, choose, from_diffusers, load, tiny
 from personalize.tiny import WORDS
@@ -22,14 +23,6 @@ PROMPTS = ["a photo of sks dog", "a cat on the beach"]
 @pytest.fixture
 def inputs(rng):
     return torch.randn(2, 4, 8, 8, generator=rng), torch.tensor([5, 900])
-
-
-def moved(theta, seed=1):
-    """Trained parameters somewhere else than where they start."""
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in theta.values():
-            p += 0.05 * torch.randn(p.shape, generator=rng)
 
 
 # ---- equal to diffusers by hand
@@ -117,23 +110,9 @@ def test_trainable_parameters_are_float32_and_the_rest_is_frozen(tiny_folder, dt
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
-def test_half_precision_trains_in_float32_beside_a_half_precision_rest(
-    tiny_folder, base, inputs, train
-):
+def test_half_precision_trains_in_float32_beside_a_half_precision_rest(tiny_folder, train):
     """Under autocast, as accelerate runs it: gradients are float32 and near those of the float32 model."""
-
-    def gradient(dtype):
-        model = load(tiny_folder, dtype=dtype)
-        theta = choose(model, train)
-        moved(theta)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            output = model.predict(*inputs, model.encode_prompts(PROMPTS))
-        assert output.dtype == torch.float32
-        output.square().mean().backward()
-        assert {p.grad.dtype for p in theta.values()} == {torch.float32}
-        return torch.cat([p.grad.flatten() for p in theta.values()])
-
-    half, whole = gradient(torch.bfloat16), gradient(torch.float32)
+    half, whole = (gradient(d, tiny_folder, train, PROMPTS) for d in (torch.bfloat16, torch.float32))  # fmt: skip
     assert torch.cosine_similarity(half, whole, 0) > 0.99
 
 
@@ -195,22 +174,6 @@ def test_inside_base_a_trained_lora_answers_as_the_base_did(model, base, inputs)
     with torch.no_grad(), model.base():
         assert torch.equal(model.predict(x, t, model.encode_prompts(PROMPTS)), star)
     assert not torch.equal(model.predict(x, t, model.encode_prompts(PROMPTS)), star)
-
-
-def test_asking_the_base_within_a_step_changes_no_gradient(model, inputs):
-    x, t = inputs
-    theta = choose(model, "lora")
-    moved(theta)
-    cond = model.encode_prompts(PROMPTS)
-
-    def gradients(ask):
-        loss = model.predict(x, t, cond).square().mean()
-        if ask:
-            with torch.no_grad(), model.base():
-                model.predict(x, t, cond)
-        return torch.autograd.grad(loss, list(theta.values()))
-
-    assert all(torch.equal(a, b) for a, b in zip(gradients(False), gradients(True), strict=True))
 
 
 def test_full_training_has_no_base_to_ask(model):
