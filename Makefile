@@ -1,11 +1,17 @@
 # Each target makes what it needs: .venv with the pinned versions of constraints.txt, then the work. A second call reuses it.
 PYTHON ?= python3
 BIN := .venv/bin
+QUICK := runs/personalize/compare-quick
 REMOTE := '<(script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*href="(https?:)?//'
 
-.PHONY: demo test slow lint format bench book pages lab twins figures clean
+.PHONY: demo course test slow lint format bench book pages lab twins figures clean
 
-demo: .venv/ready  ## the main job: the 2D experiment, its report in runs/toy2d/course/report.html
+demo: course  ## the main job: the 2D experiment, the same on the mini model, one page beside each other
+	@echo "== personalize compare --quick: five objectives on the mini model (about 3 minutes on two quiet cores)"
+	@$(BIN)/personalize compare --quick
+	@$(BIN)/personalize report --toy runs/toy2d/course --full $(QUICK) --out runs/report.html
+
+course: .venv/ready  ## the 2D experiment alone: runs/toy2d/course
 	@echo "== toy2d course: pretrain, fine-tune 69 runs as one stack, measure, draw (about 2 minutes on two quiet cores)"
 	@$(BIN)/toy2d course
 
@@ -25,7 +31,7 @@ format: .venv/ready
 bench: .venv/ready  ## speed, side by side
 	@$(BIN)/toy2d bench
 
-book: demo  ## the course as one site, every notebook executed: build/book/lectures/index.html
+book: course  ## the course as one site, every notebook executed: build/book/lectures/index.html
 	@echo "== sphinx: lectures and notebooks, warnings are errors, a cell that raises fails (a few minutes)"
 	@$(BIN)/sphinx-build -b html -c lectures -d build/doctrees -W -n --keep-going -q . build/book
 	@! grep -rlE $(REMOTE) --include='*.html' build/book  # a page named here would ask the network
@@ -35,13 +41,13 @@ pages: .venv/ready  ## the same pages without executing a cell (CI has executed 
 	@BOOK_EXECUTION=off $(BIN)/sphinx-build -b html -c lectures -d build/doctrees-pages -W -n --keep-going -q . build/pages
 	@! grep -rlE $(REMOTE) --include='*.html' build/pages
 
-lab: demo  ## JupyterLab, notebook 01 open, the lectures beside it; LAB="--no-browser" and such go to JupyterLab
+lab: course  ## JupyterLab, notebook 01 open, the lectures beside it; LAB="--no-browser" and such go to JupyterLab
 	@$(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" $(LAB) notebooks/01_drift.ipynb
 
 twins: .venv/ready  ## after editing a notebook or its .py twin: the newer one wins
 	@$(BIN)/jupytext --sync notebooks/[0-9]*.py
 
-figures: demo  ## redraw the lectures' figures from the runs (lectures/_static/figures, committed)
+figures: course  ## redraw the lectures' figures from the runs (lectures/_static/figures, committed)
 	@test -d runs/toy2d/course/verify || $(BIN)/toy2d verify
 	@$(BIN)/python lectures/figures.py
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from personalize.backbone import Model
 from personalize.changes import FACTORS, Change, changes
+from personalize.sharding import sharded, whole
 from toy2d.drift import Params, Reduction
 from toy2d.objectives import Anchor, Weight
 
@@ -142,7 +143,8 @@ def copy_of(
     """theta_star: a detached copy; on the host it is pinned when theta lives on a GPU, so that it can be fetched asynchronously."""
     copies = {}
     for name, p in theta.items():
-        c = p.detach().to(device=device or p.device, dtype=dtype or p.dtype, copy=True)
+        home = p.device if sharded(p) else device or p.device  # a share is small
+        c = p.detach().to(device=home, dtype=dtype or p.dtype, copy=True)
         copies[name] = c.pin_memory() if p.is_cuda and not c.is_cuda else c
     return copies
 
@@ -163,7 +165,8 @@ def effective_delta_theta(
         star = theta_star[name].to(p.device, p.dtype, non_blocking=True)
         squares[block_of(name)].append(((p - star) ** 2).sum())
     names = list(squares)
-    per_block = torch.stack([torch.stack(squares[n]).double().sum() for n in names]).cpu()
+    per_block = torch.stack([torch.stack(squares[n]).double().sum() for n in names])
+    per_block = whole(per_block).cpu()
     total = {"total": float(per_block.sum().clamp(min=0).sqrt())}
     return total | {n: float(v.clamp(min=0).sqrt()) for n, v in zip(names, per_block, strict=True)}
 

@@ -28,7 +28,7 @@ MAX_TOKENS = 256  # what diffusers' SD-3 pipeline lets T5 read; CLIP's own limit
 # ---- the open pipeline
 @dataclass(eq=False, repr=False)
 class Model:
-    """A pipeline and what training needs of it. `denoiser` may be replaced by its accelerate wrapper."""
+    """A pipeline and what training needs of it."""
 
     pipeline: DiffusionPipeline
     family: Family
@@ -47,6 +47,10 @@ class Model:
             self.vae.float()
         for part in self.parts.values():
             part.requires_grad_(False).eval()
+
+    def put_denoiser(self, network: nn.Module) -> None:
+        self.denoiser = network
+        setattr(self.pipeline, self.family.denoiser, network)
 
     @property
     def text_encoder_names(self) -> list[str]:

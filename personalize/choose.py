@@ -68,7 +68,7 @@ def choose(
                 getattr(table, "base_layer", table).requires_grad_(False)  # new rows lie beside it
             for name in unread:
                 network.get_submodule(name).requires_grad_(False)
-    theta = _trainable(model)
+    theta = trainable(model)
     _start(theta, rank, seed)
     model.trained = train
     if kind.keeps_base:
@@ -138,7 +138,8 @@ def add_adapter(
 
 
 # ---- theta
-def _trainable(model: Model) -> dict[str, nn.Parameter]:
+def trainable(model: Model) -> dict[str, nn.Parameter]:
+    """theta by name, as `choose` left it; anew once the denoiser is sharded."""
     return {
         f"{part}.{n}": p
         for part, network in model.parts.items()

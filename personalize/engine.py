@@ -18,11 +18,12 @@ from diffusers.training_utils import EMAModel
 
 from personalize.config import TrainConfig
 from personalize.processes import processes_here
+from personalize.sharding import refuse_what_is_not_sharded, sharded
 from personalize.state import State
 from toy2d.drift import Params
 from toy2d.runfolder import UserError
 
-LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)  # fmt: skip
 PATIENCE = timedelta(hours=12)  # one process makes class images while the others wait
 
 
@@ -52,6 +53,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise UserError("--mixed_precision fp16 needs a CUDA device; use bf16 or no")
     if config.allow_tf32 and not cuda:
         raise UserError("--allow_tf32 has no effect: there is no CUDA device")
+    refuse_what_is_not_sharded(config)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
     AcceleratorState._reset_state()  # else a second run in this process could not choose another precision
     accelerator = Accelerator(
@@ -64,8 +66,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     if accelerator.distributed_type not in LAUNCHES:
         raise UserError(
-            f"{accelerator.distributed_type.value} would shard the weights; here every process holds the whole network "
-            "(personalize/configs/): to fit, use --train lora, --gradient_checkpointing, --use_8bit_adam or --anchor_device cpu"
+            f"{accelerator.distributed_type.value} takes the update into its own hands, where no distance term can join it: "
+            "personalize/configs/fsdp.yaml divides the same memory"
         )
     return accelerator
 
@@ -81,7 +83,8 @@ def make_state(theta: Params, config: TrainConfig, scaler=None) -> State:
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
     )
-    ema = EMAModel(theta.values(), decay=config.ema_decay, foreach=True) if config.use_ema else None
+    at_once = not any(sharded(p) for p in theta.values())  # DTensors lack _foreach_copy_
+    ema = EMAModel(theta.values(), decay=config.ema_decay, foreach=at_once) if config.use_ema else None
     return State(theta, optimizer, lr_scheduler, ema, scaler)
 
 

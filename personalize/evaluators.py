@@ -199,6 +199,7 @@ def evaluators_of(mini: bool, clip: str | None = None, dino: str | None = None, 
     return load_evaluators(clip or clip_folder, dino or dino_folder, classifier_folder, False, device)  # fmt: skip
 
 
+@torch.no_grad()
 def _network(kind, name: str, device, unused: tuple[str, ...] = ()) -> nn.Module:
     """Raises UserError if weights that are used are missing: transformers fills them at random and only says so in a log."""
     network, report = kind.from_pretrained(
@@ -211,6 +212,10 @@ def _network(kind, name: str, device, unused: tuple[str, ...] = ()) -> nn.Module
     missing = [k for k in report["missing_keys"] if not k.startswith(unused)]
     if missing:
         raise UserError(f"{len(missing)} of its weights are missing, e.g. {sorted(missing)[0]}")
+    for name in report[
+        "missing_keys"
+    ]:  # unused; left as transformers drew them, the hash would differ between processes
+        network.get_parameter(name).zero_()
     return network.requires_grad_(False).eval().to(device)
 
 

@@ -14,14 +14,16 @@ import torch
 from accelerate import Accelerator
 
 from personalize import export, measure
+from personalize.choose import trainable
 from personalize.config import TrainConfig
 from personalize.data import Prompts, Scan
 from personalize.engine import Clock, make_accelerator, make_state, peak_memory, with_steps
 from personalize.formats import leave
 from personalize.model import Model, choose_as, load
-from personalize.prepare import DTYPES, make_anchors, make_pools, stored_answers
+from personalize.prepare import DTYPES, importance, make_anchors, make_pools, stored_answers
 from personalize.processes import keep_step, opened_by_one, processes_at_start, processes_here
 from personalize.rules import refuse_for_model, resolve
+from personalize.sharding import gathered, reassembled, shard_, whole
 from personalize.state import State, read_checkpoint
 from personalize.subjects import scan_subjects
 from personalize.timesteps import node_weights
@@ -103,8 +105,9 @@ class Experiment:
         with self.clock("base"):
             self.choose_what_trains()
             self.embed(pools)
-            with self.accelerator.main_process_first():
-                self.ask_the_base(pools)
+        self.draw_the_base()
+        with self.clock("base"):
+            self.ask_the_base(pools)
         self.start_or_resume()
         self.say(self.describe())
         fit(self.loop, self.state, self.accelerator, self.observe, self.save)
@@ -179,23 +182,32 @@ class Experiment:
         with self.accelerator.autocast(), self.model.base():
             return self.model.predict(x_t, t, self.base_prompts(prompts))
 
+    def draw_the_base(self) -> None:
+        self.validation = Validation(self.config, self.model, self.folder.path / "figures", self.writes)  # fmt: skip
+        with self.accelerator.main_process_first(), self.model.evaluating(), self.clock("validation"), self.accelerator.autocast():  # fmt: skip
+            self.validation.keep_base()
+
     def ask_the_base(self, pools: dict) -> None:
-        """Chains, anchors and answers: the last things that need the base as it was."""
+        """Chains, importance and answers, the last that one process asks alone; then the network is sharded, and anchored where it stands."""
         c, model, schedule = self.config, self.model, self.model.schedule
-        with model.evaluating():
+        scheme = c.weighting_scheme or model.family.weighting
+        ranks = self.accelerator.process_index, self.accelerator.num_processes
+        streams = Streams(pools, c, len(schedule), scheme, *ranks)
+        asking = self.predict, self.shape, self.cache
+        with self.accelerator.main_process_first(), model.evaluating():
             with self.clock("chains"):
                 file = self.chains or self.cache / "chains.safetensors"
                 chains = measure.kept_chains(file, self.predict, c, schedule, self.shape)
-            made = make_anchors(c, model, self.theta, self.predict, self.shape, self.cache)
-            anchors, theta_star = made
-            scheme = c.weighting_scheme or model.family.weighting
-            ranks = self.accelerator.process_index, self.accelerator.num_processes
-            streams = Streams(pools, c, len(schedule), scheme, *ranks)
+            if c.uses("fisher"):
+                importance(c, model, self.theta, *asking)
             base = None
             if c.uses("output"):
                 base = self.predict_base
                 if not c.kind.keeps_base:
                     base = stored_answers(c, streams, self.predict, schedule, self.cache)
+        shard_(model.denoiser, self.device.type)
+        self.theta = trainable(model)
+        anchors, theta_star = make_anchors(c, model, self.theta, *asking)
         self.drift = measure.Drift(
             model, self.theta, theta_star, self.predict, chains, c.sample_batch_size
         )
@@ -206,11 +218,8 @@ class Experiment:
     def start_or_resume(self) -> None:
         c = self.config
         self.state = make_state(self.theta, c, self.accelerator.scaler)
-        self.validation = Validation(c, self.model, self.folder.path / "figures", self.writes)
         if c.report_to:
             self.accelerator.init_trackers("personalize")
-        with self.accelerator.main_process_first(), self.model.evaluating(), self.clock("validation"), self.accelerator.autocast():  # fmt: skip
-            self.validation.keep_base()
         for part in self.trained_parts():
             part.train()
         checkpoint = read_checkpoint(self.folder, self.theta, c)
@@ -261,7 +270,7 @@ class Experiment:
         c, step = self.config, self.state.step
         distance = self.loop.objective.anchor_terms(self.loop.anchors)
         losses = {k: v for k, v in terms.items() if k != "grad_norm"}
-        losses |= {k: float(v) for k, v in distance.items()}
+        losses |= {k: float(whole(v)) for k, v in distance.items()}
         row = {"step": step, "objective": c.objective, "weight": c.weight, "seed": c.seed}
         row |= {f"loss_{k}": v for k, v in losses.items()}
         edge = step in (0, c.max_train_steps)
@@ -278,12 +287,12 @@ class Experiment:
         return row | {"seconds": round(self.state.seconds, 2)}
 
     def save(self, state: State) -> None:
-        if not self.writes:
-            return
         c = self.config
         tensors, scalars = state.weights_only() if c.checkpoint_weights_only else state.exact()
+        tensors = gathered(tensors, self.writes)
         keep = c.checkpoints_total_limit or 10**9
-        self.folder.save_checkpoint(state.step, tensors, scalars, keep)
+        if self.writes:
+            self.folder.save_checkpoint(state.step, tensors, scalars, keep)
 
     # ---- the end
     def finish(self, command: str) -> None:
@@ -291,6 +300,7 @@ class Experiment:
             self.state.ema.copy_to(self.theta.values())
         with self.model.evaluating(), self.clock("measuring"), torch.no_grad():
             metrics = self.metrics()
+        self.model.put_denoiser(reassembled(self.model.denoiser, self.writes))
         if not self.writes:
             return
         with self.clock("export"):

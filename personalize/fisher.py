@@ -18,6 +18,7 @@ from personalize.changes import LORA, Change, changes
 from personalize.config import TrainConfig
 from personalize.measure import base_chain, in_chunks, prompt_groups
 from personalize.model import Model
+from personalize.sharding import cut
 from toy2d.data import generator
 from toy2d.drift import Params, Predict, fisher_diagonal
 from toy2d.objectives import Anchor, Weight
@@ -109,5 +110,6 @@ def fisher_anchor(
         parts.append(FisherAdapterAnchor(changed, importance))
     if plain := plain_parameters(theta):
         star = theta_star or copy_of(plain, dtype, device)
-        parts.append(Anchor(plain, star, importance))
+        shares = {n: cut(importance[n], p) for n, p in plain.items()}
+        parts.append(Anchor(plain, star, shares))
     return parts[0] if len(parts) == 1 else AnchorSum(tuple(parts))

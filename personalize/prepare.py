@@ -63,6 +63,13 @@ def class_images(
         )
 
 
+def importance(
+    config: TrainConfig, model: Model, theta: Params, predict: Predict, shape: tuple[int, ...], cache: Path
+) -> Params:  # fmt: skip
+    """The Fisher diagonal of the base; it is asked once, and found again in the cache."""
+    return base_fisher(cache / "fisher.safetensors", predict, model, theta, config, shape)
+
+
 def make_anchors(
     config: TrainConfig, model: Model, theta: Params, predict: Predict, shape: tuple[int, ...], cache: Path
 ) -> tuple[dict, Params]:  # fmt: skip
@@ -76,9 +83,8 @@ def make_anchors(
         anchors = anchors_for(model, theta, config.reg_reduction, dtype, device)
         star = _theta_star(anchors["anchor"])
     if config.uses("fisher"):
-        file = cache / "fisher.safetensors"
-        importance = base_fisher(file, predict, model, theta, config, shape)
-        anchors["fisher"] = fisher_anchor(model, theta, importance, star, dtype, device)
+        F = importance(config, model, theta, predict, shape, cache)
+        anchors["fisher"] = fisher_anchor(model, theta, F, star, dtype, device)
         star = _theta_star(anchors["fisher"])
     if star is None or dtype != torch.float32:
         star = copy_of(plain_parameters(theta), torch.float32, "cpu")

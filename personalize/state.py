@@ -15,6 +15,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from personalize.config import TrainConfig
+from personalize.sharding import cut
 from toy2d.drift import Params
 from toy2d.runfolder import RunFolder, UserError, load_tensors, verify_manifest
 
@@ -75,7 +76,7 @@ class State:
     def restore(self, tensors: dict[str, Tensor], scalars: dict) -> None:
         """The inverse of `exact`; of `weights_only` too, with fresh moments."""
         for name, p in self.theta.items():
-            p.copy_(tensors[f"theta/{name}"])
+            p.copy_(cut(tensors[f"theta/{name}"], p))
         self.step, self.seconds = scalars["step"], scalars["seconds"]
         if not scalars["exact"]:
             return
@@ -95,13 +96,15 @@ class State:
             group["lr"] = lr
         if self.ema is not None:
             for name, shadow in zip(self.theta, self.ema.shadow_params, strict=True):
-                shadow.copy_(tensors[f"ema/{name}"])
+                shadow.copy_(cut(tensors[f"ema/{name}"], shadow))
             self.ema.optimization_step = scalars["ema_step"]
         if self.scaler is not None:
             self.scaler.load_state_dict(scalars["scaler"])
 
     def _like(self, value, name: str):
-        return value.to(self.theta[name].device, copy=True) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        return cut(value, self.theta[name]).to(self.theta[name].device, copy=True)
 
 
 def read_checkpoint(

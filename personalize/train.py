@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from personalize.config import TrainConfig
 from personalize.processes import average_, largest
+from personalize.sharding import whole
 from personalize.state import State
 from personalize.timesteps import timestep_law
 from toy2d.data import generator
@@ -262,7 +263,7 @@ def fit(
             average_([p.grad for p in theta if p.grad is not None])
             accelerator.unscale_gradients(prepared)
             objective.add_anchor_gradients_(run.anchors)
-            grad_norm = torch.nn.utils.clip_grad_norm_(theta, config.max_grad_norm or torch.inf)
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(theta, config.max_grad_norm or torch.inf))  # fmt: skip
             guard.watch(step + 1, total, grad_norm)
             prepared.step()
             objective.pull_to_anchors_(run.anchors, state.learning_rate * (1 - guard.found))

@@ -23,6 +23,7 @@ class Pretrain:
 
     personalize pretrain                          all parts, then the folders that --pretrained_model_name_or_path mini opens
     personalize pretrain --parts unet             only this one; those it needs must be trained
+    personalize pretrain --parts unet --start personalize/mini/weights      train the published UNet further, publish it again
     """
 
     parts: tuple[Part, ...] = PARTS
@@ -30,5 +31,8 @@ class Pretrain:
     artwork: str = "runs/pretrain/artwork"  # the npm packages, fetched if absent
     weights: str = str(WEIGHTS)  # where the fp16 folders go once all parts are trained
     pictures: int = 2000  # generated to measure the model; 0: none
+    # published weights: --parts begin with them (warm-up anew), all others are taken from there as they are
+    start: str | None = None
+    steps: int | None = None  # of each of --parts; default: the plan's
     seed: int = 0
     threads: int = 0  # 0: torch's default

@@ -3,10 +3,12 @@
 Every part continues from its newest checkpoint; parts do not wait for others that they do not need.
 """
 
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from personalize.mini import FOLDER, clip, data, publish, unet, vae
 from personalize.mini.artwork import Artwork
@@ -22,78 +24,92 @@ BUILD = {
     "dino": clip.build_dino,
     "classifier": clip.build_classifier,
 }
+TERMS = {  # the UNet's need other parts: Parts.terms
+    "vae": vae.terms,
+    "clip": clip.clip_terms,
+    "dino": clip.dino_terms,
+    "classifier": clip.classifier_terms,
+}
 
 
 def pretrain(asked: Pretrain) -> None:
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    out = Path(asked.out)
-    world = data.make(out / "data", Artwork(Path(asked.artwork)), asked.seed)
+    out, artwork = Path(asked.out), Artwork(Path(asked.artwork))
+    world = data.make(out / "data", artwork, asked.seed)
+    parts = Parts(asked)
     for part in asked.parts:
+        steps, peak = parts.plan(part)
+        fit(part, parts.new(part), parts.terms(part, world), steps, peak, out, asked.seed)
+    if asked.start or set(asked.parts) == set(PARTS):
+        finish(parts, world, artwork)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Each part: how long it trains, as it begins, as training leaves it, and what it is trained on."""
+
+    asked: Pretrain
+
+    def plan(self, part: Part) -> tuple[int, float]:
         steps, peak = PLAN[part]
-        network = build(part, asked.seed)
-        fit(part, network, terms(part, world, out, asked.seed), steps, peak, out, asked.seed)
-    if set(asked.parts) == set(PARTS):
-        finish(asked, world, Artwork(Path(asked.artwork)))
+        return self.asked.steps or steps, peak
+
+    def new(self, part: Part) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.asked.seed)
+            network = BUILD[part]()
+        if self.asked.start:
+            network.load_state_dict(publish.read(part, Path(self.asked.start)).state_dict())
+        return network
+
+    def done(self, part: Part) -> nn.Module:
+        """As its last checkpoint's average has it; with --start, a part that is not trained here is as published there.
+
+        Raises:
+            UserError: it is not trained to the end.
+        """
+        if self.asked.start and part not in self.asked.parts:
+            return self.new(part).eval().requires_grad_(False)
+        steps = self.plan(part)[0] if part in self.asked.parts else PLAN[part][0]
+        return trained(Path(self.asked.out, part), self.new(part), steps)
+
+    def latents(self, world: data.Data) -> Tensor:
+        """(N, 4, 16, 16) posterior means of the training pictures; computed once for each VAE."""
+        network = self.done("vae")
+        path = Path(self.asked.out, "data", f"latents-{hash_tensors(network.state_dict())}.safetensors")  # fmt: skip
+        if not path.exists():
+            save_tensors(path, {"mean": vae.encode(network, world.train)})
+        return load_tensors(path)["mean"]
+
+    def terms(self, part: Part, world: data.Data) -> Terms:
+        if part == "unet":
+            latents, text = self.latents(world), self.done("clip").text_model
+            mean, std = (m[:, None, None] for m in vae.moments(latents))
+            return unet.terms(world, (latents - mean) / std, text)
+        return TERMS[part](world)
 
 
-def finish(asked: Pretrain, world: data.Data, artwork: Artwork) -> None:
+def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
     """Publish, measure, and keep what made the weights, the numbers and the losses beside them."""
+    asked = parts.asked
     out, weights = Path(asked.out), Path(asked.weights)
-    parts = {part: done(part, out, asked.seed) for part in PARTS}
-    vae.standardize(parts["vae"], *vae.moments(latents_of(world, out, asked.seed)))
+    made = {part: parts.done(part) for part in PARTS}
+    vae.standardize(made["vae"], *vae.moments(parts.latents(world)))
     record = {
-        "command": "personalize pretrain",
-        "plan": PLAN,
-        "seed": asked.seed,
+        "asked": asdict(asked),
+        "plan": {part: parts.plan(part) for part in asked.parts},
         "drawings": world.digest,
         "environment": environment(("torch", "diffusers", "transformers")),
         "losses": publish.losses(out),
     }
-    publish.publish(parts, record, weights)
+    before = Path(asked.start or weights, "made_by.json")
+    if asked.start and before.exists():
+        record["began_with"] = json.loads(before.read_text())
+    publish.publish(made, record, weights)
     publish.write_subjects(artwork, FOLDER / "subjects", asked.seed)
     if asked.pictures:
         numbers, picture = quality(weights, artwork.training(), asked.pictures)
         write_json(weights / "quality.json", numbers)
         picture.save(out / "overview.png")
         print(f"every animal in every scene: {out}/overview.png; numbers: {weights}/quality.json")
-
-
-def build(part: Part, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return BUILD[part]()
-
-
-def terms(part: Part, world: data.Data, out: Path, seed: int) -> Terms:
-    if part == "unet":
-        text = done("clip", out, seed).text_model
-        latents = latents_of(world, out, seed)
-        mean, std = (m[:, None, None] for m in vae.moments(latents))
-        return unet.terms(world, (latents - mean) / std, text)
-    of = {
-        "vae": vae.terms,
-        "clip": clip.clip_terms,
-        "dino": clip.dino_terms,
-        "classifier": clip.classifier_terms,
-    }
-    return of[part](world)
-
-
-def done(part: Part, out: Path, seed: int) -> nn.Module:
-    """The part as its last checkpoint's average has it.
-
-    Raises:
-        UserError: it is not trained to the end.
-    """
-    steps, _ = PLAN[part]
-    return trained(out / part, build(part, seed), steps)
-
-
-def latents_of(world: data.Data, out: Path, seed: int) -> torch.Tensor:
-    """(N, 4, 16, 16) posterior means of the training pictures; computed once for each VAE."""
-    network = done("vae", out, seed)
-    path = out / "data" / f"latents-{hash_tensors(network.state_dict())}.safetensors"
-    if not path.exists():
-        save_tensors(path, {"mean": vae.encode(network, world.train)})
-    return load_tensors(path)["mean"]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification, ViTModel
 
 from personalize.export import whole_folder
 from personalize.mini import clip, unet
@@ -51,6 +51,20 @@ def text_encoder(whole) -> CLIPTextModel:
     prefix = "" if own.keys() == weights.keys() else "text_model."
     alone.load_state_dict({prefix + k: v for k, v in weights.items()})
     return alone.eval()
+
+
+def read(part: str, folder: Path) -> nn.Module:
+    """A part as `publish` wrote it, in float32."""
+    of = {
+        "vae": (AutoencoderKL, "model/vae"),
+        "unet": (UNet2DConditionModel, "model/unet"),
+        "clip": (CLIPModel, "clip"),
+        "dino": (ViTModel, "dino"),
+        "classifier": (ResNetForImageClassification, "classifier"),
+    }
+    kind, place = of[part]
+    more = {"add_pooling_layer": False} if kind is ViTModel else {}
+    return kind.from_pretrained(folder / place, **more).float()
 
 
 def _judge(network: nn.Module, folder: Path, words=None) -> None:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from transformers import AutoModel, AutoModelForImageClassification, CLIPModel
 
 from personalize import mini
+from personalize.evaluators import load_dino
 from personalize.mini import clip, plan, pretrain, publish, unet, vae, world
 from personalize.mini.artwork import FACES, OTHERS, SUBJECTS
 from personalize.mini.data import Data
@@ -118,15 +119,19 @@ def test_rate_warms_up_and_ends_at_a_fiftieth():
     assert rate(1000, 1000, 1.0) == pytest.approx(0.02)
 
 
+def fresh(out, **asked) -> pretrain.Parts:
+    return pretrain.Parts(plan.Pretrain(out=str(out), **asked))
+
+
 @pytest.mark.parametrize("part", ["vae", "clip", "dino", "classifier"])
 def test_each_part_learns(part, small_world, tmp_path, monkeypatch):
     """Fifteen steps on one repeated batch lower its loss."""
     monkeypatch.setattr(clip, "PAIRS", 16)
-    of = pretrain.terms(part, small_world, tmp_path, 0)
-    network, same = pretrain.build(part, 0), 7
+    of = fresh(tmp_path).terms(part, small_world)
+    network, same = fresh(tmp_path).new(part), 7
     before = float(sum(of(network, torch.Generator().manual_seed(same)).values()).detach())
     fit("part", network, lambda n, _: of(n, torch.Generator().manual_seed(same)), 15, 2e-2, tmp_path, 0)  # fmt: skip
-    network = pretrain.build(part, 0)
+    network = fresh(tmp_path).new(part)
     network.load_state_dict(_last_weights(tmp_path / "part"), strict=False)
     after = float(sum(of(network, torch.Generator().manual_seed(same)).values()).detach())
     assert after < before
@@ -189,14 +194,14 @@ def test_running_statistics_are_kept(tmp_path):
 
 def test_a_part_that_is_not_trained_is_named(tmp_path):
     with pytest.raises(UserError, match="--parts vae"):
-        pretrain.done("vae", tmp_path, 0)
+        fresh(tmp_path).done("vae")
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Untrained parts, published as trained ones are."""
     out = tmp_path_factory.mktemp("weights")
-    publish.publish({p: pretrain.build(p, 0) for p in plan.PARTS}, {"seed": 0}, out)
+    publish.publish({p: fresh(out).new(p) for p in plan.PARTS}, {"seed": 0}, out)
     return out
 
 
@@ -214,9 +219,27 @@ def test_the_pipelines_text_encoder_is_the_clips(published):
     assert torch.equal(model.text_encoders[0](tokens)[0], whole.text_model(tokens)[0])
 
 
+@pytest.mark.parametrize("part", plan.PARTS)
+def test_training_goes_on_from_what_is_published(part, published, tmp_path):
+    """--start: the part begins as published, up to half precision; one that is not trained here is taken from there."""
+    parts = fresh(tmp_path, start=str(published), parts=("unet",), seed=1)
+    first = fresh(tmp_path).new(part).state_dict()
+    for network in (parts.new(part), *([parts.done(part)] if part != "unet" else [])):
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(value, first[name], rtol=1e-3, atol=1e-7)
+    with pytest.raises(UserError, match="--parts unet"):
+        parts.done("unet")
+
+
 def test_weights_fit_the_budget(published):
     """24 MB in fp16, all together."""
     assert sum(p.stat().st_size for p in published.rglob("*.safetensors")) <= 24e6
+
+
+def test_a_judge_is_described_the_same_each_time_it_is_opened(published):
+    """Its hash is what a resumed evaluation and a reader compare: parts that it lacks must not be random."""
+    first, second = (load_dino(str(published / "dino")).describe() for _ in range(2))
+    assert first == second
 
 
 def test_mini_is_just_an_alias(published, monkeypatch):
@@ -240,7 +263,7 @@ def test_absent_or_altered_weights_are_refused(published, monkeypatch, tmp_path)
 
 def test_standardizing_changes_latents_and_no_picture(small_world):
     """Latents to mean 0 and deviation 1, the reconstruction and the posterior's spread (in units of it) as before."""
-    network = pretrain.build("vae", 0).eval()
+    network = fresh("runs").new("vae").eval()
     x = vae.pixels(small_world.train[:16])
     with torch.no_grad():
         old = network.encode(x).latent_dist
