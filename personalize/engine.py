@@ -83,9 +83,14 @@ def make_state(theta: Params, config: TrainConfig, scaler=None) -> State:
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
     )
+    return State(theta, optimizer, lr_scheduler, make_average(theta, config), scaler)
+
+
+def make_average(theta: Params, config: TrainConfig) -> EMAModel | None:
+    if not config.use_ema:
+        return None
     at_once = not any(sharded(p) for p in theta.values())  # DTensors lack _foreach_copy_
-    ema = EMAModel(theta.values(), decay=config.ema_decay, foreach=at_once) if config.use_ema else None
-    return State(theta, optimizer, lr_scheduler, ema, scaler)
+    return EMAModel(theta.values(), decay=config.ema_decay, foreach=at_once)
 
 
 def make_optimizer(theta: Params, config: TrainConfig) -> torch.optim.Optimizer:

@@ -23,7 +23,7 @@ from personalize.model import Model, choose_as, load
 from personalize.prepare import DTYPES, importance, make_anchors, make_pools, stored_answers
 from personalize.processes import keep_step, opened_by_one, processes_at_start, processes_here
 from personalize.rules import refuse_for_model, resolve
-from personalize.sharding import gathered, reassembled, shard_, whole
+from personalize.sharding import gathered, reassembled, shard_, sharding, whole
 from personalize.state import State, read_checkpoint
 from personalize.subjects import scan_subjects
 from personalize.timesteps import node_weights
@@ -132,7 +132,7 @@ class Experiment:
         identity = {"base_hash": self.model.hash(), "data_hash": self.pictures.hash()}
         file = self.folder.path / "env.json"
         if not file.exists():
-            more = {"device": self.device.type, "processes": processes_here(), "seed": self.config.seed}  # fmt: skip
+            more = self.where() | {"seed": self.config.seed}
             write_json(file, environment(PACKAGES) | more | identity)
             return
         before = json.loads(file.read_text())
@@ -144,10 +144,13 @@ class Experiment:
                 "put it back, or choose another --output_dir"
             )
         torch.set_num_threads(before["threads"])  # another thread count may round differently
-        here = {"device": self.device.type, "processes": processes_here()}
-        for what, now in here.items():
+        for what, now in self.where().items():
             if before.get(what, now) != now:
                 self.say(f"begun with {what} {before[what]}, continued with {now}: equal to rounding, not to the bit")  # fmt: skip
+
+    def where(self) -> dict:
+        """What changes the last bits of a run, and nothing else."""
+        return {"device": self.device.type, "processes": processes_here(), "sharded": sharding() is not None}  # fmt: skip
 
     def choose_what_trains(self) -> None:
         c = self.config

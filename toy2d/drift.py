@@ -44,8 +44,9 @@ def squared_distance(
         square = (p - theta_star[name].to(p.device, p.dtype)) ** 2
         if importance is not None:
             square = square * importance[name].to(p.device, p.dtype)
-        flat = square.reshape(*p.shape[:runs], -1)
-        parts.append(flat.sum(-1) if reduction == "sum" else flat.mean(-1))
+        square = square.unsqueeze(-1)  # so that a single number has a dimension to sum over too
+        each = tuple(range(runs, square.ndim))
+        parts.append(square.sum(each) if reduction == "sum" else square.mean(each))
     return torch.stack(parts).sum(0)
 
 

@@ -136,7 +136,8 @@ class Anchor:
             factor = scale / per_run
             if isinstance(scale, Tensor):
                 factor = factor.to(p.device, p.dtype)
-                factor = factor.reshape(factor.shape + (1,) * (p.ndim - factor.ndim))
+                if self.runs:
+                    factor = factor.reshape(factor.shape + (1,) * (p.ndim - factor.ndim))
             if self.importance is not None:
                 factor = self.importance[name].to(p.device, p.dtype) * factor
             yield p, self.theta_star[name].to(p.device, p.dtype, non_blocking=True), factor
