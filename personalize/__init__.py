@@ -6,6 +6,7 @@ Read in this order; a module imports only from those above it. Objectives, sched
     config         TrainConfig: diffusers' flag names and defaults; rules: what has no effect is an error
     flags          what a preset becomes under the flags beside it
     kinds          what can train, as data; concepts: several subjects in one run
+    sharding       one network over several processes (FSDP2): cut, and put together again
     photos         a folder of photographs: what is usable, what is not and why
     families       what differs between SD-1.5, SDXL and SD-3, as three values
     tiny           pipelines for trying things: real classes, random weights
