@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -196,7 +197,8 @@ def _end(reason, code: int) -> int:
 
 
 def quiet_libraries() -> None:
-    """Their warnings are about their own optional parts; ours are errors."""
+    """Their warnings are about their own optional parts, and to each other about versions to come; ours are errors."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

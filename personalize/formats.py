@@ -2,7 +2,7 @@
 
     diffusers          pytorch_lora_weights.safetensors                   pipeline.load_lora_weights(folder)
     kohya              kohya_lora.safetensors (A1111, Comfy)              pipeline.load_lora_weights(folder, weight_name=...)
-    peft               unet/, text_encoder/                               PeftModel.from_pretrained(pipeline.unet, folder / "unet")
+    peft               unet/ or transformer/, text_encoder/, ...          PeftModel.from_pretrained(pipeline.unet, folder / "unet"), ...
     custom_diffusion   pytorch_custom_diffusion_weights.safetensors       pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)
                        and <new1>.safetensors                             pipeline.load_textual_inversion(folder, weight_name=...)
     token              learned_embeds.safetensors, or one file per word   pipeline.load_textual_inversion(folder)
@@ -167,7 +167,7 @@ def _lacks_text(model: Model) -> str:
     return "it has no place for the text encoder, which has trained" if trained else ""
 
 
-_PEFT = "PeftModel.from_pretrained(pipeline.unet, folder + '/unet')"
+_PEFT = "PeftModel.from_pretrained(pipeline.X, folder + '/X'), for each folder X in it"
 _PROCESSORS = "pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)"
 FORMATS = {
     "diffusers": Format(save_lora, "lora", "pipeline.load_lora_weights(folder)", open_lora),
