@@ -22,6 +22,7 @@ bibtex_reference_style = "author_year"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 2
 proof_uniform_numbering = True
+proof_title_format = " %t"  # the titles carry the numbers: "Theorem 2.6 Probability flow"
 
 # a stored result would outlive the module that made it: notebooks run at every build, unless CI has just run them all
 nb_execution_mode = os.environ.get("BOOK_EXECUTION", "force")
@@ -34,5 +35,6 @@ nb_ipywidgets_js = {}  # sliders carry a static twin (toy2d/slider.py); the widg
 html_theme = "furo"
 html_title = "driftlab: the course"
 html_static_path = ["_static"]
+html_css_files = ["course.css"]
 html_show_sphinx = False
 html_copy_source = False
