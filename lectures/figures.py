@@ -20,6 +20,7 @@ from toy2d.model import members
 from toy2d.plot import (
     draw_chain,
     draw_kl_per_class,
+    draw_noising,
     draw_samples,
     draw_tradeoff,
     draw_training,
@@ -65,13 +66,7 @@ def densities(folder: Path, seed: int = 1):
 def noising():
     world = Pentagon(Schedule.log_snr(100, 5.0, -15.0))
     rng = generator(0, "figure/noising")
-    figure, axes = plt.subplots(1, 4, figsize=(9, 2.5), sharex=True, sharey=True)
-    for ax, t in zip(axes, (0, 25, 45, 99), strict=True):
-        for c in world.old:
-            ax.scatter(*world.sample(c, 300, rng, t=t).T, s=2, linewidths=0)
-        ax.set_title(f"t = {t}, noise ratio {float(world.schedule.noise_ratio[t]):.2g}")
-        ax.set_aspect("equal")
-    return figure
+    return draw_noising(world, (0, 25, 45, 99), rng)
 
 
 def published():

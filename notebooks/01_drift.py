@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -17,6 +19,9 @@
 # Beside [lecture 1](../lectures/01_drift.md). A model of five classes is taught a sixth from six points. What becomes of the five?
 #
 # Run the cells in order. The first makes the course's experiment (two minutes, once); everything after it reads that run.
+#
+# A run is written kind:weight: `prior:10` adds ten times the loss on replayed samples, `l2:0.1` a tenth of the squared distance from the base's
+# parameters ([lecture 3](../lectures/03_objectives.md) has all kinds). `kl_truth` is KL(world ‖ model), `kl_base` is KL(base ‖ model), in nats.
 
 # %%
 import json
@@ -33,7 +38,8 @@ metrics, config = (
 )
 
 # %% [markdown]
-# One base model, the same six points, the same noise to the bit: nothing but the objective differs between the panels.
+# One base model, the same six points, the same noise to the bit: nothing but the objective differs between the panels after the first two. Of every
+# objective one weight is shown: the least drift among those that learnt the new class at least as well as standard did.
 
 # %%
 show(draw_samples(load_tensors(folder / "samples.safetensors"), metrics, config))
@@ -55,11 +61,10 @@ for seed, after in standard.items():
 # %%
 for r in metrics["runs"]:
     if r["run"] == "prior:10":
-        kept, *others = (r["kl_base"][f"class {i}"][0] for i in range(5))
-        print(
-            f"seed {r['seed']}: class 0 {kept:.3f} nats; classes 1 to 4 {', '.join(f'{v:.3f}' for v in others)}"
-        )
-        assert kept < sum(others) / 4
+        kept, *others = (v[0] for name, v in r["kl_base"].items() if name != "mixture")
+        lost = ", ".join(f"{v:.3f}" for v in others)
+        print(f"seed {r['seed']}: class 0 {kept:.3f} nats; the others {lost}")
+        assert kept < sum(others) / len(others)
 
 # %%
 show(draw_kl_per_class(metrics, config))
@@ -78,7 +83,8 @@ from toy2d.theorems.verify import Course
 
 course_run = Course(folder, seeds=(1,))
 prompts = (*course_run.world.old, course_run.world.new)
-which = course_run.which("standard", "l2:0.001", "l2:0.01", "l2:0.03", "l2:0.1", "l2:1")
+lambdas = ("standard", "l2:0.001", "l2:0.01", "l2:0.03", "l2:0.1", "l2:1")
+which = course_run.which(*lambdas)  # (place in the stack, run, seed) of each
 density = on_grid(
     course_run.net.bind(members(course_run.tuned, [i for i, _, _ in which])),
     course_run.probe.ode,
@@ -98,12 +104,14 @@ for p, r in zip(density, records, strict=True):
 Slider("lambda", frames)
 
 # %% [markdown]
-# **Claim.** In this run the drift falls at every step up in lambda (lecture 7 says why that is not a theorem).
+# **Claim.** In this run the drift falls at every step up in lambda, in every seed (lecture 7 says why that is not a theorem).
 
 # %%
-drift = [old_kl(r, "kl_base") for r in records]
-assert drift == sorted(drift, reverse=True)
-print(" > ".join(f"{v:.3g}" for v in drift))
+drift = {(r["run"], r["seed"]): old_kl(r, "kl_base") for r in metrics["runs"]}
+for seed in config["seeds"]:
+    falling = [drift[name, seed] for name in lambdas]
+    print(f"seed {seed}:", " > ".join(f"{v:.3g}" for v in falling))
+    assert falling == sorted(falling, reverse=True)
 
 # %% [markdown]
 # ## The same in pictures

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -22,7 +24,7 @@ import torch
 from toy2d.data import Pentagon, generator
 from toy2d.display import show
 from toy2d.likelihood import flow_sample, log_prob
-from toy2d.plot import plt
+from toy2d.plot import draw_noising
 from toy2d.sample import ancestral, ddim
 from toy2d.schedule import Schedule
 
@@ -45,13 +47,7 @@ except ValueError as refused:
 # Five classes at four noise levels: at t = 0 the world, at the end a standard normal.
 
 # %%
-figure, axes = plt.subplots(1, 4, figsize=(9, 2.4), sharex=True, sharey=True)
-for ax, t in zip(axes, (0, 25, 45, 99), strict=True):
-    for c in world.old:
-        ax.scatter(*world.sample(c, 300, rng, t=t).T, s=2, linewidths=0)
-    ax.set_title(f"t = {t}, noise ratio {schedule.noise_ratio[t]:.2g}")
-    ax.set_aspect("equal")
-show(figure, "300 points a class, noised to four steps of the schedule")
+show(draw_noising(world, (0, 25, 45, 99), rng), "300 points a class at four steps of the schedule")
 
 # %% [markdown]
 # **Claim** (Proposition 2.4). The exact noise prediction is minus the score times b: eps* = -b grad log p. The right side by automatic
@@ -76,12 +72,10 @@ t = torch.randint(100, (20_000,), generator=rng)
 example = Example(x0, t, torch.randn(x0.shape, generator=rng), torch.zeros_like(t))
 least = denoising_loss(world.eps, schedule, example)
 shifted = denoising_loss(lambda x, t, c: world.eps(x, t, c) + 0.1, schedule, example)
-print(
-    f"exact predictor {float(least):.4f}; shifted by 0.1 {float(shifted):.4f}, more by {float(shifted - least):.4f}"
-)
-assert (
-    least > 0.1 and abs(float(shifted - least) - 0.01) < 2e-3
-)  # 0.1^2, by the proposition's Pythagoras
+more = float(shifted - least)
+print(f"exact predictor {float(least):.4f}; shifted by 0.1 {float(shifted):.4f}: {more:.4f} more")
+assert least > 0.1
+assert abs(more - 0.1**2) < 2e-3  # by the proposition's Pythagoras
 
 # %% [markdown]
 # ## Likelihood
@@ -100,8 +94,8 @@ assert gap < 1e-2
 # %% [markdown]
 # ## Samplers
 #
-# Three samplers, one exact predictor: their means and standard deviations agree with the world's within Monte-Carlo error (and with each other
-# only because the predictor is exact).
+# **Claim.** Three samplers, one exact predictor: their means agree with the world's within Monte-Carlo error, their standard deviations to a tenth (a
+# hundred steps are not infinitely many). They agree with each other only because the predictor is exact.
 
 # %%
 n, c = 4000, torch.tensor(1)
@@ -113,13 +107,14 @@ draws = {
 }
 truth = world.sample(1, n, rng, t=0)
 for name, x in draws.items():
-    off = (x.mean(0) - truth.mean(0)).norm() / (truth.std() * (2 / n) ** 0.5)
+    off = ((x.mean(0) - truth.mean(0)) / (truth.std(0) * (2 / n) ** 0.5)).abs().max()
     print(f"{name:12s} mean {x.mean(0).numpy().round(3)}, std {x.std(0).numpy().round(3)}")
-    assert (x.std(0) / truth.std(0) - 1).abs().max() < 0.12
+    assert off < 4  # standard errors
+    assert (x.std(0) / truth.std(0) - 1).abs().max() < 0.1
 
 # %% [markdown]
-# **Two samplers of one network have two laws.** The base of seed 1 is a trained network, not an exact predictor: its ancestral points have another
-# law than its ODE's points. Where the two clouds of class 4 are, after standard fine-tuning:
+# **Claim. Two samplers of one network have two laws.** A trained network is no exact predictor: its ancestral points have another law than its ODE's
+# points. Where the two clouds of class 4 are, after standard fine-tuning (seed 1):
 
 # %%
 from toy2d.config import course
@@ -132,10 +127,8 @@ predict, ode = course_run.net.bind(standard), course_run.probe.ode
 x_T = torch.randn(1, 4000, 2, generator=rng)
 flow = flow_sample(predict, ode, x_T, torch.tensor(4), runs=1)
 chain = ancestral(predict, course_run.schedule, x_T, torch.tensor(4), rng, runs=1)
-print("mean of the points, class 4 after standard fine-tuning:")
-print(
-    "ODE      ", flow[0].mean(0).numpy().round(3), "\nancestral", chain[0].mean(0).numpy().round(3)
-)
+for name, x in (("ODE", flow), ("ancestral", chain)):
+    print(f"{name:9s} mean of the points {x[0].mean(0).numpy().round(3)}")
 gap = float((flow.mean(1) - chain.mean(1)).norm())
 error = float((flow.var(1).sum() / 4000 + chain.var(1).sum() / 4000) ** 0.5)
 print(f"distance {gap:.3f}, standard error {error:.3f}")

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -85,7 +87,8 @@ print(f"largest difference {worst:.1e}")
 assert worst < 1e-6
 
 # %% [markdown]
-# **Claim** (Proposition 3.4 d). At the base, output preservation pulls not at all; prior preservation pulls in a random direction.
+# **Claim** (Proposition 3.4 d). At the base nothing has drifted, and output preservation does not pull; prior preservation does, by the noise in its
+# targets.
 
 
 # %%
@@ -115,9 +118,8 @@ A, B = (
 small = float(((B.mT @ B) * (A @ A.mT)).sum())
 dense = float((B @ A).square().sum())
 factors = [float((s * B).square().sum() + (A / s).square().sum()) for s in (1, 10)]
-print(
-    f"r x r {small:.1f}, dense {dense:.1f}; factors' penalty of one product, split two ways: {factors[0]:.0f}, {factors[1]:.0f}"
-)
+print(f"squared norm of B A: from r x r {small:.1f}, dense {dense:.1f}")
+print(f"factors' penalty of one product, split two ways: {factors[0]:.0f}, {factors[1]:.0f}")
 assert abs(small / dense - 1) < 1e-4 and factors[1] > 10 * factors[0]
 
 # %% [markdown]
@@ -137,7 +139,7 @@ show(draw_tradeoff(c.metrics, {"seeds": c.config.seeds}))
 # %% [markdown]
 # ## A sixth
 #
-# [How to add an objective](../lectures/adding_an_objective.md) does it in twelve lines and trains it at both scales.
+# [How to add an objective](../lectures/adding_an_objective.md) does it in fourteen lines and trains it at both scales.
 #
 # ## Exercises
 #

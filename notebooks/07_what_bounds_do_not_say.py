@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -56,9 +58,8 @@ for seed in c.seeds:
         torch.zeros(1, dtype=torch.long),
         c.world,
     )
-    standard = next(r for r in c.metrics["runs"] if r["run"] == "standard" and r["seed"] == seed)[
-        "kl_new"
-    ][0]
+    ((i, *_),) = (w for w in c.which("standard") if w[2] == seed)
+    standard = c.metrics["runs"][i]["kl_new"][0]
     print(f"seed {seed}: new class {kl['new class'][0]:.3f} nats; standard {standard:.3f}")
     assert kl["new class"][0] < standard
 
@@ -83,22 +84,22 @@ for seed in c.seeds:
         for name in ("standard", "output:0.1")
     )
     ratio = old_kl(standard, "kl_base") / old_kl(output, "kl_base")
-    print(
-        f"seed {seed}: distance {output['delta_theta']:.2f} against {standard['delta_theta']:.2f}, drift {ratio:.0f} times less"
-    )
-    assert ratio > 5
+    moved, before = output["delta_theta"], standard["delta_theta"]
+    print(f"seed {seed}: distance {moved:.2f} against {before:.2f}, drift {ratio:.0f} times less")
+    assert ratio > 10 and (moved > before or seed == 2)
 
 # %% [markdown]
 # ## LoRA's factors
 #
-# **Claim.** Penalizing the factors is not penalizing the change: at the start of training the change is zero and the penalty is not.
+# **Claim.** Penalizing the factors is not penalizing the change: the penalty bounds the change from above (first row), but one change split two ways
+# has two penalties, and at the start of training the change is zero and the penalty is not (the rows that fail).
 
 # %%
 rows = counterexamples.lora_factors()
 for row in rows:
-    print(
-        f"{row.statement} [{row.condition}]: {row.lhs:.4g} {row.relation} {row.rhs:.4g} -> {'holds' if row.holds else 'fails'}"
-    )
+    verdict = "holds" if row.holds else "fails"
+    sides = f"{row.lhs:.4g} {row.relation} {row.rhs:.4g}"
+    print(f"{verdict}: {row.statement} [{row.condition}]: {sides}")
 assert rows[0].holds and not rows[1].holds and not rows[2].holds
 
 # %% [markdown]
@@ -132,41 +133,28 @@ assert abs(found[16.0] / found[1.0] - 16) < 0.1
 # %% [markdown]
 # ## The published lambda sweep
 #
-# Read off the authors' figure (+-.0005; SD-1.5, full fine-tuning, tensor mean). **Claim.** At lambda = 0, with neither penalty nor prior, both scores
-# already beat the prior-preservation row of the main table.
+# Read off the authors' figure (+-.0005; SD-1.5, full fine-tuning, tensor mean), one run a row; lecture 7 draws it. **Claim.** At lambda = 0, with neither
+# penalty nor prior, both scores already beat the prior-preservation row of the main table, and L2 only trades one for the other.
 
 # %%
-from toy2d.display import show
-from toy2d.plot import plt
+import itertools
+
 from toy2d.runfolder import read_csv
 
 sweep = read_csv("../lectures/_data/published_lambda_sweep.csv")
-prior = {"dino": 0.6028, "clip_t": 0.2793}
-figure, ax = plt.subplots(figsize=(4.4, 3.2))
-ax.plot([r["dino"] for r in sweep], [r["clip_t"] for r in sweep], "^-", label="L2 along lambda")
-ax.plot(prior["dino"], prior["clip_t"], "s", label="prior preservation")
+prior, l2, *_ = read_csv("../lectures/_data/published_main_table.csv")
+print(f"prior preservation: DINO {prior['dino']:.4f}, CLIP-T {prior['clip_t']:.4f}")
 for r in sweep:
-    ax.annotate(
-        f"{r['lambda']:g}",
-        (r["dino"], r["clip_t"]),
-        fontsize=7,
-        xytext=(4, 3),
-        textcoords="offset points",
-    )
-ax.set(xlabel="DINO (subject)", ylabel="CLIP-T (prompt)")
-ax.legend()
-show(figure, "One run a point, no error bars published: higher and further right is better")
+    print(f"lambda {r['lambda']:5g}:       DINO {r['dino']:.3f},  CLIP-T {r['clip_t']:.4f}")
+none = sweep[0]
+assert none["lambda"] == 0 and none["dino"] > prior["dino"] and none["clip_t"] > prior["clip_t"]
+for one, more in itertools.pairwise(sweep):
+    assert more["dino"] < one["dino"] and more["clip_t"] > one["clip_t"]
 
 # %%
-assert (
-    sweep[0]["lambda"] == 0
-    and sweep[0]["dino"] > prior["dino"]
-    and sweep[0]["clip_t"] > prior["clip_t"]
-)
-gain = 0.2976 - prior["clip_t"]
-print(
-    f"of the CLIP-T gain of {gain:.4f}, {sweep[0]['clip_t'] - prior['clip_t']:.4f} is there without L2"
-)
+gain, without = l2["clip_t"] - prior["clip_t"], none["clip_t"] - prior["clip_t"]
+print(f"of the main table's CLIP-T gain of {gain:.4f}, {without:.4f} is there without L2")
+assert without > 0.75 * gain
 
 # %% [markdown]
 # ## Exercises

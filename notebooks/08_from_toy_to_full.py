@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -125,9 +127,11 @@ folders = {
 # **Claim.** The rows have the toy's columns, so one reader and one plot serve both scales.
 
 # %%
+from toy2d import experiment
+from toy2d.config import course
 from toy2d.runfolder import read_csv
 
-toy = read_csv("../runs/toy2d/course/history.csv")[0]
+toy = read_csv(experiment.run(course(), out="../runs") / "history.csv")[0]
 rows = {name: read_csv(folder / "history.csv") for name, folder in folders.items()}
 shared = [k for k in rows["l2"][-1] if k in toy]
 print("in both:", ", ".join(shared))
@@ -148,9 +152,8 @@ assert {
 # %%
 last = {name: r[-1] for name, r in rows.items()}
 for name, r in last.items():
-    print(
-        f"{name:9s} delta theta {r['delta_theta']:.3g}, path KL {r['path_kl']:.3g} +- {r['path_kl_error']:.2g} nats"
-    )
+    path = f"path KL {r['path_kl']:.3g} +- {r['path_kl_error']:.2g} nats"
+    print(f"{name:9s} delta theta {r['delta_theta']:.3g}, {path}")
 assert (
     last["l2"]["delta_theta"] < last["standard"]["delta_theta"]
     and last["l2"]["path_kl"] < last["standard"]["path_kl"]
@@ -164,13 +167,10 @@ assert (
 # %%
 training = 800 * 3
 for name, steps in (("default sampler, 51 evaluations", 51), ("20-step DPM-Solver++", 20)):
-    made, trained = (
-        200 * steps * 2,
-        800 * 2 * 3,
-    )  # guidance asks twice; the prior term doubles the batch
-    print(
-        f"prior with {name:34s}: {made:6d} + {trained} forwards, {(made + trained) / training:.1f} times standard or L2"
-    )
+    made = 200 * steps * 2  # guidance asks twice
+    trained = 800 * 2 * 3  # the prior term doubles the batch
+    times = (made + trained) / training
+    print(f"prior, {name:32s}: {made:5d} + {trained} forwards, {times:.1f} times standard or L2")
 assert 10 < (200 * 51 * 2 + 4800) / training < 11
 
 # %% [markdown]
@@ -184,18 +184,16 @@ import mini_lab
 if mini_lab.available():
     mini_model = mini_lab.load_mini()
     size = sum(p.numel() for p in mini_model.denoiser.parameters())
-    print(
-        f"denoiser {type(mini_model.denoiser).__name__}, {size / 1e6:.1f} million weights, latents {mini_model.latent_shape(64)}"
-    )
+    print(f"{type(mini_model.denoiser).__name__}, {size / 1e6:.1f} million weights")
+    print(f"latents of a picture: {mini_model.latent_shape(64)}")
 
 # %% [markdown]
 # Recorded on it: path KL after personalization, every objective.
 
 # %%
 for r in mini_lab.recorded():
-    print(
-        f"{r['objective']:9s} {r['weight'] or '':>8} path KL {r['path_kl'][0]:8.3g} +- {r['path_kl'][1]:.2g} nats, delta theta {r['delta_theta']:.3g}"
-    )
+    path = f"path KL {r['path_kl'][0]:8.3g} +- {r['path_kl'][1]:.2g} nats"
+    print(f"{r['objective']:9s} {r['weight'] or '':>8} {path}, delta theta {r['delta_theta']:.3g}")
 
 # %% [markdown]
 # ## Exercises

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -29,7 +31,7 @@ for name, size in parts.items():
 assert round(weights * 16 / GIB, 1) == 12.8
 
 # %% [markdown]
-# **Claim.** LoRA of rank 4 trains less than two percent of the tiny pipeline's denoiser and its L2 stores no anchor.
+# **Claim.** LoRA of rank 4 trains less than two percent of the tiny pipeline's denoiser. (And its L2 needs no copy of the weights: Proposition 3.5.)
 
 # %%
 import tempfile
@@ -55,6 +57,7 @@ assert trained < 0.02 * everything
 # cost. Same base, same shots; only the objective differs.
 
 # %%
+import itertools
 import json
 
 from toy2d.config import course
@@ -71,10 +74,8 @@ for regime, name in gallery.items():
         geometric([f(r) for r in same])
         for f in (lambda r: value(r, "kl_new"), lambda r: old_kl(r, "kl_base"))
     ]
-    (new, *new_limits), (old, *old_limits) = found[regime]
-    print(
-        f"{regime:9s} {name:10s} new class {new:.3g} nats ({new_limits[0]:.2g} to {new_limits[1]:.2g}), old classes {old:.3g} ({old_limits[0]:.2g} to {old_limits[1]:.2g})"
-    )
+    new, old = (f"{mean:.3g} ({low:.2g} to {high:.2g})" for mean, low, high in found[regime])
+    print(f"{regime:9s} {name:10s} new class {new} nats, old classes {old}")
 
 # %% [markdown]
 # **Claim.** Overfitting is bad on *both* axes here: the balanced run learns the new class better and drifts less (geometric means over three seeds).
@@ -95,7 +96,8 @@ from toy2d.runfolder import read_csv
 report = {r["regime"]: r for r in read_csv("../lectures/_data/three_regimes.csv")}
 for regime, r in report.items():
     print(
-        f"{regime:9s} subject {r['subject_mean']:.3f}, text {r['text_image']:.3f}, similarity within a prompt {r['similarity_within_prompt']:.3f}; "
+        f"{regime:9s} subject {r['subject_mean']:.3f}, text {r['text_image']:.3f}, "
+        f"similarity within a prompt {r['similarity_within_prompt']:.3f}; "
         f"lr {r['learning_rate']:g}, {r['steps']:.0f} steps, prior {r['prior_weight']:g}"
     )
 
@@ -105,10 +107,10 @@ for regime, r in report.items():
 
 # %%
 order = [report[k] for k in ("overfit", "balanced", "underfit")]
-assert [r["subject_mean"] for r in order] == sorted(
-    (r["subject_mean"] for r in order), reverse=True
-)
-assert [r["text_image"] for r in order] == sorted(r["text_image"] for r in order)
+for one, next_one in itertools.pairwise(order):
+    assert one["subject_mean"] > next_one["subject_mean"]
+    assert one["text_image"] < next_one["text_image"]
+    assert one["similarity_within_prompt"] > next_one["similarity_within_prompt"]
 
 # %% [markdown]
 # ## Choosing a weight

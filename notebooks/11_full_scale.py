@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -15,7 +17,8 @@
 # # Notebook 11: the full thing: Stable Diffusion
 #
 # Beside [lecture 11](../lectures/11_full_scale.md). This notebook prints the commands, runs them where a GPU and weights are present, and otherwise shows
-# what was recorded, or says "not run here". Set `PHOTOS` to a folder of four to six pictures of one thing, and `MODEL` to a pipeline folder.
+# what was recorded, or says "not run here". Set
+# `PHOTOS` (or DRIFTLAB_PHOTOS in the environment) to a folder of four to six pictures of one thing, `MODEL` (DRIFTLAB_MODEL) to a pipeline folder.
 
 # %%
 import os
@@ -126,8 +129,7 @@ if not file.exists():
 # Afterwards, for each run:
 
 # %%
+asked = '"a photo of sks dog in the snow" "a photo of a dog"'
 for config in runs.values():
-    print(
-        f'personalize generate {config.output_dir} --prompt "a photo of sks dog in the snow" "a photo of a dog" --base'
-    )
+    print(f"personalize generate {config.output_dir} --prompt {asked} --base")
     print(f"personalize evaluate {config.output_dir}")

@@ -1,4 +1,4 @@
-"""Figures of a toy run, from its files only: metrics.json, history.csv, samples.safetensors. Never a model.
+"""Figures of a toy run, from its files only: metrics.json, history.csv, samples.safetensors (`draw_noising`: of a world). Never a model.
 
 Every objective has a colour (Okabe-Ito, told apart by the colour-blind), a marker and a line style, the same everywhere and at both
 scales, so that a figure reads in grey too.
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 
+from toy2d.data import World
 from toy2d.runfolder import load_tensors, read_csv, write_atomic, write_json
 
 matplotlib.use("Agg")
@@ -186,6 +188,17 @@ def samples_panel(ax, samples: dict, key: str) -> None:
         dark = plt.rcParams["text.color"]
         ax.scatter(*samples["shots"][:MAX_SHOTS].T, s=26, marker="+", color=dark, linewidths=0.9)
     ax.set(aspect="equal", xlim=(-5.2, 5.2), ylim=(-5.2, 5.2))
+
+
+def draw_noising(world: World, steps: tuple[int, ...], rng: torch.Generator):
+    """True points of every old prompt, 300 each, noised to these steps of the world's schedule: one panel a step."""
+    figure, axes = plt.subplots(1, len(steps), figsize=(2.3 * len(steps), 2.5), sharex=True, sharey=True)  # fmt: skip
+    for ax, t in zip(axes, steps, strict=True):
+        for c, colour in zip(world.old, CLASS_COLOURS, strict=False):
+            ax.scatter(*world.sample(c, 300, rng, t=t).T, s=2, color=colour, linewidths=0)
+        ax.set_title(f"t = {t}, noise ratio {float(world.schedule.noise_ratio[t]):.2g}")
+        ax.set_aspect("equal")
+    return figure
 
 
 def draw_kl_per_class(metrics: dict, config: dict):
