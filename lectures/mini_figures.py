@@ -12,7 +12,7 @@ from pathlib import Path
 from personalize.config import TrainConfig
 from personalize.experiment import run
 from personalize.export import load_run
-from personalize.mini import subjects
+from personalize.mini import GUIDANCE, subjects
 from personalize.sample import generate, grid, image_seed
 from toy2d.runfolder import environment, write_atomic, write_json
 
@@ -31,6 +31,7 @@ def config(subject, objective: str, weight: float | None) -> TrainConfig:
         flags |= {
             "num_class_images": 48,
             "class_steps": 15,
+            "class_guidance": GUIDANCE,
             "class_data_dir": str(RUNS / "lecture-class-images"),
         }
     return TrainConfig(
@@ -63,7 +64,9 @@ def record(subject, objective: str, weight: float | None) -> dict:
     folder = run(config(subject, objective, weight))
     file = f"{objective}-{weight or 0:g}.png"
     made = prompts(subject.class_word)
-    picture = grid(generate(load_run(folder), made, SEEDS, steps=20), len(SEEDS), made)
+    picture = grid(
+        generate(load_run(folder), made, SEEDS, steps=15, guidance=GUIDANCE), len(SEEDS), made
+    )
     data = io.BytesIO()
     picture.quantize(128).save(data, "PNG", optimize=True)
     write_atomic(OUT / file, data.getvalue())

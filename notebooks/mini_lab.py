@@ -7,7 +7,7 @@ for minutes. Where the weights are absent a cell says so and goes on.
 import json
 from pathlib import Path
 
-from personalize.mini import model_folder
+from personalize.mini import GUIDANCE, model_folder
 from toy2d.display import Picture, Slider, show
 from toy2d.runfolder import UserError
 
@@ -36,8 +36,8 @@ def draw(model, prompts: list[str], seeds: tuple[int, ...], steps: int = 12) -> 
     """One row a prompt, one column a seed."""
     from personalize.sample import generate, grid
 
-    images = generate(model, prompts, list(seeds), steps)
-    caption = f"mini model, {steps} steps of DPM-Solver++, seeds {', '.join(map(str, seeds))}"
+    images = generate(model, prompts, list(seeds), steps, GUIDANCE)
+    caption = f"mini model, {steps} steps of DPM-Solver++, guidance {GUIDANCE:g}, seeds {', '.join(map(str, seeds))}"
     return show(grid(images, len(seeds), prompts), caption)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from personalize.config import TrainConfig
+from personalize.mini import GUIDANCE
 from personalize.presets import PRESETS as TRAIN_PRESETS
 from personalize.rules import RULES
 from toy2d.files import UserError
@@ -159,6 +160,7 @@ def mini_compare() -> CompareConfig:
             center_crop=True,
             num_class_images=32,
             class_steps=12,
+            class_guidance=GUIDANCE,
             sample_batch_size=16,
             fisher_samples=64,
             checkpointing_steps=50,
@@ -173,4 +175,5 @@ def mini_compare() -> CompareConfig:
         prompts_each=3,
         images=3,
         inference_steps=12,
+        guidance=GUIDANCE,
     )  # fmt: skip

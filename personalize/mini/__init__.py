@@ -18,10 +18,11 @@ from pathlib import Path
 
 from toy2d.files import UserError, verify_manifest
 
-__all__ = ["CLASSES", "FOLDER", "SCENES", "Subject", "classifier_folder", "clip_folder", "dino_folder", "model_folder", "subjects"]  # fmt: skip
+__all__ = ["CLASSES", "FOLDER", "GUIDANCE", "SCENES", "Subject", "classifier_folder", "clip_folder", "dino_folder", "model_folder", "subjects"]  # fmt: skip
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
+GUIDANCE = 3.0  # of its pictures: at SD's 7.5 its colours burn out
 CLASSES = (
     "dog", "cat", "fox", "bear", "panda", "koala", "tiger", "lion",
     "cow", "pig", "frog", "monkey", "penguin", "rabbit", "mouse", "owl",

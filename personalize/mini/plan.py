@@ -11,7 +11,7 @@ PARTS: tuple[Part, ...] = ("vae", "clip", "unet", "dino", "classifier")
 PLAN = {
     "vae": (7000, 2e-3),
     "clip": (1200, 1e-3),
-    "unet": (12_000, 1e-3),
+    "unet": (4800, 1e-3),
     "dino": (800, 1e-3),
     "classifier": (1200, 2e-3),
 }

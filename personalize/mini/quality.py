@@ -8,6 +8,7 @@ from PIL import Image
 
 from personalize.evaluators import Dino, Truth, load_dino, load_truth
 from personalize.metrics import mean_to_others, pairwise_perceptual
+from personalize.mini import GUIDANCE
 from personalize.mini.world import CLASSES, SCENES, Content, contents, pictures
 from personalize.model import load
 from personalize.prompts import with_article
@@ -52,7 +53,7 @@ def diversity(dino: Dino, images: list[Image.Image]) -> float:
 
 
 def quality(
-    weights: Path, drawings: dict, n: int = 2000, seed: int = 1, steps: int = 20, guidance=4.0
+    weights: Path, drawings: dict, n: int = 2000, seed: int = 1, steps: int = 15, guidance=GUIDANCE
 ) -> tuple[dict, Image.Image]:
     """The numbers of the README, and a grid of every animal in every scene."""
     model = load(str(weights / "model"))
