@@ -66,7 +66,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     )
     if accelerator.distributed_type not in LAUNCHES:
         raise UserError(
-            f"{accelerator.distributed_type.value} takes the update into its own hands, where no distance term can join it: "
+            f"{accelerator.distributed_type.value} makes backward pass, clipping and update one call, where no distance term can join: "
             "personalize/configs/fsdp.yaml divides the same memory"
         )
     return accelerator

@@ -19,6 +19,7 @@ from personalize import engine
 from personalize.config import TrainConfig
 from personalize.experiment import run
 from personalize.processes import keep_step, processes_here
+from personalize.sharding import refuse_what_is_not_sharded
 from personalize.train import StoredAnswers, Streams
 from toy2d.files import UserError
 from toy2d.runfolder import load_tensors
@@ -124,6 +125,22 @@ def deviation(a: dict, b: dict, start: dict) -> float:
     return norm(a, b) / norm(a, start)
 
 
+def untrained(c: TrainConfig) -> dict:
+    """What `c` exports if it stands still."""
+    return trained(replace(c, output_dir=f"{c.output_dir}-start", learning_rate=1e-12))
+
+
+def interrupted(c: TrainConfig, folder: Path) -> TrainConfig:
+    """A copy of the finished run, as if it had been killed after its checkpoint of step 3; it is gone on with under the same command."""
+    shutil.copytree(c.output_dir, folder)
+    (folder / "status.json").write_text(json.dumps({"status": "running", "pid": 1, "host": "x"}))
+    for name in ("lora", "peft", "pipeline", "checkpoints/step-00000004"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    recorded = json.loads((folder / "config.json").read_text()) | {"output_dir": str(folder)}
+    (folder / "config.json").write_text(json.dumps(recorded))
+    return replace(c, output_dir=str(folder))
+
+
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory):
     """The same samples in every step, by one process and by two; LoRA and full; the two race for a class set that is not there yet.
@@ -148,8 +165,7 @@ def test_two_processes_give_the_weights_of_one(one_and_two, which, file):
     _, ones, twos, _ = one_and_two
     one, two = ones[which], twos[which]
     weights = trained(one)
-    start = trained(replace(one, output_dir=f"{one.output_dir}-start", learning_rate=1e-12))
-    assert deviation(weights, load_tensors(Path(two.output_dir) / file), start) < 1e-4
+    assert deviation(weights, load_tensors(Path(two.output_dir) / file), untrained(one)) < 1e-4
     for a, b in zip(history(one), history(two), strict=True):
         numbers = {k: v for k, v in b.items() if isinstance(v, float)}
         assert {k: a[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-6)
@@ -167,24 +183,96 @@ def test_one_process_writes_and_makes_the_class_set_once(one_and_two):
 def test_one_process_ends_what_two_began(one_and_two, tmp_path):
     """From the two processes' checkpoint of step 3, with the same command: two minibatches are added up instead."""
     _, ones, twos, _ = one_and_two
-    cut = tmp_path / "cut"
-    shutil.copytree(twos[0].output_dir, cut)
-    (cut / "status.json").write_text(json.dumps({"status": "running", "pid": 1, "host": "x"}))
-    shutil.rmtree(cut / "lora")
-    config_of_cut = json.loads((cut / "config.json").read_text()) | {"output_dir": str(cut)}
-    (cut / "config.json").write_text(json.dumps(config_of_cut))
-    shutil.rmtree(cut / "checkpoints" / "step-00000004", ignore_errors=True)
+    cut = interrupted(twos[0], tmp_path / "cut")
     said = []
-    run(replace(twos[0], output_dir=str(cut)), said.append)
+    run(cut, said.append)
     assert "begun with processes 2, continued with 1" in " ".join(said)
     assert "resumed after step 3" in " ".join(said)
-    weights, start = load_tensors(cut / LORA), trained(replace(ones[0], output_dir=str(tmp_path / "start"), learning_rate=1e-12))  # fmt: skip
-    assert deviation(trained(ones[0]), weights, start) < 1e-4
+    weights = load_tensors(Path(cut.output_dir) / LORA)
+    assert deviation(trained(ones[0]), weights, untrained(ones[0])) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_a_launch_that_shards_is_refused_with_the_reason(monkeypatch, tmp_path, kind):
-    launched = SimpleNamespace(distributed_type=DistributedType[kind])
+# ---- FSDP: the weights themselves are shared out
+def base_weights() -> dict:
+    return load_tensors(workshop() / "sd" / Path(UNET).relative_to("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def whole_and_sharded(tmp_path_factory):
+    """One process; two that share its weights; two that share from step 3 on, where one stopped."""
+    folder = tmp_path_factory.mktemp("sharded")
+    more = {"train_batch_size": 4, "adam_epsilon": SMOOTH, "checkpointing_steps": 3, "use_ema": True, "ema_decay": 0.5}  # fmt: skip
+    one = config(folder / "one", "prior+l2", "full", **more)
+    trained(one)
+    two = replace(one, output_dir=str(folder / "two"), train_batch_size=2)
+    ended = interrupted(one, folder / "ended-by-two")
+    said = launch(folder, [two, ended], "fsdp.yaml")
+    return one, two, ended, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [1, 2])
+def test_sharded_processes_give_the_weights_of_one(whole_and_sharded, which):
+    """From step 0, and from one process's checkpoint: to 1e-4 of what training moved; EMA's weights, and every number of every row."""
+    one, other, said = whole_and_sharded[0], whole_and_sharded[which], whole_and_sharded[3]
+    weights = load_tensors(Path(other.output_dir) / UNET)
+    assert deviation(trained(one), weights, base_weights()) < 1e-4
+    for a, b in zip(history(one), history(other), strict=True):
+        numbers = {k: v for k, v in b.items() if isinstance(v, float)}
+        assert {k: a[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-6)
+    assert "begun with sharded False, continued with True" in said
+
+
+@pytest.mark.slow
+def test_a_sharded_run_leaves_the_files_of_one(whole_and_sharded):
+    """The same names; networks of the same class; checkpoints with the same header, so of the same tensors."""
+    one, two = (Path(c.output_dir) for c in whole_and_sharded[:2])
+    names = [sorted(str(f.relative_to(p)) for f in p.rglob("*") if f.is_file()) for p in (one, two)]
+    assert names[0] == names[1]
+    for file in ("pipeline/model_index.json", "pipeline/unet/config.json"):
+        assert (one / file).read_text() == (two / file).read_text()
+    headers = []
+    for folder in (one, two):
+        data = (folder / "checkpoints" / "step-00000003" / "state.safetensors").read_bytes()
+        headers.append(data[: 8 + int.from_bytes(data[:8], "little")])
+    assert headers[0] == headers[1]
+
+
+@pytest.mark.slow
+def test_one_process_ends_what_sharded_ones_began(whole_and_sharded, tmp_path):
+    one, two, *_ = whole_and_sharded
+    cut, said = interrupted(two, tmp_path / "cut"), []
+    run(cut, said.append)
+    assert "resumed after step 3" in " ".join(said)
+    weights = load_tensors(Path(cut.output_dir) / UNET)
+    assert deviation(trained(one), weights, base_weights()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "reason"),
+    [
+        ({}, {"VERSION": "1", "RESHARD_AFTER_FORWARD": "FULL_SHARD"}, "version 2 only"),
+        ({}, {"OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({}, {"CPU_RAM_EFFICIENT_LOADING": "true"}, "every process reads the base"),
+        ({}, {"ACTIVATION_CHECKPOINTING": "true"}, "--gradient_checkpointing"),
+        ({"use_ema": True}, {"RESHARD_AFTER_FORWARD": "false"}, "--use_ema"),
+        ({"train": "lora"}, {}, "--train lora moves so little"),
+        ({"train_text_encoder": True}, {}, "--train_text_encoder"),
+        ({"use_8bit_adam": True}, {}, "--use_8bit_adam"),
+        ({"anchor_device": "cpu"}, {}, "--anchor_device cpu"),
+        ({"mixed_precision": "fp16"}, {}, "use bf16"),
+    ],
+)
+def test_what_fsdp_would_not_do_is_refused(monkeypatch, tmp_path, flags, settings, reason):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for name, value in ({"VERSION": "2"} | settings).items():
+        monkeypatch.setenv(f"FSDP_{name}", value)
+    with pytest.raises(UserError, match=reason):
+        refuse_what_is_not_sharded(config(tmp_path / "run", **({"train": "full"} | flags)))
+
+
+def test_deepspeed_is_refused_with_the_reason(monkeypatch, tmp_path):
+    launched = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     monkeypatch.setattr(engine, "Accelerator", lambda **settings: launched)
-    with pytest.raises(UserError, match=f"{kind} would shard the weights"):
+    with pytest.raises(UserError, match=r"DEEPSPEED makes.*one call.*configs/fsdp\.yaml"):
         engine.make_accelerator(config(tmp_path / "run"))
