@@ -73,7 +73,7 @@ show(figure, f"Class by class: prior replays class 0 only; quadrature errors are
 # ## The lower bound for what is not covered
 #
 # **Claim** (Corollary 5.1). With E the region that neither subject nor replay covers, KL >= kl(p*(E) ‖ q(E)): holds in every row, and says nothing
-# where everything is replayed.
+# where everything is replayed. Printed: the target prompt's law against the mixture of all old prompts.
 
 # %%
 from toy2d.measure import gauss_hermite, truth_points

@@ -20,6 +20,11 @@
 # classes: here a tiny one with random weights (offline, seconds), then the mini model.
 
 # %%
+from personalize.__main__ import quiet_libraries
+
+quiet_libraries()  # before the others are imported: some of their notes come then
+
+# %%
 import tempfile
 from pathlib import Path
 
@@ -27,10 +32,8 @@ import torch
 
 import personalize.train
 import toy2d.objectives
-from personalize.__main__ import quiet_libraries
 from personalize.model import load, tiny
 
-quiet_libraries()
 assert personalize.train.Objective is toy2d.objectives.Objective  # not a copy
 
 # %%

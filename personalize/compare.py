@@ -148,7 +148,7 @@ def without_idle_flags(config: TrainConfig) -> TrainConfig:
 
 # ---- presets
 def mini_compare() -> CompareConfig:
-    """The offline mini model. Weights: to be chosen by `--tune`, on a subject that is not among those compared."""
+    """The offline mini model. Weights: by the eye from one `--quick` (lab log, 22 November 2026); `--tune` chooses on a subject that is not compared."""
     return CompareConfig(
         each=TrainConfig(
             pretrained_model_name_or_path="mini",
@@ -169,8 +169,7 @@ def mini_compare() -> CompareConfig:
             output_dir="runs/personalize/compare",
         ),
         runs=(
-            "standard", "prior:1", "prior:0.3", "prior:3", "l2:0.01", "l2:0.001", "l2:0.1", "output:1", "output:0.1",
-            "output:10", "fisher:0.01", "fisher:0.001", "fisher:0.1",
+            "standard", "prior:0.3", "prior:1", "l2:0.1", "l2:0.01", "output:0.3", "output:1", "fisher:0.1", "fisher:0.01",
         ),
         prompts_each=3,
         images=3,
