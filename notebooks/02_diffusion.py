@@ -81,7 +81,7 @@ assert abs(more - 0.1**2) < 2e-3  # by the proposition's Pythagoras
 # ## Likelihood
 #
 # **Claim** (Theorem 2.7). The probability-flow ODE gives the log density of the exact predictor's law: off by less than .01 nats at each of 2,000 points,
-# by .001 on average (100 nodes; more nodes, less error).
+# by about .001 on average (100 nodes; more nodes, less error).
 
 # %%
 x = world.sample(1, 2000, rng, t=0).double()

@@ -34,13 +34,16 @@ assert round(weights * 16 / GIB, 1) == 12.8
 # **Claim.** LoRA of rank 4 trains less than two percent of the tiny pipeline's denoiser. (And its L2 needs no copy of the weights: Proposition 3.5.)
 
 # %%
+from personalize.__main__ import quiet_libraries
+
+quiet_libraries()  # before the others are imported: some of their notes come then
+
+# %%
 import tempfile
 from pathlib import Path
 
-from personalize.__main__ import quiet_libraries
 from personalize.model import choose, load, tiny
 
-quiet_libraries()
 scratch = Path(tempfile.mkdtemp(prefix="driftlab-"))  # what this notebook makes
 tiny("sd15", folder=scratch / "tiny")
 model = load(str(scratch / "tiny"))
