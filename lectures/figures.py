@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from toy2d.config import course
 from toy2d.data import Pentagon, generator
@@ -34,6 +34,7 @@ from toy2d.theorems.verify import Course
 
 HERE = Path(__file__).parent
 FIGURES, DATA = HERE / "_static" / "figures", HERE / "_data"
+TITLE = 22  # pixels above each grid of the mini model
 VERIFIED = ("bounds", "evolution", "local_law", "certificate", "paper_theorem_2")
 
 
@@ -98,23 +99,25 @@ def differences():
 
 
 def mini(objectives: tuple[str, ...]) -> Image.Image:
-    """The recorded grids of the mini model beside each other; a plain card where nothing was recorded."""
+    """The recorded grids of the mini model beside each other, each under its run's name; a plain card where nothing was recorded."""
     record = DATA / "mini" / "runs.json"
     runs = json.loads(record.read_text())["runs"] if record.exists() else []
-    files = [DATA / "mini" / r["file"] for r in runs if r["objective"] in objectives and r["shown"]]
-    if not files:
+    shown = [r for r in runs if r["objective"] in objectives and r["shown"]]
+    if not shown:
         figure, ax = plt.subplots(figsize=(6, 0.6))
         ax.axis("off")
         ax.text(
             0, 0.5, "not recorded yet: personalize pretrain, then python lectures/mini_figures.py"
         )
         return figure
-    pictures = [Image.open(f).convert("RGB") for f in files]
+    pictures = [Image.open(DATA / "mini" / r["file"]).convert("RGB") for r in shown]
     width, height = sum(p.width + 12 for p in pictures), max(p.height for p in pictures)
-    sheet = Image.new("RGB", (width, height), "white")
-    x = 0
-    for p in pictures:
-        sheet.paste(p, (x, 0))
+    sheet = Image.new("RGB", (width, height + TITLE), "white")
+    pen, x = ImageDraw.Draw(sheet), 0
+    for r, p in zip(shown, pictures, strict=True):
+        name = f"{r['objective']} {r['weight']:g}" if r["weight"] else r["objective"]
+        pen.text((x + 4, 2), name, fill="#0969da", font_size=15)
+        sheet.paste(p, (x, TITLE))
         x += p.width + 12
     return sheet
 
