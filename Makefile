@@ -7,7 +7,7 @@ REMOTE := '<(script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*href="(https?:)?
 .PHONY: demo course test slow lint format bench book pages lab twins figures clean
 
 demo: course  ## the main job: the 2D experiment, the same on the mini model, one page beside each other
-	@echo "== personalize compare --quick: five objectives on the mini model (about 3 minutes on two quiet cores)"
+	@echo "== personalize compare --quick: five objectives on the mini model (under 4 minutes on two cores)"
 	@$(BIN)/personalize compare --quick
 	@$(BIN)/personalize report --toy runs/toy2d/course --full $(QUICK) --out runs/report.html
 

@@ -38,9 +38,8 @@ def squared_distance(
     Raises KeyError for a parameter without an anchor.
     """
     parts = []
-    for name, p in sorted(
-        theta.items()
-    ):  # a sum must not depend on the order that a file gives back
+    # sorted: a sum must not depend on the order that a file gives back
+    for name, p in sorted(theta.items()):
         square = (p - theta_star[name].to(p.device, p.dtype)) ** 2
         if importance is not None:
             square = square * importance[name].to(p.device, p.dtype)
