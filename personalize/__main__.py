@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,7 @@ from toy2d.files import RunFailure, UserError
 class Check:
     """Look at a folder of photos as `train` would, and say everything that is wrong with it. Changes nothing.
 
-    personalize check photos/ --resolution 512
+    $ personalize check photos/ --resolution 512
     """
 
     folder: tyro.conf.Positional[str]
@@ -34,7 +34,7 @@ class Check:
 class Generate:
     """Pictures from a finished run: one row for each prompt, one column for each seed; --base adds the base model's row above.
 
-    personalize generate runs/rex --prompt "a photo of sks dog in the snow" "a photo of a dog" --base
+    $ personalize generate runs/rex --prompt "a photo of sks dog in the snow" "a photo of a dog" --base
     """
 
     run: tyro.conf.Positional[str]  # the run folder
@@ -55,9 +55,8 @@ class Generate:
 class Evaluate:
     """Scores of a model's pictures, and how far it moved from its base: DINO, CLIP-I, CLIP-T, PRES, DIV, memorization, drift, path KL.
 
-    personalize evaluate --model runs/rex --reference photos/ --prompts dreambooth
-
-    personalize evaluate --model runs/bench --reference dreambooth/        all of the benchmark's subjects that have a run
+    $ personalize evaluate --model runs/rex --reference photos/ --prompts dreambooth
+    $ personalize evaluate --model runs/bench --reference dreambooth/        all of the benchmark's subjects that have a run
     """
 
     model: str  # run folder, pipeline folder, hub id or mini; a folder of runs for the benchmark
@@ -86,8 +85,8 @@ class Export:
     """A finished run's weights in the format that another program opens; opened again by its loader, to be sure. LoHa, LoKr, OFT and
     BOFT go as peft or merged: diffusers loads none of them.
 
-    personalize export runs/rex --format kohya
-    personalize export delta.bin --format merged --pretrained_model_name_or_path sd14/     Custom Diffusion's own file
+    $ personalize export runs/rex --format kohya
+    $ personalize export delta.bin --format merged --pretrained_model_name_or_path sd14/     Custom Diffusion's own file
     """
 
     source: tyro.conf.Positional[str]  # the run folder, or a delta.bin
@@ -100,12 +99,13 @@ class Export:
 class Bench:
     """Times and memory of the objectives, side by side in one process, as ratios to standard.
 
-    personalize bench                                            a random model, minutes on a CPU
-    personalize bench --model runwayml/stable-diffusion-v1-5     the real thing, on a GPU
+    $ personalize bench                                               a random model, minutes on a CPU
+    $ personalize bench --model runwayml/stable-diffusion-v1-5        the real thing, on a GPU
+    $ personalize bench --memory --width 320 --resolution 512         every preset's peak at full size, on a GPU
     """
 
     model: str | None = None  # pipeline folder or hub id; default: a random one of --width
-    width: int = 32  # of the random model's first level; 320 is SD-1.5, text encoder and VAE too
+    width: int = 32  # of the random model's first level; at 320 it is SD-1.5 (--memory: SDXL, SD-3)
     resolution: int = 256  # pixels
     batch_size: int = 1
     steps: int = 6  # timed for each objective, in three rounds after one that is not
@@ -126,7 +126,7 @@ class Bench:
 class Report:
     """One page: a toy run and a comparison side by side. Self-contained; open it in any browser.
 
-    personalize report --toy runs/toy2d/course --full runs/personalize/compare
+    $ personalize report --toy runs/toy2d/course --full runs/personalize/compare
     """
 
     toy: str = "runs/toy2d/course"  # a folder of `toy2d course` or `toy2d run`
@@ -164,12 +164,24 @@ COMMANDS = {
 }
 
 
+def in_short(command) -> Callable[[], None]:
+    """What `personalize --help` lists of a command: its first sentence. Never called: without a command there is nothing to parse."""
+
+    def listed() -> None: ...
+
+    listed.__doc__ = command.__doc__.split("\n\n")[0]
+    return listed
+
+
+IN_SHORT = {name: in_short(command) for name, command in COMMANDS.items()}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         kept, notes = explain_foreign_flags(list(sys.argv[1:] if arguments is None else arguments))
         kept, switched_off = split_negations(kept)
         asked = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
+            COMMANDS if set(kept[:1]) & set(COMMANDS) else IN_SHORT,
             prog="personalize",
             description="Personalize Stable Diffusion with your photos, and measure what that does to the rest.",
             args=kept,

@@ -37,10 +37,10 @@ DECIDED = {  # flags of `train` that a comparison fills in itself
 class CompareConfig:
     """Train every objective from one base on the same subjects, with the same noise and budget; evaluate all; one table.
 
-        personalize compare                 the mini model: 3 subjects x 3 seeds x 5 objectives, under 25 minutes on two cores
-        personalize compare --quick         1 subject, 1 seed, few steps: under 4 minutes
-        personalize compare --pretrained_model_name_or_path sd15/ --subjects photos/rex:dog photos/tea:teapot
-            --preset paper_sd15_lora --runs standard prior:1 l2:1e-3 output:1 fisher:1 --output_dir runs/personalize/sd15
+    $ personalize compare               the mini model: 3 subjects x 3 seeds x 5 objectives, under 25 minutes on two cores
+    $ personalize compare --quick       1 subject, 1 seed, few steps: under 4 minutes
+    $ personalize compare --pretrained_model_name_or_path sd15/ --subjects photos/rex:dog photos/tea:teapot
+        --preset paper_sd15_lora --runs standard prior:1 l2:1e-3 output:1 fisher:1 --output_dir runs/personalize/sd15
 
     Killed, it goes on with the same command. Every flag of `personalize train` that is not decided here is passed to each run.
     """

@@ -26,17 +26,17 @@ class TrainConfig:
 
     Change only --objective and everything else, down to the noise, stays equal:
 
-        personalize train --pretrained_model_name_or_path sd15/ --instance_data_dir photos/
-            --instance_prompt "a photo of sks dog" --class_prompt "a photo of a dog" --objective l2 --train lora --output_dir runs/rex
+    $ personalize train --pretrained_model_name_or_path sd15/ --instance_data_dir photos/
+        --instance_prompt "a photo of sks dog" --class_prompt "a photo of a dog" --objective l2 --train lora --output_dir runs/rex
     """
 
     # ---- model
     pretrained_model_name_or_path: str  # a diffusers pipeline folder, or a hub id
     preset: str | None = None  # named settings (`personalize presets`); a flag beside it wins
     # ---- pictures
-    instance_data_dir: str | None = (
-        None  # folder of jpg / png / webp files, each perhaps with a .txt caption
-    )
+
+    # folder of jpg / png / webp files, each perhaps with a .txt caption
+    instance_data_dir: str | None = None
     instance_prompt: str | None = None  # the prompt of every picture without a caption
     revision: str | None = None  # branch, tag or commit of the hub id
     variant: str | None = None  # e.g. fp16: which of the published weight files to read
@@ -53,8 +53,10 @@ class TrainConfig:
     repeats: int = 1  # an epoch shows each picture this often
     ignore_captions: bool = False  # NAME.txt beside NAME.jpg is its prompt, unless you say this
     # ---- what trains
+
+    # every weight of the denoiser, adapters, keys and values with new words, or new words alone (kinds.py)
     train: Literal["full", "lora", "loha", "lokr", "oft", "boft", "custom_diffusion", "token"] = (
-        "full"  # every weight of the denoiser, adapters, keys and values with new words, or new words alone (kinds.py)
+        "full"
     )
     train_text_encoder: bool = False  # the text encoder too, in the same way
     rank: int = 4  # of the factors of LoRA, LoHa, LoKr

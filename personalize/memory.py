@@ -1,8 +1,8 @@
 """`personalize bench --memory`: for every preset, what the dry run foretells beside what a real run took.
 
 Each estimate and each run has a process of its own, so that neither sees the other's memory; bytes are counted above what the libraries
-take. On a GPU the device's memory is counted, on a CPU the process's. SD-1.5's presets run on a random network of --width and --resolution,
-SDXL's and SD-3's on the tiny ones; class sets and steps are cut short, and what this machine lacks (half precision, bitsandbytes) is left out.
+take. On a GPU the device's memory is counted, on a CPU the process's. A preset runs on random networks of its family's architecture, --width
+wide, at --resolution; class sets and steps are cut short, and what this machine lacks (half precision, bitsandbytes) is left out.
 """
 
 import json
@@ -18,8 +18,8 @@ from rich.table import Table
 from personalize.config import TrainConfig
 from personalize.flags import preset
 from personalize.presets import PRESETS
-from personalize.stand import random_pipeline, save_photograph
-from personalize.tiny import tiny
+from personalize.scaled import random_pipeline
+from personalize.stand import save_photograph
 from toy2d.files import read_csv
 
 STEPS = 4
@@ -56,7 +56,7 @@ def small_run(asked, name: str, folder: Path) -> TrainConfig:
         "instance_prompt": f"a photo of {word} dog",
         "class_prompt": "a photo of a dog",
         "output_dir": str(folder / name),
-        "resolution": asked.resolution if family == "sd15" else 64,
+        "resolution": asked.resolution,
     }
     if settings.get("lr_warmup_steps"):
         given["lr_warmup_steps"] = 1
@@ -78,8 +78,7 @@ def family_of(name: str) -> str:
 def _model(asked, family: str, folder: Path) -> Path:
     path = folder / f"model-{family}"
     if not path.exists():
-        pipeline = random_pipeline(asked.width) if family == "sd15" else tiny(family)
-        pipeline.save_pretrained(path)
+        random_pipeline(family, asked.width).save_pretrained(path)
     return path
 
 

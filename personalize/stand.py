@@ -1,4 +1,4 @@
-"""The bench's stand: networks with random weights, random latents, and the loop's parts put together as `experiment` would."""
+"""The bench's stand: a network, random latents, and the loop's parts put together as `experiment` would."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from personalize.adapters import anchors_for, copy_of, plain_parameters
 from personalize.config import TrainConfig
@@ -16,7 +14,7 @@ from personalize.data import Prompts, instance_set, scan
 from personalize.fisher import effective_weights, fisher_anchor
 from personalize.model import SD15, Model, choose, load
 from personalize.prepare import DTYPES
-from personalize.tiny import tiny
+from personalize.scaled import random_pipeline
 from personalize.train import Run, StoredAnswers, Streams, objective_of
 
 ROLES = {"instance": "a photo of sks dog", "prior": "a photo of a dog", "output": "a photo of a dog"}  # fmt: skip
@@ -27,62 +25,9 @@ def open_model(asked, kind: str = "full") -> Model:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if asked.model:
         return load(asked.model, dtype=dtype).to(device)
-    model = Model(random_pipeline(asked.width), SD15)
+    model = Model(random_pipeline(width=asked.width), SD15)
     model.denoiser.to(dtype)
     return model.to(device)
-
-
-def random_pipeline(width: int = 320, seed: int = 0) -> StableDiffusionPipeline:
-    """SD-1.5's three networks with every width scaled by width / 320 and random weights; at 320 its exact architecture.
-
-    Sizes are those of stable-diffusion-v1-5's config.json files: UNet 320 / 640 / 1280 / 1280 with 8 heads, VAE 128 / 256 / 512 / 512,
-    CLIP-L's text model of 12 layers x 768. Heads and layers stay as many, so that a smaller one has the same shape of cost.
-    """
-    pipeline, text = tiny(), 12 * max(1, round(width / 5))  # 12 heads of 64 at 320
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pipeline.unet = UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=(width, 2 * width, 4 * width, 4 * width),
-            cross_attention_dim=text,
-            attention_head_dim=8,
-            norm_num_groups=_groups(width),
-        )
-        pipeline.vae = _random_vae(8 * max(1, round(width / 20)))
-        pipeline.text_encoder = _random_text_encoder(text, pipeline.tokenizer)
-    return pipeline
-
-
-def _random_vae(width: int) -> AutoencoderKL:
-    """`width` channels at the first level: 128 for SD-1.5."""
-    return AutoencoderKL(
-        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        norm_num_groups=_groups(width),
-        latent_channels=4,
-        sample_size=512,
-        scaling_factor=0.18215,
-    )
-
-
-def _random_text_encoder(width: int, tokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            hidden_act="quick_gelu",
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-
-
-def _groups(width: int) -> int:
-    return 32 if width % 32 == 0 else 8
 
 
 class RandomPool:

@@ -21,9 +21,9 @@ PLAN = {
 class Pretrain:
     """Train the mini base model from openly licensed drawings (fetched once by npm). Hours on two cores; continues where it stopped.
 
-    personalize pretrain                          all parts, then the folders that --pretrained_model_name_or_path mini opens
-    personalize pretrain --parts unet             only this one; those it needs must be trained
-    personalize pretrain --parts unet --start personalize/mini/weights      train the published UNet further, publish it again
+    $ personalize pretrain                          all parts, then the folders that --pretrained_model_name_or_path mini opens
+    $ personalize pretrain --parts unet             only this one; those it needs must be trained
+    $ personalize pretrain --parts unet --start personalize/mini/weights      train the published UNet further, publish it again
     """
 
     parts: tuple[Part, ...] = PARTS
