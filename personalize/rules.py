@@ -101,7 +101,10 @@ POSITIVE = (
     "num_validation_images", "validation_steps", "validation_inference_steps", "probe_steps", "resolution", "max_train_steps",
     "oft_block_size", "boft_n_butterfly_factor", "num_vectors", "lora_alpha", "snr_gamma", "logit_std", "learning_rate", "text_encoder_lr",
 )  # fmt: skip
-AT_LEAST_TWO = ("measure_chains", "measure_nodes")
+AT_LEAST_TWO = ("measure_chains",)
+AT_LEAST_THREE = (
+    "measure_nodes",
+)  # of two, the only one asked is pure noise, where a flow's eps depends on nothing
 NOT_NEGATIVE = (
     "prior_loss_weight", "l2_reg_weight", "output_weight", "fisher_weight", "max_grad_norm", "adam_weight_decay",
     "checkpointing_steps", "checkpoints_total_limit", "path_kl_steps", "lr_warmup_steps", "lr_power",
@@ -182,6 +185,7 @@ def _wrong_values(c: TrainConfig) -> list[str]:
     for names, ok, rule in (
         (POSITIVE, lambda v: v > 0, "must be above 0"),
         (AT_LEAST_TWO, lambda v: v >= 2, "must be at least 2"),
+        (AT_LEAST_THREE, lambda v: v >= 3, "must be at least 3"),
         (AT_LEAST_ONE, lambda v: v >= 1, "must be at least 1 (1: none)"),
         (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
         (FRACTIONS, lambda v: 0 <= v < 1, "must be in [0, 1)"),

@@ -1,5 +1,6 @@
 """Is the mini base good enough? Class and scene of 2,000 generated pictures as read by the classifier, composition, and diversity."""
 
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from personalize.model import load
 from personalize.prompts import with_article
 from personalize.sample import draw, grid
 
+GUIDANCES = (
+    1.25,
+    GUIDANCE,
+)  # more of it: the right class more often, and pictures that are more alike
 HELD_OUT_SHARE = 8  # one picture in eight shows a pair that training never did
-GROUP = 8  # pictures of one prompt, for diversity
 
 
 def prompt(content: Content) -> str:
@@ -43,35 +47,44 @@ def accuracy(truth: Truth, images: list[Image.Image], asked: list[Content]) -> d
 
 
 @torch.no_grad()
-def diversity(dino: Dino, images: list[Image.Image]) -> float:
-    """Mean perceptual distance between pictures of one prompt, over consecutive groups of GROUP."""
+def diversity(dino: Dino, images: list[Image.Image], asked: list[Content]) -> float:
+    """Mean perceptual distance between two pictures of one prompt, mean over the prompts; `asked` as asked_for sorts it."""
     means = []
-    for i in range(0, len(images) - GROUP + 1, GROUP):
-        _, layers = dino.features(images[i : i + GROUP])
-        means.append(float(mean_to_others(pairwise_perceptual(layers)).mean()))
+    for _, group in groupby(range(len(asked)), key=lambda i: prompt(asked[i])):
+        chosen = [images[i] for i in group]
+        if len(chosen) > 1:
+            _, layers = dino.features(chosen)
+            means.append(float(mean_to_others(pairwise_perceptual(layers)).mean()))
     return float(np.mean(means))
 
 
 def quality(
-    weights: Path, drawings: dict, n: int = 2000, seed: int = 1, steps: int = 15, guidance=GUIDANCE
+    weights: Path, drawings: dict, n: int = 2000, seed: int = 1, steps: int = 25
 ) -> tuple[dict, Image.Image]:
-    """The numbers of the README, and a grid of every animal in every scene."""
+    """The numbers of the README for each of GUIDANCES, and a grid of every animal in every scene at the default one."""
     model = load(str(weights / "model"))
     truth, dino = load_truth(str(weights / "classifier")), load_dino(str(weights / "dino"))
     asked = asked_for(n, seed)
-    made = draw(model, [(prompt(c), seed * 10**6 + i) for i, c in enumerate(asked)], steps, guidance, batch_size=50)  # fmt: skip
-    real = [Image.fromarray(p) for p in pictures(drawings, asked, seed + 100)]
     seen = n - n // HELD_OUT_SHARE
+    real = [Image.fromarray(p) for p in pictures(drawings, asked, seed + 100)]
+    of_world = diversity(dino, real[:seen], asked[:seen])
     numbers = {
-        "n": n, "seed": seed, "steps": steps, "guidance": guidance, "sampler": "dpmsolver++",
-        "seen": accuracy(truth, made[:seen], asked[:seen]),
-        "held_out_pairs": accuracy(truth, made[seen:], asked[seen:]),
+        "n": n, "seed": seed, "steps": steps, "sampler": "dpmsolver++",
         "classifier_on_new_composites": accuracy(truth, real, asked),
-        "diversity": diversity(dino, made[:seen]),
-        "diversity_of_world": diversity(dino, real[:seen]),
+        "diversity_of_world": of_world,
+        "guidance": {},
     }  # fmt: skip
-    numbers["diversity_ratio"] = numbers["diversity"] / numbers["diversity_of_world"]
-    return numbers, overview(model, steps, guidance)
+    wanted = [(prompt(c), seed * 10**6 + i) for i, c in enumerate(asked)]
+    for guidance in GUIDANCES:
+        made = draw(model, wanted, steps, guidance, batch_size=50)
+        varied = diversity(dino, made[:seen], asked[:seen])
+        numbers["guidance"][str(guidance)] = {
+            "seen": accuracy(truth, made[:seen], asked[:seen]),
+            "held_out_pairs": accuracy(truth, made[seen:], asked[seen:]),
+            "diversity": varied,
+            "diversity_ratio": varied / of_world,
+        }
+    return numbers, overview(model, steps, GUIDANCE)
 
 
 def overview(model, steps: int, guidance: float) -> Image.Image:

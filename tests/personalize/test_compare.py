@@ -35,7 +35,7 @@ def shop() -> Path:
 def config(out: Path, runs=RUNS, seeds=(0, 1), each=None, **more) -> CompareConfig:
     few = {
         "pretrained_model_name_or_path": str(shop() / "sd"), "instance_data_dir": "", "train": "lora", "learning_rate": 1e-2,
-        "max_train_steps": 2, "train_batch_size": 2, "center_crop": True, "log_every": 1, "probe_steps": 2, "measure_nodes": 2,
+        "max_train_steps": 2, "train_batch_size": 2, "center_crop": True, "log_every": 1, "probe_steps": 2, "measure_nodes": 3,
         "measure_chains": 2, "output_dir": str(out),
     }  # fmt: skip
     if any("prior" in r for r in runs):

@@ -278,6 +278,7 @@ def test_a_flag_without_effect_is_an_error_that_says_why(flag):
         ({"objective": "prior", "class_prompt": None}, "needs --class_prompt"),
         ({"class_prompt": "a photo of sks dog"}, "--class_prompt equals --instance_prompt"),
         ({"measure_chains": 1}, "--measure_chains 1 must be at least 2"),
+        ({"measure_nodes": 2}, "--measure_nodes 2 must be at least 3"),
         ({"mode_scale": 2.0, "weighting_scheme": "mode"}, "--mode_scale must lie between -1 and 1.75"),
         ({"weighting_scheme": "cosmap"}, "--weighting_scheme has no effect: this model knows no flow matching"),
         ({"pretrained_model_name_or_path": "@sd3", "snr_gamma": 5.0}, "--snr_gamma has no effect: this model is trained by flow matching"),

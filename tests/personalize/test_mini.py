@@ -15,6 +15,7 @@ from personalize.mini import clip, plan, pretrain, publish, unet, vae, world
 from personalize.mini.artwork import FACES, OTHERS, SUBJECTS
 from personalize.mini.data import Data
 from personalize.mini.loop import fit, rate, trained
+from personalize.mini.quality import diversity, prompt
 from personalize.mini.words import RARE, tokenizer
 from personalize.model import from_diffusers, load
 from toy2d.runfolder import UserError
@@ -49,6 +50,18 @@ def test_training_never_shows_a_held_out_pair_and_shows_every_other():
     assert shown.isdisjoint(world.HELD_OUT_PAIRS)
     assert len(shown) + len(world.HELD_OUT_PAIRS) == len(world.CLASSES) * len(world.SCENES)
     assert {(c.animal, c.scene) for c in world.contents(64, 0, held_out=True)} == world.HELD_OUT_PAIRS  # fmt: skip
+
+
+def test_diversity_compares_only_pictures_of_one_prompt():
+    """Two prompts, each drawn three times alike: 0, however different the prompts are; one picture in common, above 0."""
+    asked = sorted(3 * world.contents(2, 0), key=prompt)
+    assert prompt(asked[2]) != prompt(asked[3])
+    alike = [disc((255, 0, 0, 255)).convert("RGB")] * 3 + [
+        disc((0, 0, 255, 255)).convert("RGB")
+    ] * 3
+    dino = load_dino(str(mini.WEIGHTS / "dino"))
+    assert diversity(dino, alike, asked) == pytest.approx(0, abs=1e-6)
+    assert diversity(dino, [alike[5], *alike[1:]], asked) > 0.01
 
 
 def test_every_class_and_scene_of_a_held_out_pair_is_seen_apart():

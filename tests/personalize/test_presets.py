@@ -52,7 +52,7 @@ def test_every_preset_is_sound_as_it_stands(name):
 
 SMALL = {
     "resolution": 64, "max_train_steps": 2, "mixed_precision": "no", "use_8bit_adam": False, "checkpointing_steps": 0, "log_every": 1,
-    "probe_steps": 2, "measure_nodes": 2, "measure_chains": 2, "unrelated_prompts": ("a red car",), "context_prompts": ("a dog in the snow",),
+    "probe_steps": 2, "measure_nodes": 3, "measure_chains": 2, "unrelated_prompts": ("a red car",), "context_prompts": ("a dog in the snow",),
 }  # fmt: skip
 CLASS_SET = {"num_class_images": 2, "class_steps": 2}
 

@@ -20,6 +20,7 @@ from personalize.config import TrainConfig
 from personalize.experiment import run
 from personalize.processes import keep_step, processes_here
 from personalize.sharding import refuse_what_is_not_sharded
+from personalize.tiny import tiny
 from personalize.train import StoredAnswers, Streams
 from toy2d.files import UserError
 from toy2d.runfolder import load_tensors
@@ -246,6 +247,60 @@ def test_one_process_ends_what_sharded_ones_began(whole_and_sharded, tmp_path):
     assert "resumed after step 3" in " ".join(said)
     weights = load_tensors(Path(cut.output_dir) / UNET)
     assert deviation(trained(one), weights, base_weights()) < 1e-4
+
+
+# what else the loop does: for two processes and, at twice their minibatch, for one
+ALL_ELSE = {
+    "output": ("output", {"train_batch_size": 2}),
+    "fisher, accumulated": ("fisher", {"train_batch_size": 1, "gradient_accumulation_steps": 2}),
+    "decoupled l2, checkpointing": ("l2", {"reg_decoupled": True, "gradient_checkpointing": True}),
+    "validation": ("standard", {"validation_prompt": ("a photo of sks dog",), "validation_inference_steps": 2, "num_validation_images": 1, "validation_steps": 2}),
+    "sdxl": ("prior+l2", {"pretrained_model_name_or_path": "sdxl"}),
+    "sd3": ("prior+l2", {"pretrained_model_name_or_path": "sd3"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["true", "false"])
+def all_else(request, tmp_path_factory):
+    """Every run of ALL_ELSE by one process and by two that share weights; `fsdp_reshard_after_forward` both ways."""
+    folder = tmp_path_factory.mktemp(f"reshard-{request.param}")
+    shipped = (CONFIGS / "fsdp.yaml").read_text()
+    settings = folder / "fsdp.yaml"
+    settings.write_text(shipped.replace("after_forward: true", f"after_forward: {request.param}"))
+    ones, twos = {}, {}
+    for name, (objective, flags) in ALL_ELSE.items():
+        more = {"adam_epsilon": SMOOTH, "class_data_dir": str(folder / f"class-{name}"), **flags}
+        if (kind := flags.get("pretrained_model_name_or_path")) is not None:
+            more["pretrained_model_name_or_path"] = str(folder / kind)
+            tiny(kind, folder=folder / kind)
+        if objective in ("standard", "l2", "fisher"):
+            del more["class_data_dir"]
+        two = config(folder / "two" / name, objective, "full", **more)
+        ones[name] = replace(two, output_dir=str(folder / "one" / name), train_batch_size=2 * two.train_batch_size)  # fmt: skip
+        twos[name] = two
+        run(ones[name], say=lambda text: None)
+    launch(folder, list(twos.values()), str(settings))
+    return ones, twos
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL_ELSE)
+def test_sharded_processes_do_all_else_that_one_does(all_else, name):
+    one, two = (c[name] for c in all_else)
+    pipelines = (
+        f"{one.output_dir}/pipeline",
+        f"{two.output_dir}/pipeline",
+        one.pretrained_model_name_or_path,
+    )
+    assert deviation(*(denoiser_of(Path(p)) for p in pipelines)) < 1e-4
+    for a, b in zip(history(one), history(two), strict=True):
+        numbers = {k: v for k, v in b.items() if isinstance(v, float)}
+        assert {k: a[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-6)
+
+
+def denoiser_of(pipeline: Path) -> dict:
+    part = "transformer" if (pipeline / "transformer").exists() else "unet"
+    return load_tensors(pipeline / part / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.parametrize(
