@@ -121,6 +121,9 @@ def add_adapter(
     network: nn.Module, kind: Kind, settings, targets: tuple[str, ...], seed: int, unread: list[str]
 ) -> None:
     """PEFT's layers on `targets`, but for the modules `unread` (`Model.unread`). Raises UserError where PEFT cannot, or where it would take other settings than were asked for."""
+    layers = [f".{name}" for name, _ in network.named_modules()]
+    if missing := [t for t in targets if not any(name.endswith(f".{t}") for name in layers)]:
+        raise UserError(f"--lora_target_modules {' '.join(missing)}: {type(network).__name__} has no such layer")  # fmt: skip
     try:
         options = {"target_modules": list(targets), "exclude_modules": unread or None}
         config = PEFT_TYPE_TO_CONFIG_MAPPING[kind.adapter](**options, **kind.options(settings))

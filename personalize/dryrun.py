@@ -23,6 +23,7 @@ from personalize.engine import Clock, make_accelerator, make_state, peak_memory,
 from personalize.experiment import Experiment, read
 from personalize.model import Model
 from personalize.prepare import DTYPES
+from personalize.processes import processes_here
 from personalize.sample import generate
 from personalize.train import fit
 from toy2d.runfolder import RunFolder
@@ -52,24 +53,27 @@ class Cost:
 
 def dry_run(config: TrainConfig, console: Console | None = None) -> Cost:
     """Print the plan; raise UserError exactly where `train` would."""
-    console = console or Console()
-    config, pictures = read(config)
+    config, pictures = read(config, processes_here())
     accelerator = make_accelerator(config)
+    console = console or Console(quiet=not accelerator.is_main_process)
     console.print(_settings(config))
-    for line in pairing(config, len(pictures.records)):
+    for line in pairing(config, len(pictures.records), accelerator.num_processes):
         console.print(line)
     cost = measure_cost(config, pictures, accelerator)
     console.print(_costs(cost))
     return cost
 
 
-def pairing(config: TrainConfig, pictures: int) -> list[str]:
+def pairing(config: TrainConfig, pictures: int, processes: int = 1) -> list[str]:
     """Who is beside whom in a step, and how often each picture is seen."""
     c, batch = config, config.train_batch_size
-    ticks = c.max_train_steps * c.gradient_accumulation_steps
-    seen = ticks * batch / pictures
+    ticks = c.max_train_steps * c.gradient_accumulation_steps * processes
+    seen, each = (
+        ticks * batch / pictures,
+        f" in each of {processes} processes" if processes > 1 else "",
+    )
     lines = [
-        f"{c.max_train_steps} steps of {c.gradient_accumulation_steps} x {batch}: each of {pictures} pictures is seen "
+        f"{c.max_train_steps} steps of {c.gradient_accumulation_steps} x {batch}{each}: each of {pictures} pictures is seen "
         f"{seen:.1f} times under its own prompt"
     ]
     for role in ("prior", "output"):

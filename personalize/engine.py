@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import resource
 import time
 from dataclasses import replace
@@ -54,6 +55,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.allow_tf32 and not cuda:
         raise UserError("--allow_tf32 has no effect: there is no CUDA device")
     refuse_what_is_not_sharded(config)
+    refuse_what_the_launcher_says_otherwise(config)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
     AcceleratorState._reset_state()  # else a second run in this process could not choose another precision
     accelerator = Accelerator(
@@ -70,6 +72,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             "personalize/configs/fsdp.yaml divides the same memory"
         )
     return accelerator
+
+
+def refuse_what_the_launcher_says_otherwise(config: TrainConfig) -> None:
+    """accelerate would take its own word or ours without telling. Raises UserError."""
+    for flag in ("mixed_precision", "gradient_accumulation_steps"):
+        ours = str(getattr(config, flag))
+        theirs = os.environ.get(f"ACCELERATE_{flag.upper()}", ours)
+        if theirs not in (ours, "no"):
+            raise UserError(f"the launcher says {flag} {theirs}, personalize {ours}: say --{flag} {theirs} to personalize, or leave it out of the launcher's configuration")  # fmt: skip
 
 
 def make_state(theta: Params, config: TrainConfig, scaler=None) -> State:

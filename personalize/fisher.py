@@ -104,12 +104,16 @@ def _own_samples(predict, config: TrainConfig, short: Schedule, shape):
 def fisher_anchor(
     model: Model, theta: Params, importance: Params, theta_star: Params | None, dtype, device
 ) -> Anchor | FisherAdapterAnchor | AnchorSum:
-    """The Fisher-weighted distance from where theta is now. `theta_star`: a copy of the plain parameters that exists already."""
+    """The Fisher-weighted distance from where theta is now. `theta_star`: a copy of the plain parameters that exists already.
+
+    theta_star and the diagonal wait on `device`; None: where the parameters are.
+    """
     parts = []
     if changed := changes(model.parts):
-        parts.append(FisherAdapterAnchor(changed, importance))
+        near = {c.name: importance[c.name].to(device or c.weight.device) for c in changed}
+        parts.append(FisherAdapterAnchor(changed, near))
     if plain := plain_parameters(theta):
         star = theta_star or copy_of(plain, dtype, device)
-        shares = {n: cut(importance[n], p) for n, p in plain.items()}
+        shares = {n: cut(importance[n].to(device or p.device), p) for n, p in plain.items()}
         parts.append(Anchor(plain, star, shares))
     return parts[0] if len(parts) == 1 else AnchorSum(tuple(parts))

@@ -126,7 +126,7 @@ NOT_HERE = {
     "tokenizer_name": "the tokenizer belongs to the model folder",
     "dataloader_num_workers": "pictures are encoded once, before the first step",
     "logging_dir": "logs go into the run folder",
-    "local_rank": "one process trains",
+    "local_rank": "the launcher says it (accelerate launch, personalize/configs)",
     "tokenizer_max_length": "the tokenizer's own length is used",
     "max_sequence_length": "the pipeline's own length (T5 reads 256 tokens) is used, in training as in sampling",
     "pretrained_vae_model_name_or_path": "the VAE computes in float32, so no fp16-safe replacement is needed",

@@ -287,7 +287,7 @@ def test_a_flag_without_effect_is_an_error_that_says_why(flag):
         ({"objective": "l2+fisher", "reg_reduction": "tensor_mean"}, "cannot be combined with fisher"),
         ({"mixed_precision": "fp16"}, "fp16 needs a CUDA device"),
         ({"lr_scheduler": "linear", "lr_warmup_steps": 2}, "the learning rate would never be reached"),
-        ({"lora_target_modules": ("nowhere",)}, "LORA cannot be added"),
+        ({"lora_target_modules": ("to_q", "nowhere")}, "nowhere: UNet2DConditionModel has no such layer"),
         ({"resolution": 40}, "must be a multiple of 16"),
     ],
 )  # fmt: skip

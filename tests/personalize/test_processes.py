@@ -98,6 +98,16 @@ def test_a_launcher_that_started_one_process_is_noticed(monkeypatch):
     assert processes_here() == 2
 
 
+@pytest.mark.parametrize(
+    ("flag", "theirs"), [("mixed_precision", "bf16"), ("gradient_accumulation_steps", "4")]
+)
+def test_the_launcher_may_not_say_otherwise(monkeypatch, tmp_path, flag, theirs):
+    """accelerate would take the flag's precision, and its own accumulation, without a word."""
+    monkeypatch.setenv(f"ACCELERATE_{flag.upper()}", theirs)
+    with pytest.raises(UserError, match=f"--{flag} {theirs}"):
+        engine.make_accelerator(config(tmp_path / "run"))
+
+
 def launch(folder: Path, configs: list[TrainConfig], kind: str = "cpu.yaml") -> str:
     """`accelerate launch` of two processes; returns what they said. Raises AssertionError if they failed."""
     jobs = folder / "jobs.json"
@@ -175,6 +185,7 @@ def test_two_processes_give_the_weights_of_one(one_and_two, which, file):
 def test_one_process_writes_and_makes_the_class_set_once(one_and_two):
     folder, _, _, said = one_and_two
     assert said.count("done: ") == 2
+    assert (folder / "made.txt").read_text().split() == ["0"] * 3
     made = json.loads((folder / "class" / "manifest.json").read_text())["files"]
     kept = json.loads((workshop() / "class" / "manifest.json").read_text())["files"]
     assert made == kept  # the same three pictures that one process makes
@@ -296,6 +307,9 @@ def test_sharded_processes_do_all_else_that_one_does(all_else, name):
     for a, b in zip(history(one), history(two), strict=True):
         numbers = {k: v for k, v in b.items() if isinstance(v, float)}
         assert {k: a[k] for k in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-6)
+    grids = [{f.name for f in Path(c.output_dir, "figures").glob("*.png")} for c in (one, two)]
+    assert grids[0] == grids[1]
+    assert bool(grids[0]) == bool(one.validation_prompt)
 
 
 def denoiser_of(pipeline: Path) -> dict:
