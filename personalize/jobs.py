@@ -29,7 +29,7 @@ from toy2d.config import parse_run
 from toy2d.runfolder import UserError
 
 # of the mini's subjects: three classes, and another one to choose weights on
-MINI_COMPARED, MINI_TUNED_ON = ("striped_cat", "white_rabbit", "little_monkey"), ("polar_bear",)
+MINI_COMPARED, MINI_TUNED_ON = ("polar_bear", "white_rabbit", "little_monkey"), ("striped_cat",)
 
 
 class Subject(NamedTuple):
