@@ -107,7 +107,9 @@ def test_negative_control_the_text_encoder_s_moments_are_needed(tmp_path, monkey
     assert not same({k: weights[k] for k in text}, {k: forgot[k] for k in text})
 
 
-@pytest.mark.parametrize("lost", ["adam/exp_avg/", "adam/exp_avg_sq/", "adam/step/", "ema/", "lr", "sums/"])  # fmt: skip
+@pytest.mark.parametrize(
+    "lost", ["adam/exp_avg/", "adam/exp_avg_sq/", "adam/step/", "ema/", "sums/"]
+)
 def test_negative_control_every_part_of_the_state_is_needed(tmp_path, monkeypatch, lost):
     whole, weights = never_stopped()
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
@@ -116,8 +118,6 @@ def test_negative_control_every_part_of_the_state_is_needed(tmp_path, monkeypatc
 
     def forgetful(self, tensors, scalars):
         tensors = {k: torch.zeros_like(v) if k.startswith(lost) else v for k, v in tensors.items()}
-        if lost == "lr":
-            scalars["lr"] = scalars["lr"] | {"last_epoch": 0, "_last_lr": [1e-3]}
         restore(self, tensors, scalars)
 
     monkeypatch.setattr(State, "restore", forgetful)
@@ -197,8 +197,82 @@ def test_resume_from_checkpoint_by_name(tmp_path):
     with pytest.raises(UserError, match="leaves nothing to do"):
         trained(config(tmp_path / "short", max_train_steps=2, resume_from_checkpoint=checkpoint))
     full = config(tmp_path / "full", kind="full", resume_from_checkpoint=checkpoint)
-    with pytest.raises(UserError, match="other weights"):
+    with pytest.raises(UserError, match="--train lora there, full here"):
         trained(full)
+    fewer = {"lora_target_modules": ("to_q",), "resume_from_checkpoint": checkpoint}
+    with pytest.raises(UserError, match="other weights"):
+        trained(config(tmp_path / "fewer", **fewer))
+
+
+def rates(c) -> list[float]:
+    return [row["lr"] for row in history(c) if row["step"]]
+
+
+def test_another_run_s_checkpoint_brings_no_learning_rate(tmp_path):
+    """Its weights and moments go on at this run's own rate and schedule, not at the one its run had."""
+    first = config(tmp_path / "first", checkpointing_steps=2)
+    weights = trained(first)
+    taken = replace(first, resume_from_checkpoint=str(tmp_path / "first/checkpoints/step-00000002"))
+    slow = replace(taken, output_dir=str(tmp_path / "slow"), learning_rate=1e-5)
+    assert not same(weights, trained(slow))
+    assert rates(slow) == [1e-5] * 2
+    falling = replace(taken, output_dir=str(tmp_path / "falling"), lr_scheduler="linear", lr_warmup_steps=0)  # fmt: skip
+    trained(falling)
+    assert rates(falling) == pytest.approx([1e-2 * (4 - k) / 4 for k in (3, 4)])
+
+
+OTHERWISE = {  # what the new run has -> what is said
+    "ema": ({"use_ema": True}, "--use_ema False there, True here"),
+    "alpha": ({"lora_alpha": 8.0}, "--lora_alpha 4.0 there, 8.0 here"),
+    "precision": ({"mixed_precision": "bf16"}, "--mixed_precision no there, bf16 here"),
+    "base": ({}, "base model .* there, .* here"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_a_checkpoint_of_another_kind_of_run_is_refused(tmp_path, what):
+    chosen, said = OTHERWISE[what]
+    if what == "base":
+        tiny(folder=tmp_path / "other_sd", seed=1)
+        chosen = {"pretrained_model_name_or_path": str(tmp_path / "other_sd")}
+    first = config(workshop() / "checkpointed", checkpointing_steps=2)
+    trained(first)
+    named = f"{first.output_dir}/checkpoints/step-00000002"
+    other = replace(first, output_dir=str(tmp_path / "new"), resume_from_checkpoint=named, **chosen)
+    with pytest.raises(UserError, match=said):
+        trained(other)
+    assert not (tmp_path / "new" / "config.json").exists()  # free for the mended command
+
+
+def test_rows_of_another_word_are_refused_and_a_checkpoint_that_says_nothing(tmp_path):
+    first = config(tmp_path / "first", kind="token", checkpointing_steps=2)
+    trained(first)
+    named = f"{first.output_dir}/checkpoints/step-00000002"
+    word = {"placeholder_token": "<other>", "instance_prompt": "a photo of <other> dog"}
+    other = replace(first, output_dir=str(tmp_path / "new"), resume_from_checkpoint=named)
+    with pytest.raises(UserError, match="--placeholder_token <new1> there, <other> here"):
+        trained(replace(other, **word))
+    shutil.copytree(named, tmp_path / "alone/checkpoints/step-00000002")
+    with pytest.raises(UserError, match="does not say what it trained"):
+        trained(replace(other, resume_from_checkpoint=str(tmp_path / "alone/checkpoints/step-00000002")))  # fmt: skip
+
+
+def test_weights_alone_keep_their_place_in_the_schedule(tmp_path, monkeypatch):
+    """Linear over 6 steps, killed at 5: the same rates as never stopped, down to 0; and the average starts at the restored weights."""
+    linear = {"lr_scheduler": "linear", "lr_warmup_steps": 0, "max_train_steps": 6}
+    c = config(tmp_path / "cut", checkpointing_steps=2, checkpoint_weights_only=True, use_ema=True, **linear)  # fmt: skip
+    killed_while_logging(monkeypatch, c, step=5)
+    restore, averages = State.restore, []
+
+    def watched(self, tensors, scalars):
+        restore(self, tensors, scalars)
+        pairs = zip(self.theta.values(), self.ema.shadow_params, strict=True)
+        averages.append((all(torch.equal(p, s) for p, s in pairs), self.ema.optimization_step))
+
+    monkeypatch.setattr(State, "restore", watched)
+    trained(c)
+    assert rates(c) == pytest.approx([1e-2 * (6 - k) / 6 for k in range(1, 7)])
+    assert averages == [(True, 4)]
 
 
 def test_weights_only_checkpoints_say_that_they_are_not_exact(tmp_path, monkeypatch, capsys):
