@@ -1,4 +1,4 @@
-"""Record the lectures' runs of the mini model: `python lectures/mini_figures.py` (seven runs of 150 steps), then `make figures`.
+"""Record the lectures' runs of the mini model: `python lectures/mini_figures.py` (seven runs of 100 steps), then `make figures`.
 
 One subject, every objective, L2 over its weight; a picture grid and the drift of each go to lectures/_data/mini with their provenance.
 Run folders stay in runs/personalize/lecture-*: a killed call goes on where it was.
@@ -18,7 +18,8 @@ from toy2d.runfolder import environment, write_atomic, write_json
 
 HERE = Path(__file__).parent
 OUT, RUNS = HERE / "_data" / "mini", HERE.parent / "runs" / "personalize"
-SETTINGS = {"train": "full", "learning_rate": 1e-4, "max_train_steps": 150, "train_batch_size": 4, "center_crop": True, "seed": 0}  # fmt: skip
+SUBJECT = "polar_bear"
+SETTINGS = {"train": "full", "learning_rate": 2e-4, "max_train_steps": 100, "train_batch_size": 2, "center_crop": True, "seed": 0}  # fmt: skip
 WEIGHTS = {"standard": (None,), "l2": (0.001, 0.01, 0.1, 1.0), "prior": (1.0,), "output": (1.0,)}
 SHOWN = {("standard", None), ("l2", 0.01), ("prior", 1.0), ("output", 1.0)}  # in the lectures
 FLAGS = {"l2": "l2_reg_weight", "prior": "prior_loss_weight", "output": "output_weight"}
@@ -29,8 +30,8 @@ def config(subject, objective: str, weight: float | None) -> TrainConfig:
     flags = {FLAGS[objective]: weight} if weight else {}
     if objective in ("prior", "output"):
         flags |= {
-            "num_class_images": 48,
-            "class_steps": 15,
+            "num_class_images": 32,
+            "class_steps": 12,
             "class_guidance": GUIDANCE,
             "class_data_dir": str(RUNS / "lecture-class-images"),
         }
@@ -88,7 +89,7 @@ def record(subject, objective: str, weight: float | None) -> dict:
 
 
 def main() -> None:
-    subject = next(iter(subjects().values()))
+    subject = subjects()[SUBJECT]
     records = [record(subject, o, w) for o, weights in WEIGHTS.items() for w in weights]
     env = environment(("torch", "diffusers"))
     base = json.loads((RUNS / "lecture-standard-0" / "env.json").read_text())["base_hash"]
