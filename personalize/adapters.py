@@ -1,10 +1,11 @@
 """Distance from the base when weights move through adapters: that of the effective weights, for every law of changes.py.
 
-For products (LoRA, LoHa, LoKr) nothing of the weight's size is formed, neither for the value nor for its gradient.
+For products (LoRA, LoHa, LoKr) nothing of the weight's size is formed, neither for the value nor for its gradient, unless LoHa's r^2
+reaches the weight's outputs or inputs: then nothing larger is.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,10 @@ class AdapterAnchor:
         self.groups = _by_shape(changed)
         self.reduction = reduction
         self._s2 = {}  # per group, on the factors' device: no copy from the host in a step
+
+    def of(self, ids: Collection[int]) -> "AdapterAnchor":
+        """That of the changes whose factors these are (id of a parameter)."""
+        return AdapterAnchor([c for g in self.groups for c in among(g, ids)], self.reduction)
 
     def squared_distance(self) -> Float[Tensor, ""]:
         """sum over layers of ||delta W||^2; differentiable."""
@@ -74,6 +79,10 @@ class AdapterAnchor:
         return 1 if self.reduction == "sum" else change.weight.numel()
 
 
+def among(changed: list[Change], ids: Collection[int]) -> list[Change]:
+    return [c for c in changed if any(id(f) in ids for f in c.factors.values())]
+
+
 def squares_of(group: list[Change]) -> Float[Tensor, " n"]:
     """||delta W||^2 / s^2 of changes that share their law and shapes."""
     law = group[0].law
@@ -96,6 +105,9 @@ class AnchorSum:
     """Anchors of disjoint parameters, as one."""
 
     parts: tuple[AdapterAnchor | Anchor, ...]
+
+    def of(self, ids: Collection[int]) -> "AnchorSum":
+        return AnchorSum(tuple(p.of(ids) for p in self.parts))
 
     def squared_distance(self) -> Float[Tensor, ""]:
         return torch.stack([p.squared_distance() for p in self.parts]).sum()

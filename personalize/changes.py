@@ -6,7 +6,8 @@
     OFT     delta W = W R' - W                                                                           the weight's size
     BOFT    delta W = diag(s) W R' - W                                                                   the weight's size
 
-& pairs columns of the same row (the face-splitting product), so P is O x r^2 and Q is r^2 x I. Rotations are taken layer by layer.
+& pairs columns of the same row (the face-splitting product), so P is O x r^2 and Q is r^2 x I. Where r^2 reaches O or I, the weight
+is smaller than that: it is formed. Rotations are taken layer by layer.
 ||A||^2 + ||B||^2, which some scripts penalise instead, is weight decay on the factors: it depends on how the same delta W is split
 between them and pulls the random A to zero.
 
@@ -80,6 +81,11 @@ def _loha_delta(c: Change) -> Tensor:
 
 
 def _loha_square(f: Factors) -> Tensor:
+    """(2), or dense where that is smaller."""
+    rank, inputs = f["hada_w1_b"].shape[-2:]
+    if rank**2 >= min(f["hada_w1_a"].shape[-2], inputs):
+        dense = (f["hada_w1_a"] @ f["hada_w1_b"]) * (f["hada_w2_a"] @ f["hada_w2_b"])
+        return dense.square().sum((-2, -1))
     P = (f["hada_w1_a"][..., :, None] * f["hada_w2_a"][..., None, :]).flatten(-2)
     Q = (f["hada_w1_b"][..., :, None, :] * f["hada_w2_b"][..., None, :, :]).flatten(-3, -2)
     return square_of_product(P, Q)

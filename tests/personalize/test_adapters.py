@@ -151,6 +151,25 @@ def test_nothing_of_weight_size_is_formed(rng, make, rank, most):
     assert 0 < largest.numel <= most < 64 * 64 <= c.weight.numel()
 
 
+@pytest.mark.parametrize("rank", [7, 8, 20])
+def test_loha_forms_nothing_larger_than_the_weight(rng, rank):
+    """Below the switch at r^2 = 64, at it, and far above, where P alone would be 6 weights large; the value is the dense one."""
+    c = loha(64, 64, rank, 1.0, rng)
+    with Largest() as largest:
+        found = AdapterAnchor([c]).squared_distance()
+    assert largest.numel <= 64 * 64
+    torch.testing.assert_close(found, dense([c]), rtol=1e-10, atol=0)
+
+
+def test_an_anchor_of_some_parameters_pulls_those_alone(rng):
+    one, other = (lora(5, 4, 2, 1.0, rng) for _ in range(2))
+    before = [c.delta_weight().detach().clone() for c in (one, other)]
+    own = {id(f) for f in one.factors.values()}
+    AdapterAnchor([one, other]).of(own).pull_(0.5)
+    torch.testing.assert_close(one.delta_weight(), before[0] / 2)
+    assert torch.equal(other.delta_weight(), before[1])
+
+
 def test_gradient_is_still_formed_where_gradients_are_off(rng):
     """The loop calls it outside any graph."""
     c = loha(5, 4, 2, 1.0, rng)
