@@ -23,11 +23,10 @@ from personalize.model import Model
 from personalize.photos import Scan, scan
 from personalize.prompts import PromptSet
 from personalize.score import look_at, score
-from personalize.summary import METRICS, prompt_rows, summarise
+from personalize.summary import INTERVALS, METRICS, prompt_rows, summarise
 from toy2d.runfolder import environment, write_csv, write_json
 
 CONVENTION = "CLIP-T compares with the prompt without its identifier: 'a dog in the snow' for 'a sks dog in the snow'"  # fmt: skip
-INTERVALS = "95 %, percentile bootstrap of the means of seeds (prompts are fixed); few seeds make them too narrow"  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,7 @@ def undefined(model: Model, prompts: PromptSet, references: int, seeds: int, bas
     reasons = {
         "one reference picture: how alike the references are among themselves is undefined": references == 1,
         "one picture a prompt: diversity and intervals are undefined; raise --images": seeds == 1,
+        "two pictures a prompt are one pair: diversity has no interval; raise --images": seeds == 2,
         "no base model: nothing is said about drift; name one with --base": not base,
         f"{len(cut)} prompts are longer than the text encoder reads, e.g. {cut[:1]}: their ends have no effect": bool(cut),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, mannwhitneyu
+from scipy.stats import bootstrap, mannwhitneyu, t
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -98,13 +98,40 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> dict | None:
     return out
 
 
+def pairs_interval(values: Sequence[float], confidence: float = 0.95) -> dict | None:
+    """As `interval`, for n rows of `mean_to_others`: each pair counts in two rows, so rows are not independent and a bootstrap is too narrow.
+
+    The jackknife over pictures, with Student's t at n - 1 degrees: leaving picture i out moves the mean by 2 (mean - row_i) / (n - 2), so the
+    standard error is that of independent rows times 2 (n - 1) / (n - 2). No bounds for fewer than three pictures.
+    """
+    x = np.asarray([v for v in values if not math.isnan(v)], float)
+    n = len(x)
+    if n == 0:
+        return None
+    out = {"mean": float(x.mean()), "low": None, "high": None, "n": n}
+    if n > 2:
+        error = 2 * (n - 1) / (n - 2) * x.std(ddof=1) / n**0.5
+        half = float(t.ppf((1 + confidence) / 2, n - 1) * error)
+        out |= {"low": out["mean"] - half, "high": out["mean"] + half}
+    return out
+
+
 def over_seeds(values: Sequence[float], seeds: Sequence[int]) -> dict | None:
     """`interval` of the means of each seed: prompts are fixed, seeds are what would differ next time."""
+    return interval(_of_each(values, seeds))
+
+
+def pairs_over_seeds(values: Sequence[float], seeds: Sequence[int]) -> dict | None:
+    """`over_seeds` for a column of `mean_to_others`: a mean over prompts of pairwise matrices is one of the seeds."""
+    return pairs_interval(_of_each(values, seeds))
+
+
+def _of_each(values: Sequence[float], seeds: Sequence[int]) -> list[float]:
     groups: dict[int, list[float]] = {}
     for v, s in zip(values, seeds, strict=True):
         if not math.isnan(v):
             groups.setdefault(s, []).append(v)
-    return interval([float(np.mean(g)) for g in groups.values()])
+    return [float(np.mean(g)) for g in groups.values()]
 
 
 def spread(values: Sequence[float]) -> float | None:

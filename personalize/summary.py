@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from personalize.metrics import auc, interval, mmd2, over_seeds, spread
+from personalize.metrics import auc, mmd2, over_seeds, pairs_over_seeds, spread
 
 # what | where it is from; up: more is better, down: less is better
 METRICS = {
@@ -30,6 +30,12 @@ METRICS = {
     "stability": "down; standard deviation over all pictures of subject prompts (the report's Stability: subject, text)",
 }  # fmt: skip
 COLUMNS = [k for k in METRICS if k not in ("pres", "div", "mmd2_dino", "path_kl", "stability")]
+# whose rows are means to the prompt's other pictures, and so share pairs; all others are independent between seeds
+PAIRED = dict.fromkeys(("pairwise_clip", "lpips", "perceptual"), pairs_over_seeds)
+INTERVALS = (
+    "95 %, percentile bootstrap of the means of seeds (prompts are fixed); few seeds make them too narrow. "
+    f"{', '.join(PAIRED)} and div: jackknife over seeds with Student's t, because their pairs share pictures"
+)
 
 
 def summarise(rows: list[dict], real_images: dict, dino: dict, paths: dict) -> dict:
@@ -82,8 +88,7 @@ def _means(rows: list[dict]) -> dict[str, dict[str, dict[str, dict]]]:
     out: dict = {}
     for key, group in _grouped(rows, "model", "group").items():
         model, name = key
-        seeds = [r["seed"] for r in group]
-        found = {c: over_seeds(_column(group, c), seeds) for c in COLUMNS}
+        found = {c: _interval(group, c) for c in COLUMNS}
         out.setdefault(model, {})[name] = {c: v for c, v in found.items() if v is not None}
     return out
 
@@ -94,10 +99,14 @@ def prompt_rows(rows: list[dict]) -> list[dict]:
     for (model, group, prompt), found in _grouped(rows, "model", "group", "prompt").items():
         line = {"model": model, "group": group, "prompt": prompt, "pictures": len(found)}
         for c in COLUMNS:
-            if v := interval(_column(found, c)):
+            if v := _interval(found, c):
                 line |= {c: v["mean"], f"{c}_low": v["low"], f"{c}_high": v["high"]}
         out.append(line)
     return out
+
+
+def _interval(rows: list[dict], column: str) -> dict | None:
+    return PAIRED.get(column, over_seeds)(_column(rows, column), [r["seed"] for r in rows])
 
 
 def _grouped(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:

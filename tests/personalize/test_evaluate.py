@@ -22,7 +22,7 @@ from personalize.evaluate import evaluate_model, has_its_base
 from personalize.evaluators import Evaluators, evaluators_of, load_evaluators, square
 from personalize.export import load_run
 from personalize.gallery import Sampling, pictures
-from personalize.metrics import cosine, perceptual_distance
+from personalize.metrics import cosine, pairs_over_seeds, perceptual_distance
 from personalize.model import Model, choose, load
 from personalize.prompts import PromptSet
 from toy2d.runfolder import UserError
@@ -176,6 +176,9 @@ def test_summary_is_the_mean_of_the_rows(evaluation):
     assert head["clip_t_base"]["mean"] == pytest.approx(mean("subject", "clip_t", "base"))
     assert head["dino"]["low"] <= head["dino"]["mean"] <= head["dino"]["high"]
     assert head["dino"]["n"] == len(SEEDS)
+    mine = [r for r in found.rows if (r["model"], r["group"]) == ("tuned", "subject")]
+    assert head["div"] == pairs_over_seeds([r["perceptual"] for r in mine], [r["seed"] for r in mine])  # fmt: skip
+    assert "jackknife" in found.about["intervals"]
     with open(folder / "prompts.csv", newline="") as f:
         line = next(r for r in csv.DictReader(f) if r["prompt"] == "a red car" and r["model"] == "base")  # fmt: skip
     assert float(line["clip_t"]) == pytest.approx(mean("unrelated", "clip_t", "base"))
@@ -557,7 +560,9 @@ def test_the_mini_is_judged_by_its_own_networks_in_its_own_world(mini, tmp_path)
     }
     assert set(report["evaluators"]) == {"clip", "dino", "truth"}
     assert report["headline"]["div_distance"] == "perceptual"
-    assert report["left_out"] == []
+    assert len(report["left_out"]) == 1
+    assert "one pair" in report["left_out"][0]  # of two pictures
+    assert report["headline"]["div"]["low"] is None
     assert report["means"]["base"]["contexts"]["scene_right"]["n"] == 2
     assert report["check"]["n"] == 2 * 2 * (
         2 + 2 + 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t
 
 from personalize import metrics
 from personalize.metrics import (
@@ -17,6 +18,8 @@ from personalize.metrics import (
     mmd2,
     over_seeds,
     paired_cosine,
+    pairs_interval,
+    pairs_over_seeds,
     pairwise_perceptual,
     perceptual_distance,
     spread,
@@ -133,6 +136,67 @@ def test_prompts_shift_the_interval_but_do_not_widen_it(seeds, prompts):
     assert found["n"] == len(seeds)
     for k in ("mean", "low", "high"):
         assert found[k] == pytest.approx(alone[k] + shift, abs=1e-6)
+
+
+# ---- intervals of means of pairs
+def test_pairs_interval_is_the_jackknife(rng):
+    """Once more from the matrix, one picture left out at a time."""
+    d = torch.rand(5, 5, generator=rng).double()
+    d = d + d.T
+    left = [torch.tensor([i for i in range(5) if i != k]) for k in range(5)]
+    without = np.array([float(mean_to_others(d[k][:, k]).mean()) for k in left])
+    error = (4 / 5 * ((without - without.mean()) ** 2).sum()) ** 0.5
+    found = pairs_interval(mean_to_others(d).tolist())
+    assert found["high"] - found["mean"] == pytest.approx(t.ppf(0.975, 4) * error)
+    assert found["mean"] - found["low"] == pytest.approx(t.ppf(0.975, 4) * error)
+    assert (found["mean"], found["n"]) == (pytest.approx(float(mean_to_others(d).mean())), 5)
+
+
+def test_pairs_interval_of_little():
+    """Two pictures are one pair: its distance says nothing about another's."""
+    assert pairs_interval([math.nan]) is None
+    assert pairs_interval([3.0]) == {"mean": 3.0, "low": None, "high": None, "n": 1}
+    assert pairs_interval([2.0, 2.0]) == {"mean": 2.0, "low": None, "high": None, "n": 2}
+
+
+@pytest.mark.parametrize("n", [3, 4, 32])
+def test_pairs_interval_is_exact_where_pictures_add_up(n):
+    """d_ij = a_i + a_j with normal a: Student's t of 2 mean(a), so exactly 95 %; 4 standard errors of 1,000 repetitions."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        a = rng.standard_normal(n)
+        found = pairs_interval(a + (a.sum() - a) / (n - 1))
+        held += found["low"] <= 0 <= found["high"]
+    assert abs(held / 1000 - 0.95) < 4 * (0.95 * 0.05 / 1000) ** 0.5
+
+
+def covered(of, seeds: int, pictures, repeat: int) -> float:
+    """Share of intervals that hold the law's mean squared distance, 3 prompts; `pictures(n)`: (n, prompts, D) unit vectors."""
+    truth = 2 - 2 * float(pictures(20_000).mean(0).square().sum(-1).mean())
+    held = 0
+    for _ in range(repeat):
+        x = pictures(seeds)
+        rows = torch.cat([mean_to_others(2 - 2 * x[:, p] @ x[:, p].T) for p in range(3)])
+        found = of(rows.tolist(), list(range(seeds)) * 3)
+        held += found["low"] <= truth <= found["high"]
+    return held / repeat
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+def test_intervals_of_diversity_hold_at_four_seeds(rng, mixture):
+    """Distances of unit vectors, of one kind or two. The jackknife is on the safe side (97 to 99 % of 1,500 repetitions, never below 95 % by more
+    than 4 standard errors here); a bootstrap of the same rows as if independent holds 49 to 59 %."""
+
+    def pictures(n):
+        x = torch.randn(n, 3, 8, generator=rng).double()
+        if mixture:
+            x[..., 0] += 3 * (torch.rand(n, 3, generator=rng) < 0.5)
+        return x / x.norm(dim=-1, keepdim=True)
+
+    error = (0.95 * 0.05 / 400) ** 0.5
+    assert covered(pairs_over_seeds, 4, pictures, 400) > 0.95 - 4 * error
+    assert covered(over_seeds, 4, pictures, 60) < 0.95 - 4 * (0.95 * 0.05 / 60) ** 0.5
 
 
 def test_spread_is_the_sample_standard_deviation():
