@@ -1,4 +1,4 @@
-"""The arrays that every stage of pretraining reads: made once, kept in the pretraining folder."""
+"""The arrays that every stage of pretraining reads: made once for each seed and set of drawings, kept in the pretraining folder."""
 
 import random
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Data:
 
 
 def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views: int = 24) -> Data:
-    drawings = artwork.training()
+    drawings, others = artwork.training(), artwork.instances()
     train, unseen = contents(n_train, seed), contents(1_000, seed + 1, held_out=True)
 
     def world(chosen, role):
@@ -36,12 +36,12 @@ def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views
             (drawings[c.animal, c.style], c.scene, f"{seed} {role} {i}")
             for i, c in enumerate(chosen)
         ]
-        return _cached(folder / f"{role}.npy", jobs)
+        return _cached(folder / f"{role}-{seed}-{digest(list(drawings.values()))}.npy", jobs)
 
     scenes = random.Random(f"{seed} instances")
     instances = [
         (d, scenes.randrange(8), f"{seed} instances {i} {k}")
-        for i, d in enumerate(artwork.instances())
+        for i, d in enumerate(others)
         for k in range(views)
     ]
     return Data(
@@ -49,7 +49,7 @@ def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views
         train,
         world(unseen, "unseen"),
         unseen,
-        _cached(folder / "instances.npy", instances),
+        _cached(folder / f"instances-{seed}-{digest(others)}.npy", instances),
         views,
         digest(list(drawings.values())),
     )

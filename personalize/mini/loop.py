@@ -12,7 +12,14 @@ from tqdm import tqdm
 
 from personalize.state import State
 from toy2d.data import generator
-from toy2d.runfolder import RunFailure, RunFolder, UserError, read_csv, write_csv
+from toy2d.runfolder import (  # fmt: skip
+    RunFailure,
+    RunFolder,
+    UserError,
+    hash_tensors,
+    read_csv,
+    write_csv,
+)
 
 WARMUP = 100  # steps
 SAVE_EVERY = 180.0  # seconds
@@ -34,12 +41,17 @@ def fit(
 ) -> nn.Module:
     """Train in place and load the averaged weights; the newest checkpoint in folder/name is continued, bit for bit.
 
+    The weights that it begins with belong to its configuration: with others (another --start) the folder is refused.
+
     Args:
         terms_of: (network, generator of this step) -> named terms; their sum is minimized. All randomness comes from the generator.
     Raises:
+        UserError: folder/name was begun with another configuration, or with other weights.
         RunFailure: the loss is not finite.
     """
-    run = RunFolder(folder / name, {"name": name, "steps": steps, "peak": peak, "seed": seed})
+    start = hash_tensors(network.state_dict())
+    asked = {"name": name, "steps": steps, "peak": peak, "seed": seed, "start": start}
+    run = RunFolder(folder / name, asked)
     with run.open():
         state = _start(network, steps, peak)
         history = _restore(run, state, network)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from personalize.mini import FOLDER, clip, data, publish, unet, vae
+from personalize.mini import FOLDER, WEIGHTS, clip, data, publish, unet, vae
 from personalize.mini.artwork import Artwork
 from personalize.mini.loop import Terms, fit, trained
 from personalize.mini.plan import PARTS, PLAN, Part, Pretrain
@@ -75,9 +75,10 @@ class Parts:
         return trained(Path(self.asked.out, part), self.new(part), steps)
 
     def latents(self, world: data.Data) -> Tensor:
-        """(N, 4, 16, 16) posterior means of the training pictures; computed once for each VAE."""
+        """(N, 4, 16, 16) posterior means of the training pictures; computed once for each VAE and set of pictures."""
         network = self.done("vae")
-        path = Path(self.asked.out, "data", f"latents-{hash_tensors(network.state_dict())}.safetensors")  # fmt: skip
+        name = f"latents-{self.asked.seed}-{world.digest}-{hash_tensors(network.state_dict())}.safetensors"  # fmt: skip
+        path = Path(self.asked.out, "data", name)
         if not path.exists():
             save_tensors(path, {"mean": vae.encode(network, world.train)})
         return load_tensors(path)["mean"]
@@ -91,13 +92,16 @@ class Parts:
 
 
 def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
-    """Publish, measure, and keep what made the weights, the numbers and the losses beside them."""
+    """Publish, measure, and keep what made the weights, the numbers and the losses beside them.
+
+    The shipped subjects are drawn again only with the shipped weights: others' go on being measured on the same pictures.
+    """
     asked = parts.asked
     out, weights = Path(asked.out), Path(asked.weights)
     made = {part: parts.done(part) for part in PARTS}
     vae.standardize(made["vae"], *vae.moments(parts.latents(world)))
     record = {
-        "asked": asdict(asked),
+        "asked": _placeless(asdict(asked)),
         "plan": {part: parts.plan(part) for part in asked.parts},
         "drawings": world.digest,
         "environment": environment(("torch", "diffusers", "transformers")),
@@ -106,10 +110,21 @@ def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
     before = Path(asked.start or weights, "made_by.json")
     if asked.start and before.exists():
         record["began_with"] = json.loads(before.read_text())
+        record["began_with"]["asked"] = _placeless(record["began_with"].get("asked", {}))
     publish.publish(made, record, weights)
-    publish.write_subjects(artwork, FOLDER / "subjects", asked.seed)
+    if weights.resolve() == WEIGHTS.resolve():
+        publish.write_subjects(artwork, FOLDER / "subjects", asked.seed)
     if asked.pictures:
         numbers, picture = quality(weights, artwork.training(), asked.pictures)
         write_json(weights / "quality.json", numbers)
         picture.save(out / "overview.png")
         print(f"every animal in every scene: {out}/overview.png; numbers: {weights}/quality.json")
+
+
+def _placeless(asked: dict) -> dict:
+    """Absolute paths by their last name: the record is published, the home folder is not."""
+    return {k: Path(v).name if _absolute(v) else v for k, v in asked.items()}
+
+
+def _absolute(value) -> bool:
+    return isinstance(value, str) and Path(value).expanduser().is_absolute()

@@ -1,6 +1,8 @@
 """The mini base: its world is what it says, its training resumes bit for bit, and the official classes open what it publishes."""
 
+import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from transformers import AutoModel, AutoModelForImageClassification, CLIPModel
 
 from personalize import mini
 from personalize.evaluators import load_dino
-from personalize.mini import clip, plan, pretrain, publish, unet, vae, world
+from personalize.mini import clip, data, plan, pretrain, publish, unet, vae, world
 from personalize.mini.artwork import FACES, OTHERS, SUBJECTS
 from personalize.mini.data import Data
 from personalize.mini.loop import fit, rate, trained
@@ -122,9 +124,15 @@ def test_captions_are_all_among_captions_all():
 
 
 def test_the_schedule_ends_in_noise_with_finite_weights():
+    """Those of path KL sum to half the range of log-SNR, as many small steps must (5 % for w_0 = 0 and the steps' size); none stands out:
+    a clipped cosine's last one would be 500."""
     schedule = from_diffusers(unet.scheduler())
-    assert 0 < float(schedule.alpha_bar[-1]) < 1e-4
-    assert torch.isfinite(schedule.min_snr_weights(5.0)).all()
+    ab, weights = schedule.alpha_bar, schedule.path_weights()
+    assert 0 < float(ab[-1]) < 1e-4
+    log_snr = (ab / (1 - ab)).log()
+    assert float(weights.sum()) == pytest.approx(float(log_snr[0] - log_snr[-1]) / 2, rel=0.05)
+    assert weights.min() == weights[0] == 0
+    assert weights.max() < 1
 
 
 def test_rate_warms_up_and_ends_at_a_fiftieth():
@@ -188,6 +196,63 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     assert torch.equal(whole.weight, resumed.weight)
     assert not torch.equal(whole.weight, other.weight)
     assert torch.equal(trained(tmp_path / "cut" / "a", start(), 12).weight, whole.weight)
+
+
+def test_other_weights_to_begin_with_are_refused(tmp_path):
+    """--start in a folder where the part was trained from others: the old end is not passed off as the new one's."""
+
+    def beginning_at(value):
+        network = torch.nn.Linear(3, 1)
+        torch.nn.init.constant_(network.weight, value)
+        torch.nn.init.zeros_(network.bias)
+        return network
+
+    def of(network, _):
+        return {"square": (network(torch.ones(2, 3)) - 1).square().mean()}
+
+    end = fit("unet", beginning_at(0.0), of, 3, 1e-4, tmp_path, 0).weight
+    with pytest.raises(UserError, match=r"another configuration \(start: \w+ there, \w+ now\)"):
+        fit("unet", beginning_at(7.0), of, 3, 1e-4, tmp_path, 0)
+    assert torch.equal(fit("unet", beginning_at(0.0), of, 3, 1e-4, tmp_path, 0).weight, end)
+
+
+def test_another_seed_or_drawing_composes_its_own_pictures(drawings, tmp_path, monkeypatch):
+    """In one folder, what captions say and pictures show stays together: equal to a folder of its own."""
+
+    def made(folder, seed, of=drawings):
+        artwork = SimpleNamespace(training=lambda: of, instances=lambda: list(of.values())[:3])
+        return data.make(tmp_path / folder, artwork, seed, n_train=16, views=1)
+
+    few = world.contents
+    monkeypatch.setattr(data, "contents", lambda n, seed, held_out=False: few(min(n, 16), seed, held_out))  # fmt: skip
+    red = dict.fromkeys(drawings, disc((255, 0, 0, 255)))
+    for seed, of in ((0, drawings), (1, drawings), (0, red)):
+        shared, alone = made("shared", seed, of), made(f"{seed} {len(set(map(id, of.values())))}", seed, of)  # fmt: skip
+        assert shared.train_contents == few(16, seed)
+        for name in ("train", "unseen_pairs", "instances"):
+            assert np.array_equal(getattr(shared, name), getattr(alone, name)), (seed, name)
+    assert (made("shared", 0).train != made("shared", 1).train).any()
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_only_the_shipped_weights_bring_new_subjects(shipped, published, tmp_path, monkeypatch):
+    """--weights elsewhere leaves the package's subjects alone; and what made the weights tells nobody's home folder."""
+    weights, drawn = tmp_path / "weights", []
+    monkeypatch.setattr(pretrain, "WEIGHTS", weights if shipped else mini.WEIGHTS)
+    monkeypatch.setattr(publish, "write_subjects", lambda *asked: drawn.append(asked))
+    monkeypatch.setattr(pretrain.Parts, "done", pretrain.Parts.new)
+    monkeypatch.setattr(pretrain.Parts, "latents", lambda *_: torch.randn(8, 4, 16, 16))
+    asked = plan.Pretrain(parts=("unet",), out=str(tmp_path / "out"), weights=str(weights), start=str(published), pictures=0)  # fmt: skip
+    before = {"asked": {"weights": "/home/ada/weights", "out": "runs/pretrain"}}
+    kept = (published / "made_by.json").read_text()
+    (published / "made_by.json").write_text(json.dumps(before))
+    pretrain.finish(pretrain.Parts(asked), SimpleNamespace(digest="discs"), None)
+    (published / "made_by.json").write_text(kept)
+    assert bool(drawn) == shipped
+    text = (weights / "made_by.json").read_text()
+    assert str(tmp_path.parent) not in text
+    assert "/home" not in text
+    assert json.loads(text)["began_with"]["asked"] == {"weights": "weights", "out": "runs/pretrain"}
 
 
 def test_running_statistics_are_kept(tmp_path):
