@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification, ViTModel
 
 from personalize.export import whole_folder
-from personalize.mini import clip, unet
+from personalize.mini import FOLDER, clip, unet
 from personalize.mini.artwork import SUBJECTS, Artwork
 from personalize.mini.words import tokenizer
 from personalize.mini.world import SCENES, compose
@@ -101,7 +101,7 @@ def write_subjects(artwork: Artwork, out: Path, seed: int = 0) -> None:
             compose(drawing, scene, rng).save(path, optimize=True)
         about[name] = {"class_word": class_word, "scenes": [SCENES[s] for s in scenes]} | SOURCES[style]  # fmt: skip
     write_json(out / "subjects.json", about)
-    write_atomic(out / "ATTRIBUTION.md", ATTRIBUTION)
+    write_atomic(out / "ATTRIBUTION.md", (FOLDER / "subjects" / "ATTRIBUTION.md").read_text())
 
 
 SOURCES = {
@@ -110,16 +110,6 @@ SOURCES = {
     "flat": {"artwork": "Fluent Emoji, Microsoft", "licence": "MIT"},
     "glossy": {"artwork": "Fluent Emoji, Microsoft", "licence": "MIT"},
 }
-ATTRIBUTION = """# Attribution
-
-The pictures here and the weights in ../weights were made from these drawings, put on drawn scenes, turned, scaled and recoloured.
-
-| artwork | by | licence | package |
-|---|---|---|---|
-| [Noto Emoji](https://github.com/googlefonts/noto-emoji) | Google | Apache-2.0 | emoji-datasource-google 16.0.0 |
-| [Twemoji](https://github.com/twitter/twemoji) | Twitter, Inc and other contributors | CC BY 4.0 | emoji-datasource-twitter 16.0.0 |
-| [Fluent Emoji](https://github.com/microsoft/fluentui-emoji) | Microsoft | MIT | fluentui-emoji 1.3.0 |
-"""
 
 
 def losses(folder: Path) -> dict[str, list]:
