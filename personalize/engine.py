@@ -108,8 +108,8 @@ def make_optimizer(theta: Params, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW, fused: its kernels read the guard's flag (train.Guard). Denoiser and text encoder may learn at different rates."""
     text = [p for name, p in theta.items() if name.startswith("text_encoder")]
     rest = [p for name, p in theta.items() if not name.startswith("text_encoder")]
-    groups = [{"params": rest, "lr": config.learning_rate}]
-    groups += [{"params": text, "lr": config.text_encoder_lr}] if text else []
+    groups = [{"params": rest, "lr": config.learning_rate}, {"params": text, "lr": config.text_encoder_lr}]  # fmt: skip
+    groups = [g for g in groups if g["params"]]
     how = {
         "betas": (config.adam_beta1, config.adam_beta2),
         "weight_decay": config.adam_weight_decay,

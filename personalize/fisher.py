@@ -7,13 +7,14 @@ of a random subspace. So F is taken of the adapted weights, and delta W is forme
 Shapes: O outputs, I inputs (a convolution's kernel is part of I).
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from personalize.adapters import AnchorSum, copy_of, plain_parameters
+from personalize.adapters import AnchorSum, among, copy_of, plain_parameters
 from personalize.changes import LORA, Change, changes
 from personalize.config import TrainConfig
 from personalize.measure import base_chain, in_chunks, prompt_groups
@@ -31,6 +32,9 @@ class FisherAdapterAnchor:
 
     def __init__(self, changed: list[Change], importance: Params):
         self.changed, self.importance = changed, importance
+
+    def of(self, ids: Collection[int]) -> "FisherAdapterAnchor":
+        return FisherAdapterAnchor(among(self.changed, ids), self.importance)
 
     def squared_distance(self) -> Float[Tensor, ""]:
         return torch.stack([self._square(c) for c in self.changed]).sum()

@@ -238,6 +238,9 @@ def _useless_for_kind(c: TrainConfig) -> list[str]:
     said = [f"--objective {t} has no effect with --train {c.train}: no prompt of the class holds the new word" for t in terms]  # fmt: skip
     steps = [p for p in c.parts if c.reg_decoupled and p in ("l2", "fisher") and p not in (*c.kind.decoupled, *terms)]  # fmt: skip
     said += [f"--reg_decoupled is not built for {p} with --train {c.train}: no factor carries its change linearly" for p in steps]  # fmt: skip
+    moves_denoiser = c.kind.adapter or c.kind.weights != "none"
+    if not moves_denoiser and c.text_encoder_lr and (c.scale_lr or c.text_encoder_lr != c.learning_rate):  # fmt: skip
+        said += [f"--text_encoder_lr has no effect: --train {c.train} moves text encoders alone, at --learning_rate"]  # fmt: skip
     return said
 
 

@@ -217,6 +217,11 @@ class Run:
     base: Predict | StoredAnswers | None = None  # who "output" imitates
     weights: Tensor | None = None  # of the nodes t (timesteps.py)
 
+    def anchors_of(self, parameters: Iterable[Tensor]) -> dict[str, Distance]:
+        """What pulls these alone, for they learn at a rate of their own; nothing if distances are gradients."""
+        own = {id(p) for p in parameters}
+        return {k: a.of(own) for k, a in self.anchors.items()} if self.objective.decoupled else {}
+
     def batch(self, tick: int) -> tuple[dict[str, Example], Predict | None]:
         if not isinstance(self.base, StoredAnswers):
             return self.streams.batch(tick), self.base
@@ -243,6 +248,7 @@ def fit(
     last, accumulation = config.max_train_steps, config.gradient_accumulation_steps
     optimizer, guard = state.optimizer, Guard(state.optimizer, theta[0].device, state.scaler)
     prepared = accelerator.prepare_optimizer(optimizer)
+    pulled = [run.anchors_of(group["params"]) for group in optimizer.param_groups]
     silent = None if accelerator.is_main_process else True
     bar = tqdm(range(state.step, last), "train", last, initial=state.step, disable=silent)
     with finish_step_on_signal() as signals:
@@ -266,7 +272,8 @@ def fit(
             grad_norm = whole(torch.nn.utils.clip_grad_norm_(theta, config.max_grad_norm or torch.inf))  # fmt: skip
             guard.watch(step + 1, total, grad_norm)
             prepared.step()
-            objective.pull_to_anchors_(run.anchors, state.learning_rate * (1 - guard.found))
+            for group, anchors in zip(optimizer.param_groups, pulled, strict=True):
+                objective.pull_to_anchors_(anchors, group["lr"] * (1 - guard.found))
             state.lr_scheduler.step()
             if state.ema is not None:
                 state.ema.step(theta)

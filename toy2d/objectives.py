@@ -14,7 +14,7 @@ Shapes: R stack of runs (nothing at full scale), B batch, D data. Weights are fl
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -105,6 +105,11 @@ class Anchor:
     ):
         self.theta, self.theta_star, self.importance = theta, theta_star, importance
         self.reduction, self.runs = reduction, runs
+
+    def of(self, ids: Collection[int]) -> "Anchor":
+        """That of these parameters alone (their ids), such as a group that learns at a rate of its own."""
+        own = {n: p for n, p in self.theta.items() if id(p) in ids}
+        return Anchor(own, self.theta_star, self.importance, self.reduction, self.runs)
 
     def squared_distance(self) -> Float[Tensor, " *R"]:
         return squared_distance(

@@ -308,6 +308,7 @@ def test_what_acts_on_nothing_is_refused(tmp_path):
     assert "names a file too" in said(kind="token", placeholder_token="../x")
     assert "--reg_decoupled is not built for l2 with --train oft" in said(kind="oft", objective="l2", reg_decoupled=True)  # fmt: skip
     assert "--reg_decoupled is not built for fisher with --train loha" in said(kind="loha", objective="fisher", reg_decoupled=True)  # fmt: skip
+    assert "moves text encoders alone, at --learning_rate" in said(kind="token", text_encoder_lr=1e-2)  # fmt: skip
     assert "holds the new word" in said(kind="token", objective="prior")
     text = config(tmp_path / "run", "prior", "token", train_text_encoder=True)
     assert resolve(text).objective == "prior"  # now the class prompt feels what trains

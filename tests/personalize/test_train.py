@@ -114,6 +114,42 @@ def test_decoupled_pull_stops_with_it():
     assert same(values(well), values(ill))
 
 
+class TwoRates(Line):
+    """The same line; its offset counts as the text encoder's."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta = {"w": self.theta["w"], "text_encoder.b": self.theta["b"]}
+
+    def predict(self, x_t, t, prompts):
+        return self.theta["w"] * x_t + self.theta["text_encoder.b"]
+
+
+def test_each_group_is_pulled_at_its_own_rate():
+    """theta* + (theta - theta*) / (1 + 2 lr weight), theta from Adam's step, lr that of the group."""
+    rates, lines = {"w": 1e-2, "text_encoder.b": 1e-1}, {}
+    for objective in ("standard", "l2"):
+        line = lines[objective] = TwoRates()
+        pull = {"reg_decoupled": True, "l2_reg_weight": 3.0} if objective == "l2" else {}
+        run, state = loop(line, 1, objective=objective, train_text_encoder=True, text_encoder_lr=1e-1, **pull)  # fmt: skip
+        star = {k: v + 1.0 for k, v in values(line).items()}
+        run.anchors = {"anchor": Anchor(line.theta, star)}
+        go(run, state)
+    free, pulled = values(lines["standard"]), values(lines["l2"])
+    for name, lr in rates.items():
+        expected = star[name] + (free[name] - star[name]) / (1 + 2 * lr * 3.0)
+        torch.testing.assert_close(pulled[name], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_group_without_parameters_is_none():
+    """New words alone: the one rate that acts is the one that is logged."""
+    line = TwoRates()
+    c = resolve(config("unused", kind="token", learning_rate=0.3))
+    only = make_state({"text_encoder.b": line.theta["text_encoder.b"]}, with_steps(c, 5))
+    assert len(only.optimizer.param_groups) == 1
+    assert only.learning_rate == 0.3
+
+
 def test_a_run_that_diverges_keeps_its_checkpoint_and_says_why(tmp_path):
     c = config(tmp_path / "run", kind="full", learning_rate=1e20, checkpointing_steps=1)
     with pytest.raises(RunFailure, match=r"no longer finite at step [23]; .*Lower --learning_rate"):
