@@ -101,7 +101,8 @@ class TrainConfig:
     output_source: Literal["class", "instance"] = (
         "class"  # what --objective output noises: the base's pictures, or yours
     )
-    output_draws: int = 1000  # full training: at most this many stored answers of the base
+    # full training: answers of the base that are stored, one a sample; longer runs take turns
+    output_draws: int = 4000
     fisher_samples: int = 64  # draws from the base's own chains
     # ---- class images
     num_class_images: int = 100  # at least so many; existing ones count

@@ -158,7 +158,7 @@ def class_picture(config: TrainConfig, e: Experiment) -> float:
 def asked_of_the_base(c: TrainConfig) -> int:
     """Forward passes of one sample: chains, stored answers; Fisher counts a backward pass as two."""
     ticks = c.max_train_steps * c.gradient_accumulation_steps
-    stored = c.train_batch_size * min(c.output_draws, ticks)
+    stored = min(c.output_draws, c.train_batch_size * ticks)
     answers = stored if c.uses("output") and not c.kind.keeps_base else 0
     fisher = 3 * c.fisher_samples if c.uses("fisher") else 0
     return _chains(c) * (c.measure_nodes - 1) + answers + fisher

@@ -99,10 +99,11 @@ def _theta_star(anchor) -> Params | None:
 def stored_answers(
     config: TrainConfig, streams: Streams, predict: Predict, schedule, cache: Path
 ) -> StoredAnswers:
-    """The base's outputs for every tick of the run, or for the first `output_draws`."""
-    ticks = config.max_train_steps * config.gradient_accumulation_steps
+    """The base's outputs for every sample of the run, or for the first `output_draws`."""
+    step = streams.world * config.train_batch_size * config.gradient_accumulation_steps
+    samples = config.max_train_steps * step
     file = cache / "answers.safetensors"
     if not file.exists():
-        made = StoredAnswers.ask(predict, streams, schedule, min(config.output_draws, ticks))
+        made = StoredAnswers.ask(predict, streams, schedule, min(config.output_draws, samples))
         save_tensors(file, {"answers": made.answers})
     return StoredAnswers(streams, load_tensors(file)["answers"])

@@ -117,11 +117,11 @@ class StoredAnswers:
 
     @classmethod
     @torch.no_grad()
-    def ask(cls, predict: Predict, streams: Streams, schedule: Schedule, draws: int) -> "StoredAnswers":  # fmt: skip
-        """n = `draws` minibatches of all processes."""
+    def ask(cls, predict: Predict, streams: Streams, schedule: Schedule, n: int) -> "StoredAnswers":
+        """n samples, however minibatches and processes share them out: the same ones under another number of processes."""
         answers, size = [], streams.batch_size
-        for k in tqdm(range(draws * streams.world), "base answers", disable=None):
-            x0, t, eps, cond = streams.collate("output", range(k * size, (k + 1) * size))
+        for first in tqdm(range(0, n, size), "base answers", disable=None):
+            x0, t, eps, cond = streams.collate("output", range(first, min(first + size, n)))
             x_t = schedule.add_noise(x0, t, eps)
             answers.append(predict(x_t, schedule.timesteps[t], cond).cpu())
         return cls(streams, torch.cat(answers))

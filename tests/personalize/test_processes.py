@@ -63,9 +63,12 @@ def test_the_base_s_stored_answers_are_shared_out_alike():
             return x0 + eps
 
     ask = lambda x, t, prompts: x  # noqa: E731
-    one = StoredAnswers.ask(ask, streams(4), Identity(), 3)
-    two = [StoredAnswers.ask(ask, streams(2, r, 2), Identity(), 3) for r in (0, 1)]
-    assert len(one.answers) == 12
+    one = StoredAnswers.ask(ask, streams(4), Identity(), 10)  # no whole number of minibatches
+    two = [StoredAnswers.ask(ask, streams(2, r, 2), Identity(), 10) for r in (0, 1)]
+    assert len(one.answers) == 10
+    assert all(torch.equal(one.answers, s.answers) for s in two)
+    accumulated = StoredAnswers.ask(ask, streams(2), Identity(), 10)  # one process, two minibatches
+    assert torch.equal(one.answers, accumulated.answers)
     for tick in (0, 2, 3, 7):
         both = torch.cat([s.at(tick)(torch.zeros(2, 2), None, None) for s in two])
         assert torch.equal(one.at(tick)(torch.zeros(4, 2), None, None), both)

@@ -210,14 +210,14 @@ def test_terms_are_means_since_the_row_before():
 
 # ---- the base's answers
 def test_stored_answers_are_the_base_asked_at_every_step():
-    """With a draw for every tick, training to imitate from the table equals training beside the live base."""
+    """With an answer for every sample, training to imitate from the table equals training beside the live base."""
     star = Line()
     results = []
     for live in (True, False):
         line = Line()
         run, state = loop(line, objective="output", class_data_dir="x")
         run.streams.pools["output"] = Points("output")
-        table = StoredAnswers.ask(star.predict, run.streams, run.schedule, 6)
+        table = StoredAnswers.ask(star.predict, run.streams, run.schedule, 12)
         run.base = star.predict if live else table
         go(run, state)
         results.append(values(line))
@@ -227,7 +227,7 @@ def test_stored_answers_are_the_base_asked_at_every_step():
 def test_fewer_draws_take_turns():
     run, _ = loop(Line(), objective="output", class_data_dir="x")
     run.streams.pools["output"] = Points("output")
-    run.base = StoredAnswers.ask(Line().predict, run.streams, run.schedule, 2)
+    run.base = StoredAnswers.ask(Line().predict, run.streams, run.schedule, 4)
     (a, star_a), (b, star_b) = run.batch(1), run.batch(5)
     assert torch.equal(a["output"].eps, b["output"].eps)
     assert not torch.equal(a["instance"].eps, b["instance"].eps)
