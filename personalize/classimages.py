@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -83,10 +84,11 @@ def make_class_images(
 
 
 def _make(model, settings, folder, made, missing, batch_size, encode):
-    """Whole batches; each file appears whole, and the manifest names it only when it is there."""
+    """Whole batches; each file appears whole, and the manifest names it (and its seconds) only when it is there."""
     keep, size = settings["keep"], settings["size"]
     how = {k: settings[k] for k in ("steps", "guidance", "sampler")}
     base = model.base() if model.trained != "nothing" else contextlib.nullcontext()
+    began = time.perf_counter()
     with torch.no_grad(), model.evaluating(), base:
         cond, uncond = encode([settings["prompt"]]), encode([""])
         for batch in tqdm(batches(missing, batch_size), "class images", disable=None, leave=False):
@@ -98,7 +100,17 @@ def _make(model, settings, folder, made, missing, batch_size, encode):
                 path = folder / f"{i:05d}{SUFFIX[keep]}"
                 write_atomic(path, data)
                 made[path.name] = {"seed": s, **file_digest(path)}
+            seconds, began = (time.perf_counter() - began) / len(batch), time.perf_counter()
+            for i in batch:
+                made[f"{i:05d}{SUFFIX[keep]}"]["seconds"] = round(seconds, 4)
             write_json(folder / "manifest.json", {"settings": settings, "files": made})
+
+
+def seconds_of(folder: str | Path) -> float | None:
+    """What making this set took, by whichever processes; None where some of it was made before manifests kept seconds."""
+    files = json.loads((Path(folder) / "manifest.json").read_text())["files"].values()
+    each = [f.get("seconds") for f in files]
+    return None if None in each else sum(each)
 
 
 def _pngs(model, latents) -> Iterator[bytes]:

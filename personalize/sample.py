@@ -2,8 +2,8 @@
 
     x_T from the seed's own generator;  eps = eps(uncond) + guidance (eps(cond) - eps(uncond));  x_{t-1} by a diffusers scheduler
 
-Every (prompt, seed) has a generator of its own: a picture depends neither on the batch it was made in nor on what was made before,
-and training's generators are never touched. Shapes: N pictures of a batch, C h w latents, H W pixels.
+Every (prompt, seed) has a generator of its own: a picture depends neither on the batch it was made in (to rounding: one of 256 levels) nor on
+what was made before, and training's generators are never touched. Shapes: N pictures of a batch, C h w latents, H W pixels.
 """
 
 import contextlib
