@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache, partial
@@ -24,19 +25,29 @@ from rich.console import Console
 
 from personalize import experiment
 from personalize.__main__ import quiet_libraries
+from personalize.classimages import seconds_of
 from personalize.compare import CompareConfig
 from personalize.evaluate import Evaluation, evaluate_model
 from personalize.evaluate_run import is_mini, open_model
 from personalize.evaluators import Evaluators, evaluators_of
 from personalize.fleet import run_all
 from personalize.gallery import pictures
-from personalize.jobs import Job, Subject, image_seeds, plan, prompts_of, sampling, train_config
+from personalize.jobs import (
+    Job,
+    Subject,
+    file_name,
+    image_seeds,
+    plan,
+    prompts_of,
+    sampling,
+    train_config,
+)
 from personalize.model import Model, load
 from personalize.photos import scan
 from personalize.prepare import DTYPES, class_images
 from personalize.record import NOTHING, judged, measured
 from personalize.table import terminal, time_table
-from personalize.train import Diverged
+from personalize.train import Diverged, Stopped
 from toy2d.config import parse_run
 from toy2d.runfolder import (
     RunFailure,
@@ -44,6 +55,7 @@ from toy2d.runfolder import (
     UserError,
     environment,
     read_csv,
+    write_atomic,
     write_csv,
     write_json,
 )
@@ -56,6 +68,31 @@ class Failed(NamedTuple):
 
     title: str
     reason: str
+
+
+def kept_going(task: Callable, job: Job, title: str):
+    """`task(job)`, or Failed with the reason. A signal goes through: it asks all of us to stop."""
+    try:
+        begin(job)
+        return task(job)
+    except Stopped:
+        raise
+    except (UserError, RunFailure) as e:
+        return Failed(title, str(e))
+    except Exception as e:  # memory, a library, a file that was cut: it is this task's
+        kept = note_down(Path(job.compare.each.output_dir, "logs"), title)
+        return Failed(title, f"{type(e).__name__}: {str(e)[:300]}{kept}")
+
+
+def note_down(folder: Path, title: str) -> str:
+    """The traceback that is being handled, into a file; where it is, in words, or nothing where it cannot be written."""
+    file = folder / f"{file_name(title)}.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, traceback.format_exc())
+    except (OSError, RunFailure):
+        return ""
+    return f" (traceback: {file})"
 
 
 def run(config: CompareConfig, say: Callable[[str], None] = print) -> Path:
@@ -102,18 +139,21 @@ def workers_of(c: CompareConfig) -> int:
 
 
 def check_identity(c: CompareConfig, subjects: list[Subject], path: Path) -> None:
-    """env.json: the comparison goes on only with the base and the pictures it began with."""
+    """env.json: the comparison goes on only with the base, the pictures and the judges it began with."""
     now = {
         "base_hash": base_of(c).hash(),
         "data_hash": {s.name: scan(s.folder, captions=False).hash() for s in subjects},
+        "evaluators": json.loads(json.dumps(judges(c).describe())),
     }
     file = path / "env.json"
     if not file.exists():
         more = {"threads": c.threads, "device": device(), "seeds": c.seeds}
         write_json(file, environment(experiment.PACKAGES) | more | now)
     before = json.loads(file.read_text())
-    names = {"base_hash": "the base model", "data_hash": "a subject's pictures"}
-    if changed := [names[k] for k, v in now.items() if before[k] != v]:
+    old, new = before.get("evaluators", now["evaluators"]), now["evaluators"]
+    other = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
+    names = {"base_hash": "the base model", "data_hash": "a subject's pictures", "evaluators": f"who judges the pictures ({', '.join(other)})"}  # fmt: skip
+    if changed := [names[k] for k, v in now.items() if before.get(k, v) != v]:
         raise UserError(f"{' and '.join(changed)} changed since {path} was begun: put it back, or choose another --output_dir")  # fmt: skip
 
 
@@ -147,41 +187,34 @@ def begin(job: Job) -> None:
 
 
 # ---- what is made of the base, once
-def preparations(jobs: list[Job]) -> list[Callable[[], tuple[str, float] | Failed]]:
-    """Class images of each class and seed, the base's pictures for each class; every task tells its name and seconds."""
+def preparations(jobs: list[Job]) -> list[Callable[[], tuple[str, float | None] | Failed]]:
+    """Class images of each class and seed, then the base's pictures; every task tells its name and seconds."""
     replaying = {j.shared: j for j in jobs if train_config(j).needs_class_images}
-    classes = {j.subject.class_word: j for j in jobs}
-    makers = [(make_classes, j) for j in replaying.values()]
-    return [partial(prepared, f, j) for f, j in [*makers, *((draw_base, j) for j in classes.values())]]  # fmt: skip
+    classes = {j.subject.class_word: j.subject for j in jobs}  # prompts depend on no more than that
+    draw = partial(draw_base, subjects=list(classes.values()))
+    return [
+        *(partial(kept_going, make_classes, j, f"class images of {s}") for s, j in replaying.items()),
+        partial(kept_going, draw, jobs[0], "the base's pictures"),
+    ]  # fmt: skip
 
 
-def prepared(make: Callable[[Job], tuple[str, float]], job: Job) -> tuple[str, float] | Failed:
-    begin(job)
-    try:
-        return make(job)
-    except (UserError, RunFailure) as e:
-        return Failed(f"{make.__name__.replace('_', ' ')} for {job.shared}", str(e))
-
-
-def make_classes(job: Job) -> tuple[str, float]:
-    """Seconds of the whole set, also if it was made in parts: time for a picture x pictures."""
+def make_classes(job: Job) -> tuple[str, float | None]:
+    """Seconds of the whole set, also if it was made in parts; None if nobody knows."""
     c = train_config(job)
     file = Path(c.class_data_dir).with_suffix(".json")
     if not file.exists():
         model = base_of(job.compare)
-        there = len(list(Path(c.class_data_dir).glob("[0-9]*.*")))
-        began = time.perf_counter()
         class_images(c, c.concepts[0], model, c.resolution or model.default_resolution)
-        each = (time.perf_counter() - began) / max(1, c.num_class_images - there)
-        write_json(file, {"seconds": each * c.num_class_images})
+        write_json(file, {"seconds": seconds_of(c.class_data_dir)})
     return job.shared, json.loads(file.read_text())["seconds"]
 
 
-def draw_base(job: Job) -> tuple[str, float]:
+def draw_base(job: Job, subjects: list[Subject]) -> tuple[str, float]:
+    """One task, one order: a prompt that classes share would else be drawn in the batch of whichever came first, equal to rounding only."""
     c, began = job.compare, time.perf_counter()
-    wanted = [(p, s) for _, p in prompts_of(c, job.subject).jobs() for s in image_seeds(c)]
-    pictures(base_of(c), wanted, base_folder(c), sampling(c), say=quiet)
-    return f"base pictures for {job.subject.class_word}", time.perf_counter() - began
+    wanted = dict.fromkeys((p, s) for x in subjects for _, p in prompts_of(c, x).jobs() for s in image_seeds(c))  # fmt: skip
+    pictures(base_of(c), list(wanted), base_folder(c), sampling(c), say=quiet)
+    return "the base's pictures", time.perf_counter() - began
 
 
 def base_folder(c: CompareConfig) -> Path:
@@ -189,28 +222,38 @@ def base_folder(c: CompareConfig) -> Path:
 
 
 # ---- one run
-def work(job: Job, class_seconds: float) -> dict | Failed:
+def work(job: Job, class_seconds: float | None) -> dict | Failed:
+    return kept_going(partial(recorded_run, class_seconds=class_seconds), job, job.title)
+
+
+def recorded_run(job: Job, class_seconds: float | None) -> dict:
     """Train and evaluate; the record is kept in record.json. A diverged run has a record too, without numbers."""
     file, began = job.folder / "record.json", time.perf_counter()
     if file.exists():
         return json.loads(file.read_text())
-    begin(job)
     c, named = train_config(job), parse_run(job.run)
     record = {"run": job.run, "objective": named.objective, "weight": named.weight, "subject": job.subject.name, "seed": job.seed, "folder": str(job.folder.relative_to(job.compare.each.output_dir))}  # fmt: skip
     chains = Path(job.compare.each.output_dir, "chains", f"{job.shared}.safetensors")
+    resumed = found_prepared(job)
     try:
         path = experiment.run(c, quiet, chains)
-        cost = measured(path, class_seconds if c.needs_class_images else 0.0)
+        cost = measured(path, class_seconds if c.needs_class_images else 0.0, resumed)
         record |= cost | judged(evaluated(job, path)) | {"stopped": None}
     except Diverged as e:
         record |= NOTHING | {"stopped": f"{job.title}: {e}"}
-    except (UserError, RunFailure) as e:
-        return Failed(job.title, str(e))
     write_json(file, record)
     tidy(job)
     done = len(list(Path(job.compare.each.output_dir, "runs").glob("*/*/*/record.json")))
     print(f"  {done:3d} done: {job.title} ({time.perf_counter() - began:.0f} s)", flush=True)
     return record
+
+
+def found_prepared(job: Job) -> bool:
+    """Did a process that was killed leave what the base was asked for (Fisher, answers)? Its seconds are lost: the next one only reads it."""
+    train, mark = job.folder / "train", job.folder / "resumed"
+    if list(train.glob("cache/*.safetensors")) and not (train / "metrics.json").exists():
+        mark.touch()
+    return mark.exists()
 
 
 def evaluated(job: Job, path: Path) -> Evaluation:
@@ -245,12 +288,15 @@ def write_results(
     path, rows = Path(c.each.output_dir), []
     for job in jobs:
         name = {"subject": job.subject.name, "run": job.run}
-        rows += [name | row for row in read_csv(job.folder / "train" / "history.csv")]
+        file = job.folder / "train" / "history.csv"
+        kept = read_csv(file) if file.exists() else []  # none: diverged at once
+        rows += [name | row for row in kept]
     write_csv(path / "history.csv", rows)
     metrics = {
         "model": c.each.pretrained_model_name_or_path,
         "mini": is_mini(c.each.pretrained_model_name_or_path),
         "base_hash": json.loads((path / "env.json").read_text())["base_hash"],
+        "evaluators": judges(c).describe(),
         "subjects": {s.name: {"class_word": s.class_word, "prompts": prompts_of(c, s).groups} for s in subjects},
         "image_seeds": image_seeds(c),
         "steps": c.each.max_train_steps,

@@ -12,15 +12,18 @@ NUMBERS = (
 NOTHING = dict.fromkeys(NUMBERS)  # of a run that diverged
 
 
-def measured(path: Path, class_seconds: float) -> dict:
-    """Drift, and the seconds of the method. Measuring is not the method's: neither the chains nor the rows count."""
+def measured(path: Path, class_seconds: float | None, resumed: bool = False) -> dict:
+    """Drift, and the seconds of the method. Measuring is not the method's: neither the chains nor the rows count.
+
+    None, not measured: the class images' seconds where nobody kept them, and preparing's where a killed process had done it (`resumed`).
+    """  # fmt: skip
     m = json.loads((path / "metrics.json").read_text())
     groups, s = m["path_kl_groups"], m["seconds"]
     n = sum(chains for _, _, chains in groups.values())
     error = sum((e * chains) ** 2 for _, e, chains in groups.values()) ** 0.5 / n
     seconds = {
         "class images": class_seconds,
-        "preparing": s["pictures"] + s["base"] - s["chains"],
+        "preparing": None if resumed else s["pictures"] + s["base"] - s["chains"],
         "training": s["training"],
     }
     return {
@@ -28,8 +31,8 @@ def measured(path: Path, class_seconds: float) -> dict:
         "delta_eps": m["delta_eps"],
         "path_kl": [m["path_kl"], error, n],
         "path_kl_group": groups,
-        "seconds": {k: round(v, 2) for k, v in seconds.items()},
-        "total_seconds": round(sum(seconds.values()), 2),
+        "seconds": {k: v if v is None else round(v, 2) for k, v in seconds.items()},
+        "total_seconds": None if None in seconds.values() else round(sum(seconds.values()), 2),
     }
 
 

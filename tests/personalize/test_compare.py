@@ -9,6 +9,7 @@ from pathlib import Path
 
 import folders
 import pytest
+import torch
 from judges import judges
 from small import photos, workshop
 
@@ -17,7 +18,7 @@ from personalize.compare import CompareConfig, completed, each_run, mini_compare
 from personalize.comparison import run
 from personalize.config import TrainConfig
 from personalize.jobs import flags_of, plan, thinned, train_config
-from personalize.train import Diverged
+from personalize.train import Diverged, Stopped
 from toy2d.runfolder import RunFailure, UserError, read_csv
 
 PROMPTS = "a {0} {1} in the snow\na {1} on the beach\na red car\n"
@@ -142,6 +143,46 @@ def test_a_killed_comparison_goes_on_and_ends_equal(done, tmp_path, monkeypatch)
     assert len(seen) == 1 + 1 + 3 + 1  # nothing that was evaluated is evaluated again
 
 
+def test_a_signal_stops_the_comparison_not_only_a_run(tmp_path, monkeypatch):
+    begun = []
+
+    def signalled(c, *args):
+        begun.append(c)
+        raise Stopped("SIGTERM: stopped after step 1", 15)
+
+    monkeypatch.setattr(comparison.experiment, "run", signalled)
+    with pytest.raises(Stopped):
+        run(config(tmp_path / "c", runs=("standard", "l2:1"), seeds=(0,)))
+    assert len(begun) == 1
+
+
+def test_what_nobody_foresaw_costs_its_own_run_only(tmp_path, monkeypatch):
+    """Memory, while training; a full disk, while the record is written: the runs after them are made."""
+    trained, write = comparison.experiment.run, comparison.write_json
+
+    def short_of_memory(c, *args):
+        if c.objective == "l2":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return trained(c, *args)
+
+    def full_disk(path, value):
+        if path.name == "record.json" and value["objective"] == "standard":
+            raise RunFailure("cannot write record.json: No space left on device")
+        write(path, value)
+
+    monkeypatch.setattr(comparison.experiment, "run", short_of_memory)
+    monkeypatch.setattr(comparison, "write_json", full_disk)
+    c = config(tmp_path / "c", runs=("standard", "l2:1", "output:1"), seeds=(0,), each={"num_class_images": 2, "class_steps": 2})  # fmt: skip
+    with pytest.raises(RunFailure, match=r"standard, seed 0: cannot write record.*and 1 more"):
+        run(c)
+    assert [p.parent.parent.name for p in (tmp_path / "c").glob("runs/*/*/*/record.json")] == ["output_1"]  # fmt: skip
+    log = tmp_path / "c" / "logs" / "photos_l2_1_seed_0.txt"
+    assert "in short_of_memory" in log.read_text()
+    monkeypatch.setattr(comparison, "write_json", write)
+    with pytest.raises(RunFailure, match=r"l2:1, seed 0: OutOfMemoryError: CUDA out of memory \(traceback: "):  # fmt: skip
+        run(c)
+
+
 def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     trained = comparison.experiment.run
 
@@ -156,6 +197,93 @@ def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     assert records[1]["stopped"] == "photos, l2:1, seed 0: the loss is no longer finite at step 2"
     assert records[1]["dino"] is None
     assert records[0]["dino"] is not None
+
+
+def test_another_judge_is_refused_in_mid_comparison(tmp_path, monkeypatch):
+    """Records of two judges cannot be compared: DINO found only now, CLIP with other weights."""
+    absent = config(tmp_path / "c", runs=("standard",), seeds=(0,), dino=str(tmp_path / "dino"))
+    c, subjects, _ = plan(absent)
+    comparison.check_identity(c, subjects, tmp_path)
+    assert set(json.loads((tmp_path / "env.json").read_text())["evaluators"]) == {"clip"}
+    comparison.check_identity(c, subjects, tmp_path)
+    known = comparison.judges(c)
+    monkeypatch.setattr(comparison, "judges", lambda c: replace(known, dino=known.clip))
+    with pytest.raises(UserError, match=r"who judges the pictures \(dino\) changed"):
+        comparison.check_identity(c, subjects, tmp_path)
+    monkeypatch.setattr(comparison, "judges", lambda c: replace(known, clip=None))
+    with pytest.raises(UserError, match=r"who judges the pictures \(clip\) changed"):
+        comparison.check_identity(c, subjects, tmp_path)
+
+
+def test_class_images_keep_their_price_when_only_the_note_of_it_is_lost(done, tmp_path):
+    """Killed after the last picture, before CLASS-seedK.json."""
+    shutil.copytree(done, tmp_path / "c")
+    note = tmp_path / "c" / "class" / "dog-seed0.json"
+    before = json.loads(note.read_text())["seconds"]
+    note.unlink()
+    _, _, jobs = plan(config(tmp_path / "c"))
+    job = next(j for j in jobs if j.run == "prior:1" and j.seed == 0)
+    assert comparison.make_classes(job) == ("dog-seed0", pytest.approx(before))
+    assert before > 0.01
+
+
+def test_a_price_that_a_killed_process_took_along_is_not_measured(tmp_path, monkeypatch):
+    """Fisher was made by the first process; the second one's clock says nothing of it."""
+    _, _, jobs = plan(config(tmp_path / "c", runs=("standard",), seeds=(0,)))
+    train = jobs[0].folder / "train"
+
+    def killed(*args):
+        (train / "cache").mkdir(parents=True)
+        (train / "cache" / "fisher.safetensors").touch()
+        raise KeyboardInterrupt
+
+    def ends(*args):
+        seconds = {"pictures": 1.0, "base": 2.0, "chains": 0.5, "training": 4.0}
+        m = {"path_kl_groups": {"class": [1, 0, 2]}, "delta_theta": 1, "delta_eps": 1, "path_kl": 1}
+        (train / "metrics.json").write_text(json.dumps(m | {"seconds": seconds}))
+        return train
+
+    monkeypatch.setattr(comparison, "evaluated", lambda job, path: None)
+    monkeypatch.setattr(comparison, "judged", lambda found: {})
+    monkeypatch.setattr(comparison.experiment, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        comparison.work(jobs[0], 0.0)
+    monkeypatch.setattr(comparison.experiment, "run", ends)
+    record = comparison.work(jobs[0], 0.0)
+    assert record["seconds"] == {"class images": 0.0, "preparing": None, "training": 4.0}
+    assert record["total_seconds"] is None
+    shutil.rmtree(jobs[0].folder)
+    train.mkdir(parents=True)
+    assert comparison.work(jobs[0], 0.0)["total_seconds"] == 1.0 + 2.0 - 0.5 + 4.0
+
+
+def two_classes(tmp_path: Path, out: str, **more) -> CompareConfig:
+    for name in ("rex", "tom"):
+        (tmp_path / name).exists() or photos(tmp_path / name, 2)
+    subjects = (f"{tmp_path / 'rex'}:dog", f"{tmp_path / 'tom'}:cat")
+    return config(tmp_path / out, runs=("standard",), seeds=(0,), subjects=subjects, **more)
+
+
+def test_a_prompt_that_classes_share_is_drawn_in_one_order(tmp_path, monkeypatch):
+    """By one task: pictures differ by a level with the batch that they are drawn in."""
+    asked = []
+    monkeypatch.setattr(comparison, "base_of", lambda c: None)
+    monkeypatch.setattr(comparison, "pictures", lambda model, wanted, *args, **more: asked.append(wanted))  # fmt: skip
+    _, _, jobs = plan(two_classes(tmp_path, "c", images=1))
+    for task in comparison.preparations(jobs):
+        task()
+    prompts = [p for p, _ in asked[0]]
+    assert len(asked) == 1
+    assert len(prompts) == 7
+    assert prompts.count("a red car") == 1
+    assert [("dog" in p) for p in prompts] == sorted((("dog" in p) for p in prompts), reverse=True)
+
+
+@pytest.mark.slow
+def test_two_workers_leave_the_records_of_one(tmp_path):
+    one, two = (run(two_classes(tmp_path, f"of{n}", workers=n)) for n in (1, 2))
+    assert numbers(one) == numbers(two)
+    assert history(one) == history(two)
 
 
 def test_an_absent_evaluator_is_named_and_the_rest_goes_on(tmp_path):
