@@ -19,11 +19,13 @@ def export_run(asked, say: Callable[[str], None] = print) -> Path:
     out = Path(asked.out).expanduser() if asked.out else usual / asked.format
     save_as(model, asked.format, out)
     try:
-        difference = checked(model, asked.format, out, base)
+        check = checked(model, asked.format, out, base)
     except RunFailure:
         shutil.rmtree(out)
         raise
-    say(f"{out}: {FORMATS[asked.format].how}; opened so, its answer differs by {difference:.1g} of the run's")  # fmt: skip
+    say(f"{out}: {FORMATS[asked.format].how}; opened so, its answer differs by {check.difference:.1g} of the run's")  # fmt: skip
+    if not check.tells:
+        say(f"training has moved that answer by {check.moved:.1g} of it, hardly more than rounding: the comparison would not see a part that is missing")  # fmt: skip
     return out
 
 

@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small import config, trained
+from small import moved as shake
 
 from personalize.__main__ import main
 from personalize.card import model_card
@@ -257,7 +258,10 @@ def test_a_run_of_every_kind_opens_with_its_weights_and_its_base(folders, tmp_pa
     assert not [p for part in again.parts.values() for p in part.parameters() if p.requires_grad]
     for form in KINDS[kind].formats:
         save_as(again, form, tmp_path / form)
-        assert checked(again, form, tmp_path / form, lambda: load(str(folders("sd15")))) < 1e-5
+        assert (
+            checked(again, form, tmp_path / form, lambda: load(str(folders("sd15")))).difference
+            < 1e-5
+        )
 
 
 @pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
@@ -275,7 +279,7 @@ def test_words_and_the_whole_text_encoder_together(folders, tmp_path, kind, fami
     with pytest.raises(UserError, match="it has no place for the text encoder, which has trained; use merged"):  # fmt: skip
         save_as(again, kind, tmp_path / "x")
     save_as(again, "merged", tmp_path / "m")
-    assert checked(again, "merged", tmp_path / "m", None) < 1e-5
+    assert checked(again, "merged", tmp_path / "m", None).difference < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -324,11 +328,44 @@ def test_an_export_that_means_something_else_is_found(folders, tmp_path):
     model = moved(base, "lora", rank=8, lora_alpha=32)
     save_as(model, "kohya", tmp_path / "k")
     whole = load_file(tmp_path / "k" / KOHYA)
-    assert checked(model, "kohya", tmp_path / "k", lambda: load(str(base))) < 1e-5
+    assert checked(model, "kohya", tmp_path / "k", lambda: load(str(base))).difference < 1e-5
     for lost in (".alpha", "lora_te_"):
         save_file({k: v for k, v in whole.items() if lost not in k}, tmp_path / "k" / KOHYA)
         with pytest.raises(RunFailure, match="answers otherwise"):
             checked(model, "kohya", tmp_path / "k", lambda: load(str(base)))
+
+
+@pytest.mark.parametrize("moved_by", [1e-2, 1e-3])
+def test_one_lost_layer_of_a_light_training_is_found(folders, tmp_path, moved_by):
+    """Far below a thousandth of the answer: what counts is the share of what training changed."""
+    base = folders("sd15")
+    model = load(str(base))
+    theta = choose(model, "lora")
+    shake({n: p for n, p in theta.items() if "lora_B" in n}, by=moved_by)
+    save_as(model, "kohya", tmp_path / "k")
+    file, again = tmp_path / "k" / KOHYA, lambda: load(str(base))
+    honest, whole = checked(model, "kohya", tmp_path / "k", again), load_file(file)
+    assert honest.tells
+    assert honest.difference < honest.rounding
+    gone = sorted({k.split(".")[0] for k in whole})[0]
+    for broken in (
+        {k: v for k, v in whole.items() if not k.startswith(f"{gone}.")},
+        {k: v * 0 if "lora_up" in k else v for k, v in whole.items()},
+        {k: v * 2 if k.endswith("alpha") else v for k, v in whole.items()},
+    ):
+        save_file(broken, file)
+        with pytest.raises(RunFailure, match="answers otherwise"):
+            checked(model, "kohya", tmp_path / "k", again)
+
+
+def test_a_training_that_moved_nothing_measurable_is_no_failure(folders, tmp_path):
+    base = folders("sd15")
+    model = load(str(base))
+    choose(model, "lora")  # B = 0: the base's answers
+    save_as(model, "kohya", tmp_path / "k")
+    check = checked(model, "kohya", tmp_path / "k", lambda: load(str(base)))
+    assert (check.difference, check.moved) == (0, 0)
+    assert not check.tells
 
 
 def test_export_from_the_command_line(tmp_path, capsys):

@@ -79,7 +79,7 @@ def test_three_steps_export_reload_picture(tmp_path, backbone, kind, objective):
     forms = formats_for(model)
     for form in forms if objective == "standard" else forms[:1]:
         save_as(model, form, tmp_path / form)
-        off = checked(model, form, tmp_path / form, lambda: load_quickly(str(base)))
+        off = checked(model, form, tmp_path / form, lambda: load_quickly(str(base))).difference
         shown.append(f"{form} {off:.0e}")
         spread = picture(base, form, tmp_path / form, "<new1>" if KINDS[kind].words else "sks")
     assert spread > 1
