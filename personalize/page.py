@@ -61,13 +61,14 @@ TEMPLATE = """{% macro picture(f, cls="", at="") %}<figure class="{{ cls }}" dat
 
 <h2>Claims, and what was measured</h2>
 <p>A claim is supported or contradicted where the 95 % interval of the ratio excludes 1. Equal adaptation: the weights that learnt the new thing as well as
-standard fine-tuning did ({{ adaptation }}).</p>
+standard fine-tuning did ({{ adaptation }}). The least drifting of them is chosen, and judged, on the same pictures, so a choice among many weights
+flatters. The interval takes runs (subjects and seeds) as independent: it speaks of these subjects.</p>
 <div class="scroll"><table class="claims"><thead><tr><th>claim</th><th>{{ names.toy }}</th><th>{{ names.full }}</th></tr></thead><tbody>
 {% for c in claims %}<tr><td>{{ c.text }} <span class="soft">({{ c.source }})</span></td>{% for at, (verdict, words) in ((names.toy, c.toy), (names.full, c.full)) %}
 <td data-at="{{ at }}"><span class="verdict {{ verdict }}">{{ verdict_words[verdict] }}</span> <span class="soft">{{ words }}</span></td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
 
 <h2>What each model draws</h2>
-<p>One world of five Gaussian classes and one of pictures; a model of each is fine-tuned on a handful of examples of something new. Left: samples of
+<p>One world in two dimensions with {{ old_prompts }} prompts and one of pictures; a model of each is fine-tuned on a handful of examples of something new. Left: samples of
 every prompt, one colour per prompt, + the new examples. Right: pictures of four kinds of prompts, from the same seeds in every row.</p>
 {% if shown_to_it %}<div class="row card"><header><h3>What was shown</h3></header>{{ picture(truth, "cloud") }}<div class="strips">
 <figure><figcaption>{{ shown_to_it.label }}</figcaption><img alt="{{ shown_to_it.alt }}" src="{{ shown_to_it.src }}" width="{{ shown_to_it.width }}" height="{{ shown_to_it.height }}"></figure></div></div>{% endif %}
@@ -99,7 +100,8 @@ logarithmic.</p>{{ legend() }}{{ heads() }}
 <p class="soft">Bars: class images (orange), preparing (light blue: latents, anchors, Fisher, the base's answers), training (dark blue), on one scale.</p>
 
 <h2>Every run</h2>
-<p class="soft">{{ names.full }}: mean \u00b1 95 % interval over runs (subjects and seeds); bold: least drift at equal fidelity. {{ definitions }}</p>
+<p class="soft">{{ names.full }}: mean \u00b1 95 % interval over runs (subjects \u00d7 seeds, taken as independent); bold: least drift at equal fidelity, against standard on the row's own
+subjects and seeds, chosen and judged on the same pictures. {{ definitions }}</p>
 <div class="scroll"><table><thead><tr>{% for h in table.header %}<th>{{ h }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in table.rows %}<tr{% if row.best %} class="best"{% endif %}>{% for c in row.cells %}<td>{{ c }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
 <p class="soft">{{ names.toy }}: KL in nats, geometric mean over seeds (one-standard-error limits); bold: least drift at equal adaptation.</p>

@@ -11,7 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from personalize.table import Estimate, best, costs, estimate, paired, shared_seeds
+from personalize.table import (
+    Estimate,
+    best,
+    costs,
+    estimate,
+    log_ratio,
+    matched,
+    paired,
+    shared_seeds,
+    times,
+)
 from toy2d.plot import best_at_equal_adaptation, by_objective, by_run, value
 from toy2d.report import number
 
@@ -33,7 +43,8 @@ class Scale(NamedTuple):
 
 def toy_scale(metrics: dict) -> Scale:
     replayed = metrics["replayed_class"]
-    names = [n for n in metrics["runs"][0]["kl_base"] if n not in ("mixture", replayed)]
+    kl = next((r["kl_base"] for r in metrics["runs"] if r["kl_base"]), {})
+    names = [n for n in kl if n not in ("mixture", replayed)]
 
     def at(record, name):
         return (record["kl_base"] or {}).get(name, [math.nan])[0]
@@ -93,12 +104,36 @@ def ratio(ours: Records, theirs: Records, of_record: Callable[[dict], float]) ->
 
 
 NOT_LEARNT = "no weight of {} learnt the new thing as well as standard"
+NO_STANDARD = "no run of standard is there to compare with"
+
+
+def missing(scale: Scale) -> str:
+    """Why nothing can be said at equal adaptation; empty where it can."""
+    standard = by_run(scale.records).get("standard")
+    if not standard:
+        return NO_STANDARD
+    for key, what in ((scale.learnt, "fidelity"), (scale.lost, "drift")):
+        if math.isnan(mean_of(standard, key)):
+            return f"{what} was not measured"
+    return ""
+
+
+def mean_of(same: Records, key: str) -> float:
+    return estimate([value(r, key) for r in same]).mean
+
+
+def sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def drift_ratio(scale: Scale, ours: str, theirs: str) -> tuple[str, str]:
     """(verdict, words): does `ours` drift less than `theirs`, each at its best weight of equal adaptation?"""
-    chosen = scale.best | {"standard": by_run(scale.records).get("standard", [])}
+    if why := missing(scale):
+        return "unknown", why
+    chosen = scale.best | {"standard": by_run(scale.records)["standard"]}
     for name in (ours, theirs):
+        if name not in by_objective(scale.records):
+            return "unknown", f"no run of {name} is there"
         if not chosen.get(name):
             return "unknown", NOT_LEARNT.format(name)
     found = ratio(chosen[ours], chosen[theirs], lambda r: value(r, scale.lost))
@@ -117,11 +152,10 @@ def spared(scale: Scale) -> tuple[str, str]:
     own, *others = scale.conditions
 
     def share(record):
-        theirs = {(r.get("subject"), r["seed"]): r for r in standard}[record.get("subject"), record["seed"]]  # fmt: skip
-        kept = [scale.at(record, c) / scale.at(theirs, c) for c in (own, *others)]
-        return kept[0] / float(np.exp(np.mean(np.log(kept[1:]))))
+        logs = [math.log(v) if v is not None and v > 0 else math.nan for v in (scale.at(record, c) for c in (own, *others))]  # fmt: skip
+        return logs[0] - float(np.mean(logs[1:]))
 
-    found = Geometric.of(share(r) for r in same)
+    found = Geometric(paired(same, standard, share))
     return found.verdict, f"{same[0]['run']}, drift left on {own} over drift left elsewhere: \u00d7 {found}"  # fmt: skip
 
 
@@ -155,32 +189,57 @@ def claims(toy: Scale, full: Scale, metrics: dict) -> list[dict]:
 
 # ---- sentences
 def drift_sentence(scale: Scale) -> str:
-    runs = by_run(scale.records)
-    if "standard" not in runs:
-        return ""
-    mean = {o: Geometric.of(value(r, scale.lost) for r in same) for o, same in scale.best.items()}
-    ranked = sorted(mean, key=lambda o: mean[o].log.mean)
-    if len(ranked) < 2:
+    if why := missing(scale):
+        return sentence(why)
+    standard = by_run(scale.records)["standard"]
+    if len(by_run(scale.records)) == 1:
+        return "No run but standard's: nothing to compare."
+    found = {same[0]["run"]: Geometric(log_ratio(same, standard, scale.lost)) for o, same in scale.best.items() if o != "standard"}  # fmt: skip
+    if not found:
         return "No objective but standard learnt the new thing well enough to be compared at equal adaptation."  # fmt: skip
-    order = ", then ".join(f"{scale.best[o][0]['run']}: {mean[o]}" for o in ranked)
-    return f"Least drift at equal adaptation ({scale.unit}): {order}."
+    order = ", then ".join(f"{run}: \u00d7 {found[run]}" for run in sorted(found, key=lambda r: found[r].log.mean))  # fmt: skip
+    level = Geometric.of(value(r, scale.lost) for r in standard)
+    return f"Drift at equal adaptation in multiples of standard's, within each subject and seed, least first: {order}; standard: {level} {scale.unit}."  # fmt: skip
 
 
 def distance_sentence(scale: Scale) -> str:
     """Does distance in theta rank drift? A run that moved further than standard and drifted less is a counter-example."""
     runs = by_run(scale.records)
-    mean = {run: [estimate([value(r, k) for r in same]).mean for k in ("delta_theta", scale.lost)] for run, same in runs.items()}  # fmt: skip
-    if "standard" not in mean:
-        return ""
-    theta, lost = mean["standard"]
-    further = {run: m for run, m in mean.items() if m[0] > theta and m[1] < lost}
+    standard = runs.pop("standard", [])
+    if not standard:
+        return sentence(NO_STANDARD)
+    if not runs:
+        return "No run but standard's: nothing to compare."
+    if math.isnan(mean_of(standard, scale.lost)):
+        return "Drift was not measured."
+    found = {run: _against(same, standard, scale.lost) for run, same in runs.items()}
+    less = {run: m for run, m in found.items() if m.kept < m.lost}
+    further = {run: m for run, m in less.items() if m.far > m.theta}
+    if not less:
+        return "No setting drifted less than standard."
     if not further:
-        return "Every run that drifted less than standard also moved theta less."
-    run, (far, kept) = max(further.items(), key=lambda item: item[1][0])
+        return f"Of {len(less)} settings that drifted less than standard none moved theta further."
+    run, (far, theta, kept, lost) = max(further.items(), key=lambda item: item[1].far / item[1].theta)  # fmt: skip
     return (
-        f"Distance in theta does not rank drift: {len(further)} of {len(mean) - 1} settings moved theta further than standard and drifted less, "
+        f"Distance in theta does not rank drift: {len(further)} of {len(found)} settings moved theta further than standard and drifted less, "
         f"farthest {run} ({number(far)} against {number(theta)}; drift {number(kept)} against {number(lost)})."
     )
+
+
+class Against(NamedTuple):
+    """Means of a setting and of standard on the same (subject, seed)s: theta's distance, drift."""
+
+    far: float
+    theta: float
+    kept: float
+    lost: float
+
+
+def _against(same: Records, standard: Records, lost: str) -> Against:
+    return Against(*(mean_of(r, key) for key in ("delta_theta", lost) for r in matched(same, standard)))  # fmt: skip
+
+
+UNRESOLVED = 0.25  # a standard error of the slope beyond which no power is told from its neighbours
 
 
 def slope_sentence(scale: Scale) -> str:
@@ -191,21 +250,34 @@ def slope_sentence(scale: Scale) -> str:
         return "Too few runs, or too alike, to fit a slope."
     (slope, _), cov = np.polyfit(logs[:, 0], logs[:, 1], 1, cov=True)
     error = float(cov[0, 0] ** 0.5)
-    close = "as theory says" if abs(slope - 2) < 2 * error + 0.1 else "where theory says 2 for one law of x_t"  # fmt: skip
-    return f"Path KL grows as \u0394\u03b5 to the power {slope:.2f} \u00b1 {error:.2f} (standard error, {len(logs)} runs), {close}."  # fmt: skip
+    near = abs(slope - 2) < 2 * error + 0.005  # of what is printed
+    close = "too uncertain to be told from" if error > UNRESOLVED else "compatible with" if near else "not compatible with"  # fmt: skip
+    return f"Path KL grows as \u0394\u03b5 to the power {slope:.2f} \u00b1 {error:.2f} (standard error, {len(logs)} runs): {close} theory's 2 for one law of x_t."  # fmt: skip
 
 
 def sweep_sentence(scale: Scale) -> str:
     """Over the weights of each objective: is drift monotone, and what does preservation cost in adaptation?"""
-    say = []
+    swept = {}
     for objective, runs in by_objective(shared_seeds(scale.records)).items():
         weights = [same for same in runs if same[0]["weight"]]
-        if len(weights) < 3:
-            continue
-        lost = [estimate([value(r, scale.lost) for r in same]).mean for same in weights]
-        rises = sum(b > a for a, b in itertools.pairwise(lost))
-        say.append(f"{objective} {'falls at every step' if not rises else f'rises {rises} of {len(lost) - 1} times'}")  # fmt: skip
-    return f"Drift along growing weights: {'; '.join(say)}." if say else "One weight an objective: no sweep."  # fmt: skip
+        if len(weights) > 1:
+            swept[objective] = [mean_of(same, scale.lost) for same in weights]
+    if not swept:
+        return "No objective was run at two weights: no sweep."
+    say = [f"{o} {along(lost)}" for o, lost in swept.items() if not math.isnan(sum(lost))]
+    return f"Drift along growing weights: {'; '.join(say)}." if say else "Drift was not measured."
+
+
+def along(values: list[float]) -> str:
+    """How a line of two or more points goes."""
+    steps = len(values) - 1
+    rises, falls = (sum(s * b > s * a for a, b in itertools.pairwise(values)) for s in (1, -1))
+    points = " (a line of two points)" if steps == 1 else ""
+    for n, word in ((falls, "falls"), (rises, "rises")):
+        if n == steps:
+            return f"{word}{points or ' at every step'}"
+    stays = steps - rises - falls
+    return f"stays equal{points}" if stays == steps else f"falls {falls}, rises {rises} and stays equal {stays} of {steps} times"  # fmt: skip
 
 
 def right_sentence(metrics: dict) -> str:
@@ -227,10 +299,13 @@ def right_sentence(metrics: dict) -> str:
 
 def cost_sentence(metrics: dict) -> str:
     found = {c["objective"]: c for c in costs(metrics)}
-    say = [f"{o} {c['times']:.2f}" for o, c in found.items() if o != "standard"]
-    most = max(found.values(), key=lambda c: c["times"])
+    known = [c for c in found.values() if not math.isnan(c["times"])]
+    if "standard" not in found or not known:
+        return "Times in multiples of standard's were not measured."
+    others = ", ".join(f"{o} {times(c)}" for o, c in found.items() if o != "standard")
+    most = max(known, key=lambda c: c["times"])
     images = most["parts"]["class images"].mean / most["total"].mean
     return (
-        f"At an equal budget of {metrics['steps']} steps standard takes {found['standard']['total']} s; in multiples of it: {', '.join(say)}. "
+        f"At an equal budget of {metrics['steps']} steps standard takes {found['standard']['total']} s; in multiples of it: {others or 'no other was run'}. "
         f"The dearest is {most['objective']}, {images:.0%} of it for class images."
     )  # fmt: skip

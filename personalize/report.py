@@ -13,7 +13,7 @@ from personalize.drawings import figure, kept_pictures, strip
 from personalize.page import render
 from personalize.photos import scan
 from personalize.readings import Scale
-from personalize.table import COLUMNS, costs, rows, shared_seeds
+from personalize.table import COLUMNS, common, costs, rows, times
 from toy2d.plot import (
     CHAIN,
     STYLES,
@@ -72,6 +72,7 @@ def page(toy: Run, full: Run) -> dict:
         "description": f"Drift of personalized diffusion models: the 2D toy beside {name}, objective by objective.",
         "lead": lead(found, name),
         "subtitle": subtitle(toy, full, name),
+        "old_prompts": len(small.conditions),
         "names": {"toy": "Toy", "full": name},
         "adaptation": f"in the toy at most standard's KL; here at least {full.metrics['equal_fidelity']:.0%} of standard's gain in DINO fidelity",
         "claims": found,
@@ -160,7 +161,9 @@ def curves(small: Scale, large: Scale) -> dict:
     learnt = {small.name: "not learnt: KL(world || tuned), new class (nats)", large.name: "not learnt: 1 \u2212 DINO similarity"}  # fmt: skip
 
     def conditions(ax, scale):
-        conditions_panel(ax, scale.best, scale.conditions, scale.at)
+        best = common([r for same in scale.best.values() for r in same])
+        shown = {o: runs[0] for o, runs in by_objective(best).items()}
+        conditions_panel(ax, shown, scale.conditions, scale.at)
         ax.set_ylabel(lost[scale.name])
 
     def link(ax, scale, step):
@@ -169,20 +172,20 @@ def curves(small: Scale, large: Scale) -> dict:
         chain_panel(ax, scale.records, keys[step], keys[step + 1], (1, 2, 1)[step], exact)
 
     def weights(ax, scale, key):
-        weights_panel(ax, shared_seeds(scale.records), getattr(scale, key), (lost if key == "lost" else learnt)[scale.name])  # fmt: skip
+        weights_panel(ax, common(scale.records), getattr(scale, key), (lost if key == "lost" else learnt)[scale.name])  # fmt: skip
 
     def tradeoff(ax, scale):
-        tradeoff_panel(ax, scale.records, (scale.learnt, learnt[scale.name]), (scale.lost, lost[scale.name]))  # fmt: skip
+        tradeoff_panel(ax, common(scale.records), (scale.learnt, learnt[scale.name]), (scale.lost, lost[scale.name]))  # fmt: skip
 
     steps = ("output norm \u0394\u03b5 against parameter distance \u0394\u03b8", "path KL against \u0394\u03b5", "drift against path KL")  # fmt: skip
     return {
-        "conditions": panels(conditions, small, large, "drift of each objective's best weight for every condition, bars one standard error"),
+        "conditions": panels(conditions, small, large, "drift of each objective's best weight for every condition, on the subjects and seeds that all of them have, bars one standard error"),
         "chain": [panels(partial(link, step=i), small, large, f"{words}, one point a run, log-log") for i, words in enumerate(steps)],
         "sweep": [
-            panels(partial(weights, key=key), small, large, f"{words} of every objective over its weight, band one standard error")
+            panels(partial(weights, key=key), small, large, f"{words} of every objective over its weight, on the subjects and seeds that every run has, band one standard error")
             for key, words in (("lost", "drift"), ("learnt", "what is not learnt"))
         ],
-        "tradeoff": panels(tradeoff, small, large, "drift against what is not learnt, weights of an objective joined, bars one standard error"),
+        "tradeoff": panels(tradeoff, small, large, "drift against what is not learnt, on the subjects and seeds that every run has, weights of an objective joined, bars one standard error"),
     }  # fmt: skip
 
 
@@ -196,6 +199,8 @@ def samples(toy: Run, full: Run, small: Scale, large: Scale) -> dict:
     out = [sample_row("base", "the base model, before any training", cloud(tensors, "base"), strips(full, full.path / "base", prompts, "the base"))]  # fmt: skip
     for objective, weights in by_objective(large.records).items():
         run = large.best.get(objective, weights[0])[0]["run"]
+        if run not in runs:  # it diverged on this subject
+            continue
         mine = small.best.get(objective)
         key = mine[0]["run"] if mine else None
         record = runs[run][0]
@@ -255,7 +260,7 @@ def full_table(metrics: dict) -> dict:
 
 def cost_rows(metrics: dict) -> list[dict]:
     found = costs(metrics)
-    most = max(c["total"].mean for c in found)
+    most = max((c["total"].mean for c in found if c["total"].n), default=math.nan)
     out = []
     for c in found:
         parts = {p.split()[-1]: e.mean for p, e in c["parts"].items()}
@@ -263,8 +268,8 @@ def cost_rows(metrics: dict) -> list[dict]:
             "objective": c["objective"],
             "parts": [str(e) for e in c["parts"].values()],
             "total": str(c["total"]),
-            "times": f"{c['times']:.2f}",
-            "bar": [(p, round(100 * s / most, 2)) for p, s in parts.items()],
-            "bar_words": f"{c['objective']}: " + ", ".join(f"{p} {number(s)} s" for p, s in parts.items()),
+            "times": times(c),
+            "bar": [(p, round(100 * s / most, 2)) for p, s in parts.items() if s > 0 and most > 0],
+            "bar_words": f"{c['objective']}: " + ", ".join(f"{p} {number(s)} s" for p, s in parts.items() if not math.isnan(s)),
         })  # fmt: skip
     return out

@@ -4,10 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from folders import STRENGTH, comparison, toy
+from folders import STRENGTH, comparison, named, toy
 
 from personalize import drawings, readings, report, table
+from personalize.record import NOTHING
 from personalize.report import write
 from toy2d.report import number
 from toy2d.runfolder import UserError
@@ -116,12 +118,143 @@ def test_the_fitted_slope_is_that_of_the_numbers(runs):
     """path KL = 0.4 delta_eps^2 in the made-up comparison."""
     found = readings.slope_sentence(readings.full_scale(metrics(runs[1]), "full"))
     assert "to the power 2.00" in found
-    assert "as theory says" in found
+    assert "compatible with theory's 2" in found
+    assert "not compatible" not in found
+
+
+@pytest.mark.parametrize(
+    ("power", "spread", "words"),
+    [(2, 0.1, ": compatible"), (1.5, 0.1, "not compatible"), (2, 3.0, "too uncertain")],
+)
+def test_a_slope_is_held_against_theory_by_its_error(power, spread, words):
+    noise = np.random.default_rng(0).standard_normal(12) * spread
+    eps = np.exp(np.linspace(0, 3, 12))
+    kl = eps**power * np.exp(noise - noise.mean())
+    records = [made("l2", 0.1, s, delta_eps=float(e), path_kl=[float(k)]) for s, (e, k) in enumerate(zip(eps, kl, strict=True))]  # fmt: skip
+    assert words in readings.slope_sentence(scale_of(records))
 
 
 def test_distance_in_theta_is_contradicted_by_a_run_that_moved_further_and_drifted_less(runs):
     found = readings.distance_sentence(readings.full_scale(metrics(runs[1]), "full"))
     assert "does not rank drift: 3 of 12" in found  # output's three weights
+
+
+def made(objective: str, weight: float | None, seed: int, **numbers) -> dict:
+    """A record of one number each."""
+    few = {"moved": 0.4, "unlearnt": 0.2, "delta_theta": 1.0, "delta_eps": 1.0, "path_kl": [1.0], "moved_group": {}, "base": {"unlearnt": 0.6}}  # fmt: skip
+    return named(objective, weight) | few | {"seed": seed, "subject": "rex", "stopped": None} | numbers  # fmt: skip
+
+
+def scale_of(records: list[dict]) -> readings.Scale:
+    return readings.full_scale({"runs": records, "equal_fidelity": 0.9}, "full")
+
+
+@pytest.mark.parametrize(
+    ("drifts", "words"),
+    [
+        ((0.3, 0.2, 0.1), "l2 falls at every step"),
+        ((0.1, 0.2, 0.3), "l2 rises at every step"),
+        ((0.3, 0.3, 0.1), "l2 falls 1, rises 0 and stays equal 1 of 2 times"),
+        ((0.3, 0.3, 0.3), "l2 stays equal."),
+        ((0.3, 0.2), "l2 falls (a line of two points)"),
+        ((0.2, 0.3), "l2 rises (a line of two points)"),
+        ((0.2,), "No objective was run at two weights: no sweep."),
+        ((None, None, None), "Drift was not measured."),
+    ],
+)
+def test_a_sweep_says_how_drift_goes_step_by_step(drifts, words):
+    records = [made("standard", None, 0)] + [made("l2", 10.0**k, 0, moved=d) for k, d in enumerate(drifts)]  # fmt: skip
+    assert words in readings.sweep_sentence(scale_of(records))
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([], "No run but standard's"),
+        ([("l2", 0.5, 0.4)], "No setting drifted less than standard."),
+        (
+            [("l2", 0.5, 0.1), ("fisher", 2.0, 0.5)],
+            "Of 1 settings that drifted less than standard none moved theta further.",
+        ),
+        ([("l2", 2.0, 0.1), ("fisher", 0.5, 0.1)], "1 of 2 settings moved theta further"),
+        ([("l2", 2.0, None)], "No setting drifted less than standard."),
+    ],
+)
+def test_distance_and_drift_are_compared_where_something_drifted_less(others, words):
+    records = [made("standard", None, 0)] + [made(o, 1.0, 0, delta_theta=t, moved=d) for o, t, d in others]  # fmt: skip
+    assert words in readings.distance_sentence(scale_of(records))
+
+
+def test_a_run_is_compared_with_standard_on_its_own_subjects_and_seeds():
+    """Seed 1 is harder: judged by all of standard's runs, l2:1 (seed 0 only) would have learnt well and drifted half as much."""
+
+    def on(seed, gain, objective="standard", weight=None, moved=0.2):
+        return made(objective, weight, seed, unlearnt=0.6 - gain, moved=moved * (1 + 3 * seed))
+
+    standard = [on(0, 0.4), on(1, 0.1)]
+    unlearnt = on(0, 0.3, "l2", 1.0, 0.1)  # less than 0.9 of 0.4, more than 0.9 of their mean
+    m = {"runs": [*standard, unlearnt], "equal_fidelity": 0.9}
+    assert table.limit(m) == pytest.approx(0.6 - 0.9 * 0.25)
+    assert table.limit(m, [unlearnt]) == pytest.approx(0.6 - 0.9 * 0.4)
+    assert set(table.best(m)) == {"standard"}
+    one, both = on(0, 0.4, "l2", 1.0, 0.15), [on(s, 0.4, "l2", 2.0, 0.1) for s in (0, 1)]
+    m = {"runs": [*standard, one, *both], "equal_fidelity": 0.9}
+    assert (
+        table.best(m)["l2"][0]["run"] == "l2:2"
+    )  # half of standard's, though 0.25 in the mean against 0.15
+    assert "l2:2: \u00d7 0.5" in readings.drift_sentence(readings.full_scale(m, "full"))
+    assert {(r["run"], r["seed"]) for r in table.common(m["runs"])} == {(r, 0) for r in ("standard", "l2:1", "l2:2")}  # fmt: skip
+
+
+# ---- runs that diverged
+def diverge(m: dict, *which) -> dict:
+    """`m` where the runs of these (objective, seed)s diverged, as a comparison records it."""
+    for r in m["runs"]:
+        if (r["objective"], r["seed"]) in which:
+            r |= NOTHING | {"stopped": f"rex, {r['run']}: step 2"}
+    return m
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        ([("standard", 0), ("standard", 1)], "No run of standard is there to compare with."),
+        ([("standard", 0)], "Diverged and left out: rex, standard: step 2."),
+        ([("fisher", 0), ("fisher", 1)], "no run of fisher is there"),
+        (
+            [(o, s) for o in STRENGTH for s in (0, 1)],
+            "No run of standard is there to compare with.",
+        ),
+    ],
+)
+def test_a_page_and_tables_come_of_a_comparison_whose_runs_diverged(runs, tmp_path, undrawn, which, words):  # fmt: skip
+    full = comparison(tmp_path / "f")
+    m = diverge(metrics(full), *which)
+    (full / "metrics.json").write_text(json.dumps(m))
+    assert words in write(runs[0], full).read_text()
+    assert table.terminal(m, "f").row_count == 13
+    assert table.time_table(m).row_count == len({r["objective"] for r in m["runs"] if not r["stopped"]})  # fmt: skip
+
+
+def test_curves_are_drawn_of_what_did_not_diverge(tmp_path):
+    """No (subject, seed) is left that every run has: empty panels, no error."""
+    m = diverge(metrics(comparison(tmp_path / "f")), ("standard", 0), ("l2", 1))
+    small = readings.toy_scale(metrics(toy(tmp_path / "t")))
+    assert len(report.curves(small, readings.full_scale(m, "full"))["tradeoff"]) == 2
+
+
+def test_a_picture_row_that_is_not_there_is_left_out(runs, tmp_path, undrawn):
+    """Fisher diverged on the first subject, whose pictures are shown."""
+    full = comparison(tmp_path / "f")
+    m = metrics(full)
+    second = [r | {"subject": "tea"} for r in m["runs"]]
+    m = diverge(m, ("fisher", 0), ("fisher", 1))
+    m["runs"] += second
+    m["subjects"]["tea"] = m["subjects"]["rex"]
+    (full / "metrics.json").write_text(json.dumps(m))
+    page = write(runs[0], full).read_text()
+    assert "<h3>l2</h3>" in page
+    assert "<h3>fisher</h3>" not in page
 
 
 def test_a_diverged_run_is_left_out_and_named(runs, tmp_path, undrawn):
@@ -140,8 +273,17 @@ def test_without_an_evaluator_the_rest_is_still_shown(runs, tmp_path, undrawn):
         r |= dict.fromkeys(("dino", "unlearnt", "moved", "pres")) | {"moved_group": dict.fromkeys(r["moved_group"]), "base": {"unlearnt": None}}  # fmt: skip
     (full / "metrics.json").write_text(json.dumps(m))
     page = write(runs[0], full).read_text()
-    assert "no weight of l2 learnt" in page
+    assert "Fidelity was not measured." in page
+    assert "no weight of l2 learnt" not in page
+    large = readings.full_scale(m, "full")
+    assert {c["full"][1] for c in readings.claims(readings.toy_scale(metrics(runs[0])), large, m)[:2]} == {"fidelity was not measured"}  # fmt: skip
+    assert readings.distance_sentence(large) == "Drift was not measured."
+    assert readings.sweep_sentence(large) == "Drift was not measured."
     assert "path KL" in page
+
+
+def test_the_page_counts_the_toys_prompts(html):
+    assert "One world in two dimensions with 2 prompts" in html
 
 
 # ---- what it refuses
