@@ -148,7 +148,7 @@ def without_idle_flags(config: TrainConfig) -> TrainConfig:
 
 # ---- presets
 def mini_compare() -> CompareConfig:
-    """The offline mini model. Weights: by the eye from one `--quick` (lab log, 22 November 2026); `--tune` chooses on a subject that is not compared."""
+    """The offline mini model. Weights: from one `--tune` on a subject that is not compared (lab log, 22 November 2026); prior:1 is DreamBooth's."""
     return CompareConfig(
         each=TrainConfig(
             pretrained_model_name_or_path="mini",
@@ -169,7 +169,7 @@ def mini_compare() -> CompareConfig:
             output_dir="runs/personalize/compare",
         ),
         runs=(
-            "standard", "prior:0.3", "prior:1", "l2:0.1", "l2:0.01", "output:0.3", "output:1", "fisher:0.1", "fisher:0.01",
+            "standard", "prior:0.1", "prior:1", "l2:0.1", "l2:0.01", "output:0.03", "output:0.3", "fisher:0.3", "fisher:0.03",
         ),
         prompts_each=3,
         images=3,
