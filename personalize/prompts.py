@@ -82,26 +82,32 @@ class PromptSet:
 def without_identifier(prompt: str, identifier: str) -> str:
     """The prompt as CLIP can know it: the class word stays, the identifier goes, an article is put in its place where none is.
 
-    "a photo of sks dog" -> "a photo of a dog";  "a sks owl at night" -> "an owl at night".
+    "a photo of sks dog" -> "a photo of a dog";  "a sks owl at night" -> "an owl at night";  "SKS, a dog" -> "a dog".
     """
-    words = prompt.split()
-    keys = identifier.split()
-    for i in range(len(words) - len(keys), -1, -1):
-        if words[i : i + len(keys)] == keys:
-            words[i : i + len(keys)] = _article(words[:i], words[i + len(keys) :])
-    return re.sub(r"\b([aA]) (?=[aeiou])", r"\1n ", " ".join(words))
+    named = rf"(?:\b(?P<article>an?)\s+)?(?:{alone(identifier)}[,;:]?\s*)+(?P<next>\w\S*)?"
+    plain = re.sub(named, _unnamed, prompt, flags=re.IGNORECASE)
+    plain = re.sub(r"[\s,;:]+(?=[.;!?])", "", plain)  # what stood before it
+    return " ".join(plain.lstrip(" ,.;:!?").split())
 
 
-def _article(before: list[str], after: list[str]) -> list[str]:
-    bare = after and (not before or before[-1].lower() in PREPOSITIONS)
-    return ["a"] if bare else []
+def _unnamed(found: re.Match) -> str:
+    """What stays of [article] identifier [word]: the word, with an article if there was one or none stands before it."""
+    article, word = found["article"], found["next"] or ""
+    before = found.string[: found.start()].split()
+    bare = not before or before[-1].lower() in PREPOSITIONS
+    if not word or not (article or (bare and word.lower() not in DETERMINERS | PREPOSITIONS)):
+        return word
+    right = with_article(word)
+    return right.capitalize() if (article or "a")[0] == "A" else right
 
 
 PREPOSITIONS = {"of", "on", "in", "with", "at", "and", "near", "by", "from", "like"}
+# by sound: "a unicorn", "a ewe", "a one-eyed cat", "an hour"
+VOWEL = r"(?!uni(?![mn])|us[eu]|ute|uti|uk|eu|ew|one\b|once)[aeiou]|hour|honest|honou?r|heir"
 
 
 def with_article(word: str) -> str:
-    return f"{'an' if word[:1] in 'aeiou' else 'a'} {word}"
+    return f"{'an' if re.match(VOWEL, word) else 'a'} {word}"
 
 
 # ---- the four groups
@@ -180,8 +186,13 @@ def _lines(file: Path):
     return [(n, line) for n, line in numbered if line and not line.startswith("#")]
 
 
+def alone(words: str) -> str:
+    """A pattern for `words` that are no part of longer ones; next to "<new1>" anything may stand."""
+    return rf"(?:(?<!\w)|(?!\w)){re.escape(words)}(?:(?!\w)|(?<!\w))"
+
+
 def _holds(prompt: str, words: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE) is not None
+    return re.search(alone(words), prompt, re.IGNORECASE) is not None
 
 
 # ---- who the subject is
@@ -193,11 +204,11 @@ def words_of(
     "a photo of sks dog" and "a photo of a dog" give "sks" and "dog"; without a class prompt the identifier is taken to be "sks" and the class
     what follows it. Raises UserError if that leaves a gap.
     """
-    words = (instance_prompt or "").split()
+    words = [w.strip(",.;:!?") for w in (instance_prompt or "").split()]
     known = {*(class_prompt or "").split(), *(class_word or "").split()}
     if identifier is None:
         strange = [w for w, after in pairwise(words) if w not in known | DETERMINERS and after in known - DETERMINERS]  # fmt: skip
-        identifier = strange[0] if strange else "sks"
+        identifier = strange[0] if strange else next((w for w in words if w.lower() == "sks"), "sks")  # fmt: skip
     if words and not _holds(instance_prompt, identifier):
         raise UserError(f"the identifier {identifier!r} is not in the run's prompt {instance_prompt!r}; say it with --identifier")  # fmt: skip
     if class_word is None:

@@ -1,5 +1,7 @@
 """The pictures of one or several subjects as one set: each under its own prompt, each beside the class images of its own class."""
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from personalize.concepts import Concept, read_concepts
 from personalize.config import TrainConfig
 from personalize.photos import Record, Scan, scan
+from personalize.prompts import alone
 from toy2d.runfolder import UserError
 
 
@@ -17,18 +21,28 @@ def scan_subjects(config: TrainConfig) -> Scan:
 
     Raises UserError if a new word is in no prompt: it would not train.
     """
-    found = [scan(c.instance_data_dir, config.resolution, not config.ignore_captions) for c in config.concepts]  # fmt: skip
-    together = found[0]
-    if config.concepts_list:
-        records = [replace(r, caption=r.caption or c.instance_prompt) for c, f in zip(config.concepts, found, strict=True) for r in f.records]  # fmt: skip
-        problems = [(f"{f.folder}/{name}", why) for f in found for name, why in f.problems]
-        together = Scan(Path("--concepts_list"), records, problems, [s for f in found for s in f.skipped])  # fmt: skip
+    concepts, listed = config.concepts, bool(config.concepts_list)
+    together = gather(concepts, listed, config.resolution, not config.ignore_captions)
     _check_words(config, [r.caption or config.instance_prompt or "" for r in together.records])
     return together
 
 
+def gather(
+    concepts: Sequence[Concept], listed: bool, resolution: int | None = None, captions: bool = True
+) -> Scan:
+    """The folders' pictures as one set; `listed`: of --concepts_list, where each without a caption takes its concept's prompt."""
+    found = [scan(c.instance_data_dir, resolution, captions) for c in concepts]
+    if not listed:
+        return found[0]
+    records = [replace(r, caption=r.caption or c.instance_prompt) for c, f in zip(concepts, found, strict=True) for r in f.records]  # fmt: skip
+    problems = [(f"{f.folder}/{name}", why) for f in found for name, why in f.problems]
+    return Scan(Path("--concepts_list"), records, problems, [s for f in found for s in f.skipped])
+
+
 def _check_words(config: TrainConfig, prompts: list[str]) -> None:
-    unseen = [w.placeholder for w in config.words if not any(w.placeholder in p for p in prompts)]
+    """As words of their own: "ca" is not in "a cat"."""
+    new = [w.placeholder for w in config.words]
+    unseen = [w for w in new if not any(re.search(alone(w), p) for p in prompts)]
     if unseen and prompts:
         raise UserError(f"--placeholder_token {unseen[0]} has no effect: no prompt or caption contains it, e.g. --instance_prompt \"a photo of {unseen[0]}\"")  # fmt: skip
 
@@ -60,3 +74,46 @@ class Together:
     def draw(self, indices: list[int], rng: torch.Generator) -> tuple[Tensor, list[str]]:
         drawn = [s.draw([i], rng) for s, i in (self._places[k] for k in indices)]
         return torch.cat([x0 for x0, _ in drawn]), [p for _, prompts in drawn for p in prompts]
+
+
+# ---- what a run was trained on
+def training_pictures(
+    named: str | None, config: dict, run: Path, reference: Path
+) -> tuple[Scan | None, list[str]]:
+    """(the pictures that may be memorized, what is unsure about them); None: the reference.
+
+    A run's folders are looked for where the run was begun, then here; the first whose pictures have the hash that the run recorded is taken, also
+    if it is the reference. What has changed since, is gone, or was never recorded is said.
+    """
+    if named:
+        return scan(named, captions=False), []
+    if not (concepts := concepts_of(config)):
+        return None, ["training pictures unknown: memorization is against --reference; name them with --training"]  # fmt: skip
+    listed, captions = bool(config.get("concepts_list")), not config.get("ignore_captions")
+    env = run / "env.json"
+    recorded = json.loads(env.read_text()).get("data_hash") if env.is_file() else None
+    places = [[c._replace(instance_data_dir=str(root / Path(c.instance_data_dir).expanduser())) for c in concepts] for root in roots(config, run)]  # fmt: skip
+    places = [p for p in places if all(Path(c.instance_data_dir).is_dir() for c in p)]
+    found = [gather(p, listed, captions=captions) for p in places]
+    for pictures in [*found, scan(reference, captions=captions)]:
+        if pictures.hash() == recorded:
+            return pictures, []
+    folders = ", ".join(c.instance_data_dir for c in concepts)
+    if found:
+        return found[0], [f"{folders}: not the pictures that the run recorded; memorization is against those there now (--training names others)"]  # fmt: skip
+    return None, [f"training pictures not found ({folders}): memorization is against --reference; name them with --training"]  # fmt: skip
+
+
+def concepts_of(config: dict) -> tuple[Concept, ...]:
+    if config.get("concepts_list"):
+        return read_concepts(config["concepts_list"])
+    folder = config.get("instance_data_dir")
+    return (Concept(folder),) if folder else ()
+
+
+def roots(config: dict, run: Path) -> list[Path]:
+    """What relative paths may start from: where the run was begun, as far as the run's own path tells, and here."""
+    begun, run = Path(config.get("output_dir") or ""), run.resolve()
+    parts = begun.parts
+    same = not begun.is_absolute() and parts and run.parts[-len(parts) :] == parts
+    return [*([run.parents[len(parts) - 1]] if same else []), Path()]

@@ -1,7 +1,9 @@
 """Prompts: the published lists, the prompt without its identifier, and files that cannot be used."""
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,9 +14,11 @@ from personalize.prompts import (
     benchmark_class,
     prompt_set,
     read_benchmark,
+    with_article,
     without_identifier,
     words_of,
 )
+from personalize.subjects import _check_words
 from toy2d.runfolder import UserError
 
 
@@ -73,10 +77,38 @@ def test_the_published_file_is_read(tmp_path):
         ("my sks toy with a sks hat", "my toy with a hat"),
         ("a photo of a dog", "a photo of a dog"),
         ("asks dogs", "asks dogs"),
+        ("a photo of a SKS dog", "a photo of a dog"),
+        ("An sks dog, wet", "A dog, wet"),
+        ("a photo of sks, a dog", "a photo of a dog"),
+        ("sks, my dog, in the snow", "my dog, in the snow"),
+        ("a dog, Sks, in the snow", "a dog, in the snow"),
+        ("a dog named sks.", "a dog named."),
+        ("a dog with sks, on a beach", "a dog with on a beach"),
+        ("a photo of sks unicorn", "a photo of a unicorn"),
+        ("an sks sks hourglass", "an hourglass"),
     ],
 )
 def test_the_prompt_without_its_identifier(prompt, plain):
     assert without_identifier(prompt, "sks") == plain
+
+
+def test_an_identifier_of_other_characters_goes_too():
+    assert without_identifier("a photo of <new1> cat", "<new1>") == "a photo of a cat"
+    assert without_identifier("a photo of <new1>, <new12> cat", "<new1>") == "a photo of <new12> cat"  # fmt: skip
+    assert without_identifier("a sks rex dog", "sks rex") == "a dog"
+
+
+def test_articles_follow_the_sound():
+    assert [with_article(w).split()[0] for w in ("owl", "uninvited cat", "hour", "umbrella")] == ["an"] * 4  # fmt: skip
+    assert [with_article(w).split()[0] for w in ("unicorn", "used car", "one-eyed cat", "ewe", "dog")] == ["a"] * 5  # fmt: skip
+
+
+def test_a_word_to_learn_must_stand_alone():
+    """ "ca" is in "cat", and would never be learnt as meant; "<new1>" may touch its neighbours."""
+    for prompt, word, there in (("a cat", "ca", False), ("a ca cat", "ca", True), ("a <new1>cat", "<new1>", True), ("<new12>", "<new1>", False)):  # fmt: skip
+        config = SimpleNamespace(words=[SimpleNamespace(placeholder=word)])
+        with nullcontext() if there else pytest.raises(UserError, match="has no effect"):
+            _check_words(config, [prompt])
 
 
 def test_dreambooth_takes_the_live_list_for_animals_and_people():
@@ -124,6 +156,7 @@ def test_words_of_a_run():
     assert words_of("a photo of zwx dog on grass", "a dog", None, None) == ("zwx", "dog")
     assert words_of("a sks stuffed animal", None, None, None) == ("sks", "stuffed animal")
     assert words_of("a photo of zwx dog", None, None, "dog") == ("zwx", "dog")
+    assert words_of("a photo of SKS, dog", None, None, None) == ("SKS", "dog")
     assert words_of("a <new1> cat", "a cat", None, None) == ("<new1>", "cat")
     assert words_of(None, None, "sks", "dog") == ("sks", "dog")
 
