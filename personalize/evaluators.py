@@ -131,12 +131,13 @@ class Lpips:
 
     @torch.no_grad()
     def pairwise(self, images: list[Image.Image]) -> Tensor:
-        """(N, N), symmetric, 0 on the diagonal."""
+        """(N, N), symmetric, 0 on the diagonal. One row of pairs at a time, for memory."""
         x, n = self.pixels(images), len(images)
         out = torch.zeros(n, n, dtype=torch.float64)
-        i, j = torch.triu_indices(n, n, 1)
-        if len(i):
-            out[i, j] = out[j, i] = self.network(x[i], x[j]).flatten().double().cpu()
+        for i in range(n - 1):
+            rest = x[i + 1 :]
+            found = self.network(x[i].expand_as(rest), rest).flatten().double().cpu()
+            out[i, i + 1 :] = out[i + 1 :, i] = found
         return out
 
     def describe(self) -> dict:

@@ -50,13 +50,13 @@ def perceptual_distance(a: Sequence[Tensor], b: Sequence[Tensor], channel: int =
 
 
 def pairwise_perceptual(features: Sequence[Tensor], channel: int = -1) -> Tensor:
-    """(N, N), symmetric, 0 on the diagonal."""
+    """(N, N), symmetric, 0 on the diagonal. One row of pairs at a time: all at once would be N (N - 1) pictures' layers in memory."""
     n = len(features[0])
     out = torch.zeros(n, n, dtype=torch.float64)
-    i, j = torch.triu_indices(n, n, 1)
-    if len(i):
-        d = perceptual_distance([f[i] for f in features], [f[j] for f in features], channel).cpu()
-        out[i, j] = out[j, i] = d
+    for i in range(n - 1):
+        rest = [f[i + 1 :] for f in features]
+        one = [f[i].expand_as(r) for f, r in zip(features, rest, strict=True)]
+        out[i, i + 1 :] = out[i + 1 :, i] = perceptual_distance(one, rest, channel).cpu()
     return out
 
 

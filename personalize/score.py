@@ -128,10 +128,11 @@ def distance_columns(name: str, pairwise: Tensor, n: int) -> Columns:
 
 
 def truth_columns(truth: Truth, prompt: str, images: list[Image.Image]) -> Columns:
-    """1 where the picture shows the class, the scene that the prompt names, else 0; no column where it names none that is known."""
+    """1 where the picture shows the class, the scene that the prompt names first, else 0; no column where it names none that is known."""
     read, out = truth.read(images), {}
     for k, name in enumerate(("class", "scene")):
-        asked = [word for word in set(truth.labels[k]) if f" {word} " in f" {prompt} "]
+        places = {word: f" {prompt} ".find(f" {word} ") for word in truth.labels[k]}
+        asked = sorted((w for w, place in places.items() if place >= 0), key=places.get)
         if asked:
             out[f"{name}_right"] = torch.tensor([float(r[k] == asked[0]) for r in read])
     return out

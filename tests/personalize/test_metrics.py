@@ -80,6 +80,16 @@ def test_pairwise_perceptual_is_the_distance_of_each_pair(rng):
     assert pairwise_perceptual([torch.randn(1, 5, 6)]).shape == (1, 1)
 
 
+def test_pairwise_perceptual_never_holds_all_pairs(monkeypatch):
+    """100 pictures (50 seeds, tuned and base) are 4,950 pairs: 2 x 4,950 pictures' layers at once were gigabytes."""
+    seen, real = [], metrics.perceptual_distance
+    monkeypatch.setattr(metrics, "perceptual_distance", lambda a, b, c: (seen.append(len(a[0])), real(a, b, c))[1])  # fmt: skip
+    found = pairwise_perceptual([torch.randn(100, 2, 3)])
+    assert sum(seen) == 4950
+    assert max(seen) < 100
+    assert torch.equal(found, found.T)
+
+
 # ---- two sets
 def test_mmd2_of_two_points_each():
     """a at 0 degrees, b at 180: kernel 8 within, 0 across, so 8 + 8; the same set twice: 8 + 8 - 16."""
