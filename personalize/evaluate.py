@@ -24,8 +24,9 @@ from personalize.photos import Scan, scan
 from personalize.prompts import PromptSet
 from personalize.score import look_at, score
 from personalize.summary import INTERVALS, METRICS, prompt_rows, summarise
-from toy2d.runfolder import environment, write_csv, write_json
+from toy2d.runfolder import UserError, environment, write_csv, write_json
 
+ONE_CHAIN = "chains must be 0 (no path KL) or at least 2: a single one has no standard error"
 CONVENTION = "CLIP-T compares with the prompt without its identifier: 'a dog in the snow' for 'a sks dog in the snow'"  # fmt: skip
 
 
@@ -63,22 +64,24 @@ def evaluate_model(
     folder: str | Path,
     base: Model | None = None,
     base_folder: str | Path | None = None,
-    training: str | Path | None = None,
+    training: Scan | None = None,
     sampling: Sampling = USUAL,
     chains: int = 4,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Draw (or find) the pictures of every prompt and seed, score them, measure drift; nothing but pictures is written.
 
-    reference: folder of the subject's pictures; training: of those it was trained on (default: the same).
+    reference: folder of the subject's pictures; training: those it was trained on (default: the same).
     base: the base as a model of its own; needless where adapters can be switched off; without any base there is no drift.
     base_folder: where the base's pictures are kept (default: folder/base); runs of one base may share it, then they are drawn once.
-    chains: base chains for each prompt of path KL; 0: no path KL (a run's metrics.json has it already).
-    Raises UserError for pictures that cannot be read, or folders made differently.
+    chains: base chains for each prompt of path KL, at least 2; 0: no path KL (a run's metrics.json has it already).
+    Raises UserError for a single chain, pictures that cannot be read, or folders made differently.
     """
+    if chains == 1:
+        raise UserError(ONE_CHAIN)
     folder = Path(folder)
     subject = scan(reference, captions=False)
-    trained_on = scan(training, captions=False) if training else subject
+    trained_on = training or subject
     references = look_at(*([r.path for r in s.require()] for s in (subject, trained_on)), evaluators)  # fmt: skip
     jobs = [(prompt, seed) for _, prompt in prompts.jobs() for seed in seeds]
     theirs = {}

@@ -1,7 +1,9 @@
 """`personalize evaluate`: a run folder, a pipeline or the whole DreamBooth benchmark, from the command line to evaluation.json."""
 
 import json
+import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -9,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from personalize.card import public_name
-from personalize.evaluate import Evaluation, evaluate_model, has_its_base
-from personalize.evaluators import evaluators_of
+from personalize.evaluate import ONE_CHAIN, Evaluation, evaluate_model, has_its_base
+from personalize.evaluators import Evaluators, evaluators_of
 from personalize.export import load_run
 from personalize.gallery import Sampling
 from personalize.metrics import interval
@@ -18,19 +20,21 @@ from personalize.model import Model, load
 from personalize.prepare import DTYPES
 from personalize.prompts import PromptSet, benchmark_class, prompt_set, read_benchmark, words_of
 from personalize.sample import image_seed
-from toy2d.runfolder import UserError, write_json
+from personalize.subjects import training_pictures
+from toy2d.runfolder import RunFailure, UserError, write_json
 
 LIST = "prompts_and_classes.txt"  # what marks the root of the benchmark
 
 
 def evaluate(asked, say: Callable[[str], None] = print) -> Path:
     """`asked`: __main__.Evaluate. Returns the path of evaluation.json, or of benchmark.json for the benchmark's root."""
-    if asked.images < 1:
-        raise UserError(f"--images {asked.images}: at least 1")
+    refuse(asked)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    judges = cache(lambda mini: evaluators_of(mini, asked.clip, asked.dino, device))
     if (Path(asked.reference) / LIST).is_file():
-        return benchmark(asked, say)
+        return benchmark(asked, judges, say)
     folder = Path(asked.out) if asked.out else default_folder(asked.model)
-    found = one(asked, asked.model, Path(asked.reference), folder, say)
+    found = one(asked, asked.model, Path(asked.reference), folder, judges, say)
     Console().print(table(found))
     for note in found.about["left_out"]:
         say(f"note: {note}")
@@ -38,27 +42,50 @@ def evaluate(asked, say: Callable[[str], None] = print) -> Path:
     return folder / "evaluation.json"
 
 
-def one(asked, name: str, reference: Path, folder: Path, say) -> Evaluation:
-    """One model on one subject."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def refuse(asked) -> None:
+    """Raises UserError for every number that could only fail later, when models are loaded or pictures drawn."""
+    allowed = {
+        "images": (asked.images >= 1, "at least 1"),
+        "chains": (asked.chains == 0 or asked.chains > 1, ONE_CHAIN),
+        "steps": (asked.steps >= 1, "at least 1"),
+        "guidance": (1 <= asked.guidance < math.inf, "a number from 1 (none) on"),
+        "sample_batch_size": (asked.sample_batch_size >= 1, "at least 1"),
+        "resolution": (asked.resolution is None or asked.resolution >= 1, "at least 1"),
+    }
+    wrong = [f"--{k} {getattr(asked, k)}: {why}" for k, (fine, why) in allowed.items() if not fine]
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+Judges = Callable[[bool], Evaluators]  # is it the mini? -> who judges it, loaded once
+
+
+def one(
+    asked, name: str, reference: Path, folder: Path, judges: Judges, say, shared: Path | None = None
+) -> Evaluation:
+    """One model on one subject. `shared`: where runs of one base keep its pictures together."""
     dtype = DTYPES[asked.mixed_precision]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model, base, config = open_model(name, asked.base, device, dtype)
     mini = is_mini(config.get("pretrained_model_name_or_path") or name)
     prompts = prompts_of(asked, config, reference, mini)
+    training, unsure = training_pictures(asked.training, config, Path(name).expanduser(), reference)
+    size = asked.resolution or config.get("resolution")
     found = evaluate_model(
         model,
         reference,
         prompts,
-        evaluators_of(mini, asked.clip, asked.dino, device),
+        judges(mini),
         [image_seed(asked.seed, i) for i in range(asked.images)],
         folder,
         base,
-        training=asked.training or there(config.get("instance_data_dir")),
+        base_folder=shared and shared / f"{(base or model).hash()}-{size or 'own'}",
+        training=training,
         sampling=Sampling(
             asked.steps,
             asked.guidance,
             asked.sampler,
-            asked.resolution or config.get("resolution"),
+            size,
             asked.sample_batch_size,
         ),
         chains=asked.chains,
@@ -66,6 +93,7 @@ def one(asked, name: str, reference: Path, folder: Path, say) -> Evaluation:
     )
     found.about["model"] = public_name(name)  # as it was asked for, not the folder inside the run
     found.about["base_model"] = public_name(asked.base or config.get("pretrained_model_name_or_path"))  # fmt: skip
+    found.about["left_out"] += unsure
     found.write(folder)
     return found
 
@@ -101,10 +129,6 @@ def is_mini(name: str) -> bool:
     from personalize.mini import WEIGHTS
 
     return name == "mini" or Path(name).expanduser().resolve() == (WEIGHTS / "model").resolve()
-
-
-def there(folder: str | None) -> str | None:
-    return folder if folder and Path(folder).expanduser().is_dir() else None
 
 
 def default_folder(name: str) -> Path:
@@ -145,8 +169,11 @@ def _cells(value: dict | None) -> tuple[str, str]:
 
 
 # ---- the whole benchmark
-def benchmark(asked, say) -> Path:
-    """Each subject of the benchmark whose run lies in --model under the subject's name; benchmark.json holds the means over subjects."""
+def benchmark(asked, judges: Judges, say) -> Path:
+    """Each subject of the benchmark whose run lies in --model under the subject's name; benchmark.json holds the means over subjects.
+
+    Runs of one base share its pictures. A subject that fails stops no other: RunFailure names all of them at the end.
+    """
     root, runs = Path(asked.reference), Path(asked.model).expanduser()
     subjects = read_benchmark(root / LIST).classes
     ready = [s for s in subjects if (root / s).is_dir() and (runs / s / "config.json").is_file()]
@@ -156,13 +183,28 @@ def benchmark(asked, say) -> Path:
             f"train into {runs}/SUBJECT, or pass one subject's folder as --reference"
         )
     out = Path(asked.out) if asked.out else runs / "evaluation"
-    headlines = {}
-    for subject in ready:
-        say(f"{subject} ({len(headlines) + 1} of {len(ready)})")
-        headlines[subject] = one(asked, str(runs / subject), root / subject, out / subject, say).headline  # fmt: skip
+    headlines, failed, notes = {}, {}, {}
+    for i, subject in enumerate(ready):
+        say(f"{subject} ({i + 1} of {len(ready)})")
+        try:
+            found = one(asked, str(runs / subject), root / subject, out / subject, judges, say, out / "base")  # fmt: skip
+        except (UserError, RunFailure) as e:
+            say(f"{subject} failed: {e}")
+            failed[subject] = str(e)
+            continue
+        headlines[subject] = found.headline
+        for note in found.about["left_out"]:
+            notes.setdefault(note, []).append(subject)
+    for note, of in notes.items():
+        say(f"note ({', '.join(of)}): {note}")
     means = {k: interval([h[k]["mean"] for h in headlines.values() if h.get(k)]) for k in SHOWN}
     missing = [s for s in subjects if s not in ready]
-    report = {"means": means, "subjects": headlines, "without_run": missing, "intervals": "95 %, percentile bootstrap over subjects"}  # fmt: skip
+    report = {"means": means, "subjects": headlines, "without_run": missing, "failed": failed, "left_out": notes, "intervals": "95 %, percentile bootstrap over subjects"}  # fmt: skip
     write_json(out / "benchmark.json", report)
-    say(f"{len(ready)} of {len(subjects)} subjects, written: {out / 'benchmark.json'}")
+    say(f"{len(headlines)} of {len(subjects)} subjects, written: {out / 'benchmark.json'}")
+    if failed:
+        raise RunFailure(
+            f"{len(failed)} of {len(ready)} subjects failed ({', '.join(failed)}; why: {out / 'benchmark.json'}); "
+            "the same command does them again"
+        )
     return out / "benchmark.json"

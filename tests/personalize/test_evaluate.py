@@ -16,7 +16,7 @@ from photographs import photo
 from PIL import Image
 from small import config, trained, workshop
 
-from personalize import gallery
+from personalize import evaluate_run, gallery
 from personalize.__main__ import main
 from personalize.evaluate import evaluate_model, has_its_base
 from personalize.evaluators import Evaluators, evaluators_of, load_evaluators, square
@@ -24,7 +24,9 @@ from personalize.export import load_run
 from personalize.gallery import Sampling, pictures
 from personalize.metrics import cosine, pairs_over_seeds, perceptual_distance
 from personalize.model import Model, choose, load
+from personalize.photos import scan
 from personalize.prompts import PromptSet
+from personalize.subjects import training_pictures
 from toy2d.runfolder import UserError
 
 torch.set_num_threads(1)
@@ -192,7 +194,7 @@ def test_a_copied_training_picture_is_found(evaluation, moved, evaluators, tmp_p
     (tmp_path / "training").mkdir()
     shutil.copy(copied, tmp_path / "training" / "copied.png")
     photo().save(tmp_path / "training" / "other.png")
-    found = run(moved, folder, evaluators, training=tmp_path / "training")
+    found = run(moved, folder, evaluators, training=scan(tmp_path / "training", captions=False))
     top = found.headline["nearest_to_training"]
     assert top["memorization"] == pytest.approx(1)
     assert (top["file"], top["nearest"]) == (copied.name, "copied.png")
@@ -479,7 +481,10 @@ def test_a_run_from_the_command_line(tmp_path, capsys, words, kind):
 
 
 def test_the_benchmark_as_published(tmp_path, capsys, words):
-    """Folders of subjects beside prompts_and_classes.txt, and runs named as subjects: each is evaluated, the rest is listed."""
+    """Folders of subjects beside prompts_and_classes.txt, and runs named as subjects: each is evaluated, the rest is listed.
+
+    Judges are loaded once, runs of one base share its pictures, and a subject that fails is named and stops no other.
+    """
     from test_prompts import published
 
     root = tmp_path / "dreambooth"
@@ -487,12 +492,22 @@ def test_the_benchmark_as_published(tmp_path, capsys, words):
         shutil.copytree(workshop() / "photos", root / subject)
     published(root)
     trained(config(tmp_path / "runs" / "monster_toy", max_train_steps=1, instance_prompt="a photo of sks toy"))  # fmt: skip
-    shutil.copytree(tmp_path / "runs" / "monster_toy", tmp_path / "runs" / "vase")
+    for subject in ("vase", "dog"):
+        shutil.copytree(tmp_path / "runs" / "monster_toy", tmp_path / "runs" / subject)
+    (root / "dog" / "torn.jpg").write_bytes(b"")
     command = ["evaluate", "--model", str(tmp_path / "runs"), "--reference", str(root), "--chains", "0", *words[:4], *words[6:], "--images", "1"]  # fmt: skip
-    assert main(command) == 0
-    report = json.loads((tmp_path / "runs" / "evaluation" / "benchmark.json").read_text())
+    with mock.patch.object(evaluate_run, "evaluators_of", wraps=evaluators_of) as loaded:
+        assert main(command) == 1
+    assert loaded.call_count == 1
+    assert "1 of 3 subjects failed (dog" in said(capsys)
+    evaluation = tmp_path / "runs" / "evaluation"
+    (shared,) = (evaluation / "base").iterdir()
+    drawn = len(list(shared.glob("*.png")))
+    assert drawn < sum(len(list((evaluation / s / "tuned").glob("*.png"))) for s in ("vase", "monster_toy"))  # fmt: skip
+    report = json.loads((evaluation / "benchmark.json").read_text())
+    assert "torn.jpg" in report["failed"]["dog"]
     assert set(report["subjects"]) == {"monster_toy", "vase"}
-    assert len(report["without_run"]) == 28
+    assert len(report["without_run"]) == 27
     assert report["means"]["dino"]["n"] == 2
     one = json.loads((tmp_path / "runs/evaluation/vase/evaluation.json").read_text())
     assert one["class_word"] == "vase"
@@ -505,6 +520,10 @@ def test_faults_of_the_user(tmp_path, capsys, words):
     start = ["evaluate", "--model", str(tmp_path / "run"), "--reference", str(workshop() / "photos"), *words]  # fmt: skip
     for more, why in (
         (["--images", "0"], "--images 0"),
+        (["--chains", "1"], "--chains 1: chains must be 0"),
+        (["--chains", "-2", "--steps", "0"], "--steps 0"),
+        (["--guidance", "0.5"], "--guidance 0.5"),
+        (["--sample_batch_size", "0"], "--sample_batch_size 0"),
         (["--prompts", "nonsense"], "neither dreambooth"),
         (["--identifier", "zwx"], "'zwx' is not in the run's prompt"),
         (["--reference", str(tmp_path / "none")], "is not a folder"),
@@ -516,6 +535,69 @@ def test_faults_of_the_user(tmp_path, capsys, words):
     plain = ["evaluate", "--model", str(workshop() / "sd"), "--reference", str(workshop() / "photos"), *words, "--out", str(tmp_path / "out")]  # fmt: skip
     assert main(plain) == 2
     assert "--class_word" in said(capsys)
+
+
+def test_one_chain_is_refused_before_anything_is_drawn(still, tmp_path):
+    with pytest.raises(UserError, match="at least 2"):
+        run(still, tmp_path / "out", Evaluators(), chains=1)
+    assert not (tmp_path / "out").exists()
+
+
+def pictures_in(folder: Path, *colours: str) -> Path:
+    folder.mkdir(parents=True)
+    for c in colours:
+        Image.new("RGB", (64, 64), c).save(folder / f"{c}.png")
+    return folder
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A run begun in begun/ with relative paths; now one stands elsewhere, where photos/ holds other pictures."""
+    photos = pictures_in(tmp_path / "begun/photos", "red", "blue")
+    other = pictures_in(tmp_path / "elsewhere/photos", "white")
+    monkeypatch.chdir(other.parent)
+    folder = tmp_path / "begun/runs/rex"
+    folder.mkdir(parents=True)
+    (folder / "env.json").write_text(json.dumps({"data_hash": scan(photos).hash()}))
+    return folder, {"instance_data_dir": "photos", "output_dir": "runs/rex"}, photos
+
+
+def names(found) -> list[str]:
+    return [r.path.name for r in found.records]
+
+
+def test_memorization_is_against_what_the_run_was_trained_on(begun, tmp_path):
+    """Found where the run was begun, not by the same name here; also if they are the reference now; several folders as one set."""
+    folder, asked, photos = begun
+    reference = pictures_in(tmp_path / "reference", "green")
+    found, notes = training_pictures(None, asked, folder, reference)
+    assert (names(found), notes) == (["blue.png", "red.png"], [])
+    concepts = [{"instance_data_dir": "photos", "instance_prompt": "a sks dog"}, {"instance_data_dir": str(reference)}]  # fmt: skip
+    listed = asked | {"concepts_list": json.dumps(concepts), "instance_data_dir": None}
+    found, _ = training_pictures(None, listed, folder, reference)
+    assert names(found) == ["blue.png", "red.png", "green.png"]
+    moved = Path(shutil.move(photos, tmp_path / "moved"))
+    found, notes = training_pictures(None, asked, folder, moved)
+    assert (names(found), notes) == (["blue.png", "red.png"], [])
+    found, notes = training_pictures(str(moved), asked, folder, reference)
+    assert (names(found), notes) == (["blue.png", "red.png"], [])
+
+
+def test_memorization_against_other_pictures_is_said(begun, tmp_path):
+    """Changed since, gone, never recorded."""
+    folder, asked, photos = begun
+    reference = pictures_in(tmp_path / "reference", "green")
+    (photos / "red.png").unlink()
+    found, notes = training_pictures(None, asked, folder, reference)
+    assert names(found) == ["blue.png"]
+    assert "not the pictures that the run recorded" in notes[0]
+    gone = asked | {"instance_data_dir": "gone"}
+    found, notes = training_pictures(None, gone, folder, reference)
+    assert found is None
+    assert all(word in notes[0] for word in ("not found (gone)", "--reference", "--training"))
+    found, notes = training_pictures(None, {}, folder, reference)
+    assert found is None
+    assert "unknown" in notes[0]
 
 
 def test_a_pipeline_against_a_base_of_ones_choice(tmp_path, capsys, words):
