@@ -251,7 +251,7 @@ def slope_sentence(scale: Scale) -> str:
     (slope, _), cov = np.polyfit(logs[:, 0], logs[:, 1], 1, cov=True)
     error = float(cov[0, 0] ** 0.5)
     near = abs(slope - 2) < 2 * error + 0.005  # of what is printed
-    close = "too uncertain to be told from" if error > UNRESOLVED else "compatible with" if near else "not compatible with"  # fmt: skip
+    close = "too uncertain to be told from" if error > UNRESOLVED else "compatible with" if near else "more than two standard errors from"  # fmt: skip
     return f"Path KL grows as \u0394\u03b5 to the power {slope:.2f} \u00b1 {error:.2f} (standard error, {len(logs)} runs): {close} theory's 2 for one law of x_t."  # fmt: skip
 
 
@@ -270,14 +270,13 @@ def sweep_sentence(scale: Scale) -> str:
 
 def along(values: list[float]) -> str:
     """How a line of two or more points goes."""
-    steps = len(values) - 1
     rises, falls = (sum(s * b > s * a for a, b in itertools.pairwise(values)) for s in (1, -1))
-    points = " (a line of two points)" if steps == 1 else ""
-    for n, word in ((falls, "falls"), (rises, "rises")):
-        if n == steps:
-            return f"{word}{points or ' at every step'}"
-    stays = steps - rises - falls
-    return f"stays equal{points}" if stays == steps else f"falls {falls}, rises {rises} and stays equal {stays} of {steps} times"  # fmt: skip
+    steps = len(values) - 1
+    counts = {"falls": falls, "rises": rises, "stays equal": steps - rises - falls}
+    there = {word: n for word, n in counts.items() if n}
+    if len(there) == 1:
+        return next(iter(there)) + (" (a line of two points)" if steps == 1 else " at every step")
+    return f"{' and '.join(f'{word} {n}' for word, n in there.items())} of {steps} times"
 
 
 def right_sentence(metrics: dict) -> str:

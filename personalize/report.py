@@ -149,9 +149,14 @@ def legend(records: list[dict]) -> list[dict]:
 
 # ---- curves
 def panels(draw, small: Scale, large: Scale, what: str) -> dict:
-    """One panel of each scale: `draw(ax, scale)`."""
+    """One panel of each scale: `draw(ax, scale)`; an empty one where every run diverged."""
+
+    def drawn(ax, scale):
+        if scale.records:
+            draw(ax, scale=scale)
+
     return {
-        side: figure(partial(draw, scale=scale), f"{scale.name}: {what}.")
+        side: figure(partial(drawn, scale=scale), f"{scale.name}: {what}.")
         for side, scale in (("toy", small), ("full", large))
     }
 
