@@ -183,6 +183,9 @@ class Stopped(RunFailure):
         super().__init__(message)
         self.number = number
 
+    def __reduce__(self):  # comes back whole from a worker process
+        return type(self), (str(self), self.number)
+
 
 @contextlib.contextmanager
 def finish_step_on_signal():

@@ -1,6 +1,7 @@
 """The loop itself: what must not change it, what must stop it, and what its pieces add up to."""
 
 import os
+import pickle
 import signal
 import time
 from dataclasses import replace
@@ -294,3 +295,8 @@ def test_epochs_become_steps():
     assert with_steps(replace(c, lr_scheduler="cosine"), 500).lr_warmup_steps == 75
     with pytest.raises(UserError, match="would never be reached"):
         with_steps(replace(c, lr_scheduler="cosine", lr_warmup_steps=9), 5)
+
+
+def test_a_stop_comes_back_whole_from_a_worker_process():
+    stop = pickle.loads(pickle.dumps(Stopped("SIGTERM: stopped after step 1", 15)))
+    assert (str(stop), stop.number) == ("SIGTERM: stopped after step 1", 15)
