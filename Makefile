@@ -42,7 +42,8 @@ pages: .venv/ready  ## the same pages without executing a cell (CI has executed 
 	@! grep -rlE $(REMOTE) --include='*.html' build/pages
 
 lab: course  ## JupyterLab, notebook 01 open, the lectures beside it; LAB="--no-browser" and such go to JupyterLab
-	@$(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" $(LAB) notebooks/01_drift.ipynb
+	@$(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" --LabApp.news_url=None \
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LAB) notebooks/01_drift.ipynb  # asks the network nothing
 
 twins: .venv/ready  ## after editing a notebook or its .py twin: the newer one wins
 	@$(BIN)/jupytext --sync notebooks/[0-9]*.py
