@@ -22,7 +22,7 @@ __all__ = ["CLASSES", "FOLDER", "GUIDANCE", "SCENES", "Subject", "classifier_fol
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
-GUIDANCE = 2.0  # of its pictures: at 3 they are less diverse (weights/quality.json)
+GUIDANCE = 2.0  # of its pictures; with less they are more diverse and more often of another class (weights/quality.json)
 CLASSES = (
     "dog", "cat", "fox", "bear", "panda", "koala", "tiger", "lion",
     "cow", "pig", "frog", "monkey", "penguin", "rabbit", "mouse", "owl",
