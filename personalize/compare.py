@@ -38,7 +38,7 @@ class CompareConfig:
     """Train every objective from one base on the same subjects, with the same noise and budget; evaluate all; one table.
 
     $ personalize compare               the mini model: 3 subjects x 3 seeds x 5 objectives, under 25 minutes on two cores
-    $ personalize compare --quick       1 subject, 1 seed, few steps: under 4 minutes
+    $ personalize compare --quick       1 subject, 1 seed, fewer pictures: under 4 minutes
     $ personalize compare --pretrained_model_name_or_path sd15/ --subjects photos/rex:dog photos/tea:teapot
         --preset paper_sd15_lora --runs standard prior:1 l2:1e-3 output:1 fisher:1 --output_dir runs/personalize/sd15
 
@@ -52,7 +52,7 @@ class CompareConfig:
     runs: tuple[str, ...] = ("standard",)
     seeds: tuple[int, ...] = (0, 1, 2)  # each has its own noise, order and class images
     sweep_seeds: int = 1  # how many of them an objective's further weights get
-    quick: bool = False  # one subject, one seed, fewer steps and pictures
+    quick: bool = False  # one subject, one seed, at most 100 steps, fewer pictures
     # one seed, each objective's first weight times 0.03 to 30: the bold rows of its table are the tuned weights
     tune: bool = False
     identifier: str = "sks"  # the word for the subject
@@ -90,8 +90,8 @@ def completed(c: CompareConfig, given: set[str]) -> CompareConfig:
 
 
 def quickened(c: CompareConfig) -> CompareConfig:
-    """One seed, at most 50 steps, 16 class images, two prompts of each list, three pictures. Its folder is NAME-quick."""
-    few = {"max_train_steps": 50, "num_class_images": 16}
+    """One seed, at most 100 steps, 16 class images, two prompts of each list, three pictures. Its folder is NAME-quick."""
+    few = {"max_train_steps": 100, "num_class_images": 16}
     least = {k: min(getattr(c.each, k) or n, n) for k, n in few.items()}
     each = replace(c.each, output_dir=f"{c.each.output_dir}-quick", **least)
     shown = {"prompts_each": min(c.prompts_each or 2, 2), "images": min(c.images, 3)}

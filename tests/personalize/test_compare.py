@@ -380,7 +380,9 @@ def test_quick_is_the_same_comparison_made_smaller():
     q = quickened(c)
     assert q.runs == c.runs
     assert len(q.seeds) == 1
-    assert q.each.max_train_steps < c.each.max_train_steps
+    assert q.each.max_train_steps <= c.each.max_train_steps
+    assert q.each.num_class_images < c.each.num_class_images
+    assert q.prompts_each < c.prompts_each
     assert q.each.output_dir == f"{c.each.output_dir}-quick"
 
 
