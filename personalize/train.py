@@ -220,10 +220,17 @@ class Run:
     base: Predict | StoredAnswers | None = None  # who "output" imitates
     weights: Tensor | None = None  # of the nodes t (timesteps.py)
 
-    def anchors_of(self, parameters: Iterable[Tensor]) -> dict[str, Distance]:
-        """What pulls these alone, for they learn at a rate of their own; nothing if distances are gradients."""
-        own = {id(p) for p in parameters}
-        return {k: a.of(own) for k, a in self.anchors.items()} if self.objective.decoupled else {}
+    def pulls(self, groups: list[dict]) -> list[Mapping[str, Distance]]:
+        """For each group of parameters what pulls it, since it learns at a rate of its own; nothing if distances are gradients.
+
+        A distance needs the method `of` (Anchor's) only where there are several groups.
+        """
+        if not self.objective.decoupled:
+            return [{} for _ in groups]
+        if len(groups) == 1:
+            return [self.anchors]
+        own = [{id(p) for p in group["params"]} for group in groups]
+        return [{k: a.of(ids) for k, a in self.anchors.items()} for ids in own]
 
     def batch(self, tick: int) -> tuple[dict[str, Example], Predict | None]:
         if not isinstance(self.base, StoredAnswers):
@@ -251,7 +258,7 @@ def fit(
     last, accumulation = config.max_train_steps, config.gradient_accumulation_steps
     optimizer, guard = state.optimizer, Guard(state.optimizer, theta[0].device, state.scaler)
     prepared = accelerator.prepare_optimizer(optimizer)
-    pulled = [run.anchors_of(group["params"]) for group in optimizer.param_groups]
+    pulled = run.pulls(optimizer.param_groups)
     silent = None if accelerator.is_main_process else True
     bar = tqdm(range(state.step, last), "train", last, initial=state.step, disable=silent)
     with finish_step_on_signal() as signals:

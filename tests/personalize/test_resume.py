@@ -44,7 +44,11 @@ def killed_while_logging(monkeypatch, c, step: int):
 
 
 LONGER = [(o, k) for o in ("prior", "output", "fisher") for k in ("lora+text", "full+text")]
-LONGER += [("prior+l2", kind) for kind in KINDS] + [("standard", "full+text")]
+LONGER += [("prior+l2", kind) for kind in KINDS] + [
+    ("standard", "full+text"),
+    ("l2", "full+text"),
+    ("standard", "lora+text"),
+]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,13 @@ def test_seeds_do_not_see_each_other(done, tmp_path):
         assert record["kl_new"][0] == pytest.approx(twin["kl_new"][0], rel=1e-2)
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(p, id=name, marks=pytest.mark.slow if name in ("paper", "prompts") else ())
+        for name, p in PRESETS.items()
+    ],
+)
 def test_every_preset_builds_and_runs_two_steps(preset, tmp_path):
     """Every field as shipped but the counts that make it long."""
     c = preset()

@@ -48,6 +48,7 @@ def test_only_a_clipped_end_is_left_out_of_the_ode():
     assert len(ode_schedule(Schedule.log_snr(100), 50)) == 50
 
 
+@pytest.mark.slow
 def test_convergence_order():
     """Halving the spacing divides the error by 2^order. One prompt of two modes, so that the flow bends; the reference is the same
     ODE on 513 nodes, so that only the integrator's error is left (all end at the same t = T - 1)."""
