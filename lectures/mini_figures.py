@@ -1,6 +1,6 @@
 """Record the lectures' runs of the mini model: `python lectures/mini_figures.py` (seven runs of 100 steps), then `make figures`.
 
-One subject, every objective, L2 over its weight; a picture grid and the drift of each go to lectures/_data/mini with their provenance.
+One subject; standard, prior and output, L2 over its weight; a picture grid and the drift of each go to lectures/_data/mini with their provenance.
 Run folders stay in runs/personalize/lecture-*: a killed call goes on where it was.
 """
 

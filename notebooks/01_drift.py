@@ -116,18 +116,18 @@ for seed in config["seeds"]:
 # %% [markdown]
 # ## The same in pictures
 #
-# The mini model is a real text-to-image model of Stable Diffusion's classes, 64 x 64, that runs on a laptop. `sks` is a word that it never saw.
+# The mini model is a real text-to-image model of Stable Diffusion's classes, 64 x 64, that runs on a laptop. `sks` is a word that it never saw: its bears are brown.
 
 # %%
 import mini_lab
 
 if mini_lab.available():
     model = mini_lab.load_mini()
-    prompts = ["a photo of a fox", "a photo of a fox on the beach", "a photo of a sks fox"]
-    display(mini_lab.draw(model, prompts, seeds=(0, 1, 2, 3)))
+    prompts = ["a photo of a sks bear", "a photo of a bear", "a photo of a panda in the snow"]
+    display(mini_lab.draw(model, prompts, mini_lab.SEEDS, steps=15))
 
 # %% [markdown]
-# And after personalization, along lambda (recorded: see the caption for commit, steps and seeds).
+# And after personalization with five pictures of a polar bear, along lambda (recorded from the same picture seeds; the caption has commit, steps and training seed).
 
 # %%
 display(mini_lab.recorded_slider("l2"))

@@ -145,7 +145,7 @@ answer = ...
 check("4.1", answer)
 
 # %% [markdown]
-# **4.2** One class of five is replayed; of the other four the tuned law keeps 1 % of the mass. How many nats at least, for the mixture?
+# **4.2** One class of five is replayed; the tuned law gives the other four together mass .01. How many nats at least, for the mixture?
 
 # %%
 answer = ...

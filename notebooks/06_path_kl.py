@@ -24,7 +24,7 @@ from toy2d.schedule import Schedule
 
 for name, schedule in (
     ("linear, T = 1000", Schedule.linear(1000)),
-    ("log-SNR, T = 100", Schedule.log_snr(100)),
+    ("log-SNR, T = 100", Schedule.log_snr(100, 5, -15)),
     ("cosine, T = 100, clipped", Schedule.cosine(100)),
 ):
     w = schedule.path_weights()[1:]

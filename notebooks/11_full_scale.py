@@ -53,6 +53,7 @@ runs = {
         **common,
         **lora,
         objective="prior",
+        class_data_dir="../runs/classes/dog",
         num_class_images=200,
         output_dir="../runs/personalize/dog-lora-prior",
     ),
@@ -76,7 +77,7 @@ for name, config in runs.items():
     print(f"# {name}\n{config.command()}\n")
 
 # %% [markdown]
-# **Claim.** The commands differ by the objective and its settings only; model, pictures and noise are the same.
+# (Paths are as seen from notebooks/.) **Claim.** The LoRA commands differ by the objective and its settings only; model, pictures and noise are the same.
 
 # %%
 from dataclasses import asdict
@@ -132,4 +133,6 @@ if not file.exists():
 asked = '"a photo of sks dog in the snow" "a photo of a dog"'
 for config in runs.values():
     print(f"personalize generate {config.output_dir} --prompt {asked} --base")
-    print(f"personalize evaluate {config.output_dir}")
+    print(
+        f"personalize evaluate --model {config.output_dir} --reference {config.instance_data_dir} --prompts dreambooth"
+    )

@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 
 from personalize.mini import GUIDANCE, model_folder
+from personalize.sample import image_seed
 from toy2d.display import Picture, Slider, show
 from toy2d.runfolder import UserError
 
 RECORDED = Path(__file__).parent.parent / "lectures" / "_data" / "mini"
+SEEDS = tuple(image_seed(0, i) for i in range(4))  # of the recorded pictures
 ABSENT = "weights absent: run `personalize pretrain`"
 
 
