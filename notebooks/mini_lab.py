@@ -7,10 +7,13 @@ for minutes. Where the weights are absent a cell says so and goes on.
 import json
 from pathlib import Path
 
+from personalize.__main__ import quiet_libraries
 from personalize.mini import GUIDANCE, model_folder
-from personalize.sample import image_seed
 from toy2d.display import Picture, Slider, show
 from toy2d.runfolder import UserError
+
+quiet_libraries()  # before anything else opens them
+from personalize.sample import image_seed  # noqa: E402
 
 RECORDED = Path(__file__).parent.parent / "lectures" / "_data" / "mini"
 SEEDS = tuple(image_seed(0, i) for i in range(4))  # of the recorded pictures
