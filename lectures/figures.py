@@ -13,23 +13,24 @@ import torch
 from PIL import Image, ImageDraw
 
 from toy2d.config import course
-from toy2d.data import Pentagon, generator
-from toy2d.density import draw_densities, on_grid
+from toy2d.core.rng import generator
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pentagon
 from toy2d.experiment import run
-from toy2d.model import members
-from toy2d.plot import (
+from toy2d.figures.density import draw_densities, on_grid
+from toy2d.figures.drift import (
     draw_chain,
     draw_kl_per_class,
-    draw_noising,
-    draw_samples,
     draw_tradeoff,
     draw_training,
     draw_weights,
-    old_kl,
-    plt,
 )
-from toy2d.runfolder import load_tensors, read_csv, write_atomic
-from toy2d.schedule import Schedule
+from toy2d.figures.samples import draw_noising, draw_samples
+from toy2d.figures.style import plt
+from toy2d.model import members
+from toy2d.runs.files import read_csv, write_atomic
+from toy2d.runs.folder import load_tensors
+from toy2d.runs.statistics import old_kl
 from toy2d.theorems.verify import Course
 
 HERE = Path(__file__).parent

@@ -9,12 +9,13 @@ import json
 import time
 from pathlib import Path
 
-from personalize.config import TrainConfig
-from personalize.experiment import run
-from personalize.export import load_run
-from personalize.mini import GUIDANCE, subjects
-from personalize.sample import generate, grid, image_seed
-from toy2d.runfolder import environment, write_atomic, write_json
+from personalize.config.train_config import TrainConfig
+from personalize.export.write import load_run
+from personalize.mini.shipped import GUIDANCE, subjects
+from personalize.sample.sampler import generate, grid, image_seed
+from personalize.train.experiment import run
+from toy2d.runs.files import write_atomic, write_json
+from toy2d.runs.folder import environment
 
 HERE = Path(__file__).parent
 OUT, RUNS = HERE / "_data" / "mini", HERE.parent / "runs" / "personalize"

@@ -27,10 +27,12 @@
 import json
 
 from toy2d.config import course
-from toy2d.display import Slider, show
 from toy2d.experiment import run
-from toy2d.plot import draw_kl_per_class, draw_samples, old_kl
-from toy2d.runfolder import load_tensors
+from toy2d.figures.display import Slider, show
+from toy2d.figures.drift import draw_kl_per_class
+from toy2d.figures.samples import draw_samples
+from toy2d.runs.folder import load_tensors
+from toy2d.runs.statistics import old_kl
 
 folder = run(course(), out="../runs")
 metrics, config = (
@@ -77,7 +79,7 @@ show(draw_kl_per_class(metrics, config))
 # seconds); the slider only chooses.
 
 # %%
-from toy2d.density import draw_densities, on_grid, total_mass
+from toy2d.figures.density import draw_densities, on_grid, total_mass
 from toy2d.model import members
 from toy2d.theorems.verify import Course
 

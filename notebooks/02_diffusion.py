@@ -21,12 +21,13 @@
 # %%
 import torch
 
-from toy2d.data import Pentagon, generator
-from toy2d.display import show
-from toy2d.likelihood import flow_sample, log_prob
-from toy2d.plot import draw_noising
-from toy2d.sample import ancestral, ddim
-from toy2d.schedule import Schedule
+from toy2d.core.likelihood import flow_sample, log_prob
+from toy2d.core.rng import generator
+from toy2d.core.sample import ancestral, ddim
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pentagon
+from toy2d.figures.display import show
+from toy2d.figures.samples import draw_noising
 
 world = Pentagon(Schedule.log_snr(100, 5.0, -15.0))
 schedule = world.schedule
@@ -65,7 +66,7 @@ assert gap < 1e-10
 # **Claim** (Proposition 2.3). The least denoising loss is not zero: even the exact predictor leaves the variance of the noise given x_t.
 
 # %%
-from toy2d.objectives import Example, denoising_loss
+from toy2d.core.objectives import Example, denoising_loss
 
 x0 = world.sample(0, 20_000, rng)
 t = torch.randint(100, (20_000,), generator=rng)

@@ -16,10 +16,10 @@
 # %% [markdown]
 # # Notebook 3: three objectives and two more
 #
-# Beside [lecture 3](../lectures/03_objectives.md). One file, [`toy2d/objectives.py`](../toy2d/objectives.py): four weights beside the instance loss.
+# Beside [lecture 3](../lectures/03_objectives.md). One file, [`toy2d/core/objectives.py`](../toy2d/core/objectives.py): four weights beside the instance loss.
 
 # %%
-from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD
+from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD
 
 for objective in (STANDARD, PRIOR(1.0), L2(0.1), OUTPUT(1.0), FISHER(10.0), PRIOR(1.0) + L2(1e-3)):
     print(objective)
@@ -28,11 +28,11 @@ for objective in (STANDARD, PRIOR(1.0), L2(0.1), OUTPUT(1.0), FISHER(10.0), PRIO
 # **Claim.** The trainer for Stable Diffusion imports this file; it has no loss of its own.
 
 # %%
-import personalize.train
-import toy2d.objectives
+import personalize.train.loop
+import toy2d.core.objectives
 
-assert personalize.train.Objective is toy2d.objectives.Objective
-assert personalize.train.L2 is toy2d.objectives.L2
+assert personalize.train.loop.Objective is toy2d.core.objectives.Objective
+assert personalize.train.loop.L2 is toy2d.core.objectives.L2
 
 # %% [markdown]
 # ## A batch, and its terms
@@ -43,7 +43,8 @@ assert personalize.train.L2 is toy2d.objectives.L2
 import torch
 
 from toy2d.config import course
-from toy2d.data import Pool, draw, generator
+from toy2d.core.rng import generator
+from toy2d.data import Pool, draw
 from toy2d.experiment import run
 from toy2d.theorems.verify import Course
 
@@ -74,7 +75,7 @@ assert zero.keys() == standard.keys() and torch.equal(zero["instance"], standard
 # **Claim** (Proposition 3.2). The L2 term needs no graph: its gradient, added in place, equals automatic differentiation.
 
 # %%
-from toy2d.objectives import Anchor
+from toy2d.core.objectives import Anchor
 
 theta = {k: (p + 0.1).requires_grad_() for k, p in star.items()}
 anchor = Anchor(theta, star)
@@ -128,8 +129,8 @@ assert abs(small / dense - 1) < 1e-4 and factors[1] > 10 * factors[0]
 # Geometric means over three seeds, bands one standard error (the course's run).
 
 # %%
-from toy2d.display import show
-from toy2d.plot import draw_tradeoff, draw_weights
+from toy2d.figures.display import show
+from toy2d.figures.drift import draw_tradeoff, draw_weights
 
 show(draw_weights(c.metrics, {"seeds": c.config.seeds}))
 

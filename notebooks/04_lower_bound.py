@@ -82,8 +82,8 @@ assert sum(shares) / len(shares) > 1 / 3
 # One case drawn: class 1, seed 1, standard fine-tuning. Everything right or left of the line is one bit; the bit alone proves that many nats.
 
 # %%
-from toy2d.display import show
-from toy2d.plot import plt
+from toy2d.figures.display import show
+from toy2d.figures.style import plt
 
 m, i = next(m for m, (_, name, seed) in enumerate(chosen) if (name, seed) == ("standard", 1)), 1
 true, tuned, kl = laws.truth[i], laws.samples[m, i], laws.kl[m]["class 1"][0]

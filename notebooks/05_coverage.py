@@ -50,8 +50,8 @@ for seed in c.seeds:
     assert own < shared
 
 # %%
-from toy2d.display import show
-from toy2d.plot import plt, style
+from toy2d.figures.display import show
+from toy2d.figures.style import plt, style
 
 figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
 for ax, seed in zip(axes, c.seeds, strict=True):

@@ -20,7 +20,7 @@
 # computes at both scales.
 
 # %%
-from toy2d.schedule import Schedule
+from toy2d.core.schedule import Schedule
 
 for name, schedule in (
     ("linear, T = 1000", Schedule.linear(1000)),
@@ -60,9 +60,9 @@ assert all(row.holds for row in rows)
 
 # %%
 from toy2d.config import course
-from toy2d.drift import path_kl
+from toy2d.core.drift import path_kl
 from toy2d.experiment import run
-from toy2d.plot import old_kl
+from toy2d.runs.statistics import old_kl
 from toy2d.theorems.verify import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
@@ -111,8 +111,8 @@ assert all(row.holds for row in rows)
 # Distance, output change, path KL, KL: every run of the course, log-log. Slope 1, slope 2, and the line that is a bound for another sampler.
 
 # %%
-from toy2d.display import show
-from toy2d.plot import draw_chain
+from toy2d.figures.display import show
+from toy2d.figures.drift import draw_chain
 
 show(draw_chain(c.metrics, {"seeds": c.config.seeds}))
 
@@ -147,7 +147,7 @@ assert all(abs(r - 4) < 0.1 for r in ratios)
 # than a tenth was measured.
 
 # %%
-from toy2d.data import generator
+from toy2d.core.rng import generator
 from toy2d.theorems.certificate import instance_losses
 
 i, name, seed = c.which("l2:1")[0]

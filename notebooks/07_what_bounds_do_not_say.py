@@ -76,7 +76,7 @@ assert all(row.holds for row in rows)
 # **Claim.** Distance does not rank: `output:0.1` moved further than standard in seeds 0 and 1 and drifted at least ten times less in all three.
 
 # %%
-from toy2d.plot import old_kl
+from toy2d.runs.statistics import old_kl
 
 for seed in c.seeds:
     standard, output = (
@@ -109,8 +109,8 @@ assert rows[0].holds and not rows[1].holds and not rows[2].holds
 # times anything you like.
 
 # %%
-from toy2d.likelihood import log_prob
-from toy2d.schedule import Schedule
+from toy2d.core.likelihood import log_prob
+from toy2d.core.schedule import Schedule
 
 schedule, origin, size = (
     Schedule.log_snr(101, 2.0, -6.0),
@@ -139,7 +139,7 @@ assert abs(found[16.0] / found[1.0] - 16) < 0.1
 # %%
 import itertools
 
-from toy2d.runfolder import read_csv
+from toy2d.runs.files import read_csv
 
 sweep = read_csv("../lectures/_data/published_lambda_sweep.csv")
 prior, l2, *_ = read_csv("../lectures/_data/published_main_table.csv")

@@ -20,7 +20,7 @@
 # classes: here a tiny one with random weights (offline, seconds), then the mini model.
 
 # %%
-from personalize.__main__ import quiet_libraries
+from personalize.pipeline.libraries import quiet_libraries
 
 quiet_libraries()  # before the others are imported: some of their notes come then
 
@@ -30,11 +30,12 @@ from pathlib import Path
 
 import torch
 
-import personalize.train
-import toy2d.objectives
-from personalize.model import load, tiny
+import personalize.train.loop
+import toy2d.core.objectives
+from personalize.pipeline.load import load
+from personalize.pipeline.tiny import tiny
 
-assert personalize.train.Objective is toy2d.objectives.Objective  # not a copy
+assert personalize.train.loop.Objective is toy2d.core.objectives.Objective  # not a copy
 
 # %%
 scratch = Path(tempfile.mkdtemp(prefix="driftlab-"))  # what this notebook makes
@@ -71,8 +72,8 @@ assert gap < 1e-6
 # The term `denoising_loss` of the toy, fed with latents and a text prompt instead of points and a class number.
 
 # %%
-from personalize.data import Prompts
-from toy2d.objectives import OUTPUT, PRIOR, STANDARD, Example
+from personalize.data.latents import Prompts
+from toy2d.core.objectives import OUTPUT, PRIOR, STANDARD, Example
 
 prompts = Prompts(model).add(["a photo of sks dog", "a photo of a dog"])
 predict = lambda x_t, t, cond: model.predict(x_t, t, prompts(cond))  # noqa: E731
@@ -93,8 +94,8 @@ assert float(terms["output"]) == 0  # the base differs from itself by nothing
 import numpy as np
 from PIL import Image
 
-from personalize.config import TrainConfig
-from personalize.experiment import run
+from personalize.config.train_config import TrainConfig
+from personalize.train.experiment import run
 
 photos = scratch / "photos"
 photos.mkdir()
@@ -132,7 +133,7 @@ folders = {
 # %%
 from toy2d import experiment
 from toy2d.config import course
-from toy2d.runfolder import read_csv
+from toy2d.runs.files import read_csv
 
 toy = read_csv(experiment.run(course(), out="../runs") / "history.csv")[0]
 rows = {name: read_csv(folder / "history.csv") for name, folder in folders.items()}

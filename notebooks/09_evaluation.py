@@ -21,7 +21,7 @@
 # %%
 import torch
 
-from personalize import metrics
+from personalize.evaluate import metrics
 
 for name in ("cosine", "pairwise_perceptual", "mmd2", "interval", "over_seeds"):
     print(f"{name:20s} {getattr(metrics, name).__doc__.splitlines()[0]}")
@@ -70,7 +70,7 @@ assert metrics.mean_to_others(metrics.cosine(copied, copied)).mean() > 0.99
 # %%
 from toy2d.config import course
 from toy2d.experiment import run
-from toy2d.plot import old_kl
+from toy2d.runs.statistics import old_kl
 from toy2d.theorems.verify import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
@@ -124,7 +124,7 @@ assert caught["over pictures"] < 120 < caught["over seeds"] < 190
 # The published main table (one run a row, no errors). Differences, L2 minus their baseline:
 
 # %%
-from toy2d.runfolder import read_csv
+from toy2d.runs.files import read_csv
 
 table = read_csv("../lectures/_data/published_main_table.csv")
 pairs = list(zip(table[::2], table[1::2], strict=True))

@@ -34,7 +34,7 @@ assert round(weights * 16 / GIB, 1) == 12.8
 # **Claim.** LoRA of rank 4 trains less than two percent of the tiny pipeline's denoiser. (And its L2 needs no copy of the weights: Proposition 3.5.)
 
 # %%
-from personalize.__main__ import quiet_libraries
+from personalize.pipeline.libraries import quiet_libraries
 
 quiet_libraries()  # before the others are imported: some of their notes come then
 
@@ -42,7 +42,9 @@ quiet_libraries()  # before the others are imported: some of their notes come th
 import tempfile
 from pathlib import Path
 
-from personalize.model import choose, load, tiny
+from personalize.adapters.trainable import choose
+from personalize.pipeline.load import load
+from personalize.pipeline.tiny import tiny
 
 scratch = Path(tempfile.mkdtemp(prefix="driftlab-"))  # what this notebook makes
 tiny("sd15", folder=scratch / "tiny")
@@ -65,7 +67,7 @@ import json
 
 from toy2d.config import course
 from toy2d.experiment import run
-from toy2d.plot import geometric, old_kl, value
+from toy2d.runs.statistics import geometric, old_kl, value
 
 folder = run(course(), out="../runs")
 records = json.loads((folder / "metrics.json").read_text())["runs"]
@@ -94,7 +96,7 @@ assert old["underfit"] < old["overfit"] and old["balanced"] < old["overfit"]
 # is more variety.
 
 # %%
-from toy2d.runfolder import read_csv
+from toy2d.runs.files import read_csv
 
 report = {r["regime"]: r for r in read_csv("../lectures/_data/three_regimes.csv")}
 for regime, r in report.items():
@@ -121,8 +123,8 @@ for one, next_one in itertools.pairwise(order):
 # Adaptation against preservation over all weights: lower left is better; the corner, not the end of a curve, is the place to be.
 
 # %%
-from toy2d.display import show
-from toy2d.plot import draw_tradeoff
+from toy2d.figures.display import show
+from toy2d.figures.drift import draw_tradeoff
 
 show(draw_tradeoff({"runs": records}, {"seeds": (0, 1, 2)}))
 
@@ -150,8 +152,8 @@ mini_lab.recorded_slider("l2")
 import numpy as np
 from PIL import Image
 
-from personalize.config import TrainConfig
-from personalize.dryrun import dry_run
+from personalize.config.train_config import TrainConfig
+from personalize.cost.dry_run import dry_run
 
 photos = scratch / "photos"
 photos.mkdir()

@@ -27,7 +27,7 @@ MODEL = os.environ.get("DRIFTLAB_MODEL", "stable-diffusion-v1-5/stable-diffusion
 PHOTOS = os.environ.get("DRIFTLAB_PHOTOS", "photos")
 
 # %%
-from personalize.config import TrainConfig
+from personalize.config.train_config import TrainConfig
 
 common = dict(
     pretrained_model_name_or_path=MODEL,
@@ -107,7 +107,7 @@ missing = [
 if missing:
     print(f"not run here: {', '.join(missing)} missing")
 else:
-    from personalize.experiment import run
+    from personalize.train.experiment import run
 
     for config in runs.values():
         run(config)
@@ -118,7 +118,7 @@ else:
 # Results of such runs belong into `lectures/_data/full_scale.csv` (columns: run, seed, dino, clip_i, clip_t, path_kl, path_kl_error, seconds, gpu, commit, date).
 
 # %%
-from toy2d.runfolder import read_csv
+from toy2d.runs.files import read_csv
 
 file = Path("../lectures/_data/full_scale.csv")
 for row in read_csv(file) if file.exists() else []:

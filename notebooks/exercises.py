@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from toy2d.schedule import Schedule
+from toy2d.core.schedule import Schedule
 from toy2d.theorems.estimators import binary_kl
 
 

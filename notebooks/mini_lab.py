@@ -7,13 +7,13 @@ for minutes. Where the weights are absent a cell says so and goes on.
 import json
 from pathlib import Path
 
-from personalize.__main__ import quiet_libraries
-from personalize.mini import GUIDANCE, model_folder
-from toy2d.display import Picture, Slider, show
-from toy2d.runfolder import UserError
+from personalize.mini.shipped import GUIDANCE, model_folder
+from personalize.pipeline.libraries import quiet_libraries
+from toy2d.figures.display import Picture, Slider, show
+from toy2d.runs.files import UserError
 
 quiet_libraries()  # before anything else opens them
-from personalize.sample import image_seed  # noqa: E402
+from personalize.sample.sampler import image_seed  # noqa: E402
 
 RECORDED = Path(__file__).parent.parent / "lectures" / "_data" / "mini"
 SEEDS = tuple(image_seed(0, i) for i in range(4))  # of the recorded pictures
@@ -32,14 +32,14 @@ def available() -> bool:
 
 def load_mini():
     """The mini model, opened as any other pipeline folder."""
-    from personalize.model import load
+    from personalize.pipeline.load import load
 
     return load("mini")
 
 
 def draw(model, prompts: list[str], seeds: tuple[int, ...], steps: int = 12) -> Picture:
     """One row a prompt, one column a seed."""
-    from personalize.sample import generate, grid
+    from personalize.sample.sampler import generate, grid
 
     images = generate(model, prompts, list(seeds), steps, GUIDANCE)
     caption = f"mini model, {steps} steps of DPM-Solver++, guidance {GUIDANCE:g}, seeds {', '.join(map(str, seeds))}"

@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 # the annotations of the shape-generic files are assertions while testing: hooked before anything imports them
-CORE = ["toy2d.schedule", "toy2d.drift", "toy2d.objectives"]
+CORE = ["toy2d.core.schedule", "toy2d.core.drift", "toy2d.core.objectives"]
 with install_import_hook(CORE, "typecheck.check"):
     for name in CORE:
         importlib.import_module(name)

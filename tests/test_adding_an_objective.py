@@ -8,12 +8,12 @@ import pytest
 import small
 import torch
 
-from personalize.engine import make_accelerator
-from personalize.experiment import Experiment, read, recorded
+from personalize.train.experiment import Experiment, read, recorded
+from personalize.train.setup import make_accelerator
 from toy2d.config import smoke
+from toy2d.core.objectives import Distance
 from toy2d.experiment import Experiment as ToyExperiment
-from toy2d.objectives import Distance
-from toy2d.runfolder import RunFolder
+from toy2d.runs.folder import RunFolder
 from toy2d.train import Streams, fit
 
 PAGE = Path(__file__).parent.parent / "lectures" / "adding_an_objective.md"

@@ -11,8 +11,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from toy2d.cli import guard, parse
-from toy2d.config import KINDS, PRESETS, Sweep, ToyConfig, course
+from toy2d.config import PRESETS, Sweep, ToyConfig, course
+from toy2d.runs.cli import guard, parse
+from toy2d.runs.spec import KINDS
 
 DESCRIPTION = """A 2D world in which the drift of a personalized diffusion model is computed exactly.
 
@@ -43,7 +44,7 @@ def run_config(config: ToyConfig, out: Path, dry_run: bool) -> None:
             f"{config.pretrain_steps} pretraining steps a seed; would write {Path(out) / 'toy2d' / config.name}"
         )
         return
-    from toy2d.experiment import run  # torch and matplotlib load only when needed
+    from toy2d.experiment import run
 
     folder = run(config, out)
     print_table(folder)
@@ -122,7 +123,7 @@ def sweep_command(plan: Sweep = SWEEP, out: Out = RUNS, dry_run: DryRun = False)
 
 def print_best(folder: Path) -> None:
     """The table of least drift at equal adaptation."""
-    from toy2d.report import number
+    from toy2d.runs.statistics import number
 
     table = Table(
         title="least KL(base || tuned) of the old classes, nats, over all weights, learning rates and steps (1 standard error)",

@@ -14,10 +14,11 @@ from rich.table import Table
 from torch import nn
 
 from toy2d.config import course
-from toy2d.data import Pentagon, generator, world_pool
-from toy2d.likelihood import log_prob
-from toy2d.objectives import L2, Objective, denoising_loss
-from toy2d.schedule import Schedule
+from toy2d.core.likelihood import log_prob
+from toy2d.core.objectives import L2, Objective, denoising_loss
+from toy2d.core.rng import generator
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pentagon, world_pool
 from toy2d.train import Group, Streams, fit
 
 

@@ -10,7 +10,6 @@ A Gaussian N(m, S) noised to alpha_bar = ab is N(sqrt(ab) m, ab S + (1 - ab) I),
 Shapes: P prompts, C components, N points of any rank, the plane is the last dimension (2).
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,14 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toy2d.objectives import Example
-from toy2d.schedule import Schedule
-
-
-def generator(seed: int, role: str) -> torch.Generator:
-    """An independent stream for (seed, role): "data", "init", "instance", "prior", "output", "probe", "sample"."""
-    digest = hashlib.sha256(f"{seed}/{role}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+from toy2d.core.objectives import Example
+from toy2d.core.rng import generator
+from toy2d.core.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False)

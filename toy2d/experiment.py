@@ -14,26 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toy2d.config import Run, ToyConfig, parse_run
-from toy2d.data import Pool, World, generator, world_pool
-from toy2d.drift import fisher_diagonal
+from toy2d.config import ToyConfig
+from toy2d.core.drift import Params, fisher_diagonal
+from toy2d.core.objectives import STANDARD, Objective
+from toy2d.core.rng import generator
+from toy2d.core.sample import ancestral, denoise
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pool, World, world_pool
 from toy2d.measure import Probe, gauss_hermite, make_probe, measure, sobol
 from toy2d.model import EpsMLP, members
-from toy2d.objectives import STANDARD, Objective
-from toy2d.runfolder import (
-    RunFolder,
-    UserError,
-    environment,
-    hash_tensors,
-    load_tensors,
-    save_tensors,
-    write_atomic,
-    write_csv,
-    write_json,
-)
-from toy2d.sample import ancestral, denoise
-from toy2d.schedule import Schedule
-from toy2d.train import MOMENTS, Group, Params, Streams, fit
+from toy2d.runs.files import UserError, write_atomic, write_csv, write_json
+from toy2d.runs.folder import RunFolder, environment, hash_tensors, load_tensors, save_tensors
+from toy2d.runs.spec import Run, parse_run
+from toy2d.train import MOMENTS, Group, Streams, fit
 
 
 def run(
@@ -314,7 +307,8 @@ class Experiment:
         return records
 
     def write(self) -> None:
-        from toy2d import plot, report  # matplotlib is needed only here
+        from toy2d import report
+        from toy2d.figures import all as figures
 
         path = self.folder.path
         records = self.final_records()
@@ -332,7 +326,7 @@ class Experiment:
             "runs": records,
         }
         write_json(path / "metrics.json", metrics)
-        plot.draw_all(path)
+        figures.draw_all(path)
         report.write(path)
 
     def _base_group(self) -> Group:

@@ -23,13 +23,14 @@ import torch
 from scipy.stats import norm, qmc
 from torch import Tensor
 
-from toy2d.data import World, generator
-from toy2d.drift import delta_eps, delta_theta, path_kl
-from toy2d.likelihood import flow_sample, log_prob, ode_schedule
+from toy2d.core.drift import Params, delta_eps, delta_theta, path_kl
+from toy2d.core.likelihood import flow_sample, log_prob, ode_schedule
+from toy2d.core.rng import generator
+from toy2d.core.sample import ancestral
+from toy2d.core.schedule import Schedule
+from toy2d.data import World
 from toy2d.model import Bound, EpsMLP, members
-from toy2d.sample import ancestral
-from toy2d.schedule import Schedule
-from toy2d.train import Group, Params
+from toy2d.train import Group
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +173,7 @@ class Probe:
     chain: Tensor  # T S N 2: ancestral chains of the bases under the old prompts
     chain_cond: Tensor  # N
     schedule: Schedule  # of the chains
-    ode: Schedule  # of the likelihoods: every second node is exact enough (tests/toy2d/test_likelihood.py)
+    ode: Schedule  # of the likelihoods: every second node is exact enough (tests/toy2d/core/test_likelihood.py)
 
 
 def make_probe(

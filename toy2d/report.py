@@ -9,8 +9,15 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from toy2d.plot import best_at_equal_adaptation, by_objective, geometric, old_kl, value
-from toy2d.runfolder import write_atomic
+from toy2d.runs.files import write_atomic
+from toy2d.runs.statistics import (
+    best_at_equal_adaptation,
+    by_objective,
+    geometric,
+    number,
+    old_kl,
+    value,
+)
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -50,13 +57,6 @@ REFERENCE = {
     "l2_tensor_mean:500": ("L2, 500", 0.9, 0.13, 0.53, 1.6, 0.065),
     "replay_all:1": ("replay all five classes, weight 1", 13.0, 0.0098, 0.006, 0.010, 0.003),
 }
-
-
-def number(x: float) -> str:
-    """Three significant digits, no exponent between 0.001 and 100,000."""
-    if x != x:
-        return "diverged"
-    return f"{x:.3g}" if abs(x) < 1e3 else f"{x:,.0f}"
 
 
 def spread(same: list[dict], key: str) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 
 from toy2d.config import Sweep
 from toy2d.experiment import run
-from toy2d.plot import geometric, legend, log_axes, plt, save, style, value
-from toy2d.runfolder import write_csv, write_json
+from toy2d.figures.style import legend, log_axes, plt, save, style
+from toy2d.runs.files import write_csv, write_json
+from toy2d.runs.statistics import geometric, value
 
 
 def sweep(plan: Sweep, out: Path | str = "runs", say: Callable[[str], None] = print) -> Path:

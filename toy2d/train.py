@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toy2d.data import Pool, draw, generator
+from toy2d.core.objectives import Anchor, Example, Objective
+from toy2d.core.rng import generator
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pool, draw
 from toy2d.model import EpsMLP
-from toy2d.objectives import Anchor, Example, Objective
-from toy2d.schedule import Schedule
 
 Params = dict[str, Tensor]
 

@@ -11,7 +11,10 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from photographs import photo
 
-from personalize.model import SD15, Model, load, tiny
+from personalize.pipeline.families import SD15
+from personalize.pipeline.load import load
+from personalize.pipeline.model import Model
+from personalize.pipeline.tiny import tiny
 
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()

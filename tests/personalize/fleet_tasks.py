@@ -27,8 +27,8 @@ def train(config, marker: Path | None = None) -> list[str]:
     import small
     import torch
 
-    from personalize import experiment
-    from toy2d.runfolder import RunFolder
+    from personalize.train import experiment
+    from toy2d.runs.folder import RunFolder
 
     torch.set_num_threads(1)
     said, save = [], RunFolder.save_checkpoint

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toy2d.runfolder import file_digest, save_tensors, write_json
+from toy2d.runs.files import file_digest, write_json
+from toy2d.runs.folder import save_tensors
 
 ENV = {"commit": "abc", "uncommitted_changes": False, "python": "3", "versions": {"torch": "2"}, "machine": "here", "threads": 1}  # fmt: skip
 PROMPTS = {
@@ -94,7 +95,7 @@ def plain(prompt: str, seed: int, objective: str) -> Image.Image:
 
 
 def gallery(folder: Path, draw) -> None:
-    """Pictures with their manifest, as personalize.gallery leaves them."""
+    """Pictures with their manifest, as personalize.sample.gallery leaves them."""
     folder.mkdir(parents=True)
     files = {}
     for prompt in (p for prompts in PROMPTS.values() for p in prompts):

@@ -13,7 +13,7 @@ from transformers import (
     ViTModel,
 )
 
-from personalize.tiny import WORDS, word_tokenizer
+from personalize.pipeline.tiny import WORDS, word_tokenizer
 
 SIZE = {"height": 32, "width": 32}
 BODY = {

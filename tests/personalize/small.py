@@ -9,15 +9,19 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from personalize import experiment
-from personalize.config import TrainConfig
-from personalize.formats import FORMATS
-from personalize.model import Model, choose, load
-from personalize.tiny import tiny
-from toy2d.runfolder import load_tensors, read_csv
+from personalize.adapters.trainable import choose
+from personalize.config.train_config import TrainConfig
+from personalize.export.formats import FORMATS
+from personalize.pipeline.load import load
+from personalize.pipeline.model import Model
+from personalize.pipeline.tiny import tiny
+from personalize.train import experiment
+from toy2d.runs.files import read_csv
+from toy2d.runs.folder import RunFolder, load_tensors
 
 OBJECTIVES = ("standard", "prior", "l2", "output", "fisher")
 KINDS = {
@@ -152,3 +156,23 @@ def history(c: TrainConfig) -> list[dict]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Killed(BaseException):
+    """What stands for kill -9."""
+
+
+def killed_while_logging(monkeypatch, c, step: int):
+    """Run until row `step` is about to be written; the newest checkpoint is older than that."""
+    row = experiment.Experiment.row
+
+    def dying(self, terms):
+        if self.state.step == step:
+            raise Killed
+        return row(self, terms)
+
+    with monkeypatch.context() as m:
+        m.setattr(experiment.Experiment, "row", dying)
+        with pytest.raises(Killed):
+            trained(c)
+    assert RunFolder(c.output_dir, {}).status == "failed"

@@ -5,27 +5,27 @@ from pathlib import Path
 
 import pytest
 
-import personalize.fisher
-import personalize.measure
-import personalize.train
-import toy2d.drift
-import toy2d.objectives
-from personalize.config import TrainConfig
-from personalize.train import objective_of
-from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD
+import personalize.drift.fisher
+import personalize.drift.measure
+import personalize.train.loop
+import toy2d.core.drift
+import toy2d.core.objectives
+from personalize.config.train_config import TrainConfig
+from personalize.train.loop import objective_of
+from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD
 
-SOURCES = sorted(Path(personalize.train.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(personalize.train.loop.__file__).parent.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", ["Objective", "Example", "STANDARD", "PRIOR", "L2", "OUTPUT", "FISHER"])  # fmt: skip
 def test_the_objectives_are_the_toys(name):
-    assert getattr(personalize.train, name) is getattr(toy2d.objectives, name)
+    assert getattr(personalize.train.loop, name) is getattr(toy2d.core.objectives, name)
 
 
 def test_the_drift_measures_are_the_toys():
     for name in ("delta_eps", "path_kl"):
-        assert getattr(personalize.measure, name) is getattr(toy2d.drift, name)
-    assert personalize.fisher.fisher_diagonal is toy2d.drift.fisher_diagonal
+        assert getattr(personalize.drift.measure, name) is getattr(toy2d.core.drift, name)
+    assert personalize.drift.fisher.fisher_diagonal is toy2d.core.drift.fisher_diagonal
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.name)

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from toy2d.__main__ import main
-from toy2d.config import PRESETS, course, paper, parse_run, smoke
+from toy2d.config import PRESETS, course, paper, smoke
 from toy2d.experiment import Experiment, run
-from toy2d.plot import best_at_equal_adaptation, geometric
 from toy2d.report import readings
-from toy2d.runfolder import RunFolder, UserError, load_tensors, read_csv
+from toy2d.runs.files import UserError, read_csv
+from toy2d.runs.folder import RunFolder, load_tensors
+from toy2d.runs.spec import parse_run
+from toy2d.runs.statistics import best_at_equal_adaptation, geometric
 
 TINY = replace(smoke(), name="tiny", pretrain_steps=60, steps=24, snapshots=(8,), fisher_samples=20)
 

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
-from toy2d.data import Pentagon, generator, world_pool
-from toy2d.likelihood import log_prob
+from toy2d.core.likelihood import log_prob
+from toy2d.core.objectives import STANDARD, Objective
+from toy2d.core.rng import generator
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pentagon, world_pool
 from toy2d.measure import (
     base_points,
     gauss_hermite,
@@ -19,8 +22,6 @@ from toy2d.measure import (
     world_points,
 )
 from toy2d.model import EpsMLP
-from toy2d.objectives import STANDARD, Objective
-from toy2d.schedule import Schedule
 from toy2d.train import Group, Streams, fit
 
 SCHEDULE = Schedule.log_snr(40, 5.0, -15.0)

@@ -8,7 +8,7 @@ import pytest
 from toy2d import config
 from toy2d.__main__ import main
 from toy2d.config import Sweep, smoke
-from toy2d.runfolder import UserError, read_csv
+from toy2d.runs.files import UserError, read_csv
 from toy2d.sweep import equal_adaptation, summarize, sweep
 from toy2d.sweep import run as run_cell
 

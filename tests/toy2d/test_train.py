@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from toy2d.data import Pentagon, Pool, generator, world_pool
+from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Objective
+from toy2d.core.rng import generator
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pentagon, Pool, world_pool
 from toy2d.model import EpsMLP, members
-from toy2d.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Objective
-from toy2d.schedule import Schedule
 from toy2d.train import Group, Streams, fit, restore, state
 
 SCHEDULE = Schedule.log_snr(20, 5.0, -10.0)

@@ -10,10 +10,10 @@ constant known *before* training would have to hold on the whole ball of radius 
 import torch
 from torch import Tensor
 
+from toy2d.core.drift import Params
+from toy2d.core.schedule import Schedule
 from toy2d.model import EpsMLP
-from toy2d.schedule import Schedule
 from toy2d.theorems.row import Row, not_applicable
-from toy2d.train import Params
 
 LABEL = "certificate"
 

@@ -15,13 +15,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from toy2d.data import World, generator
-from toy2d.drift import delta_theta, path_kl
+from toy2d.core.drift import Params, delta_theta, path_kl
+from toy2d.core.objectives import Example, denoising_loss
+from toy2d.core.rng import generator
+from toy2d.data import World
 from toy2d.model import EpsMLP
-from toy2d.objectives import Example, denoising_loss
 from toy2d.theorems.paper_theorem_2 import Drift
 from toy2d.theorems.row import Row, not_applicable
-from toy2d.train import Params
 
 LABEL = "counterexamples"
 

@@ -15,14 +15,13 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from toy2d.core.drift import Params, path_kl
+from toy2d.core.likelihood import log_prob
+from toy2d.core.schedule import Schedule
 from toy2d.data import World
-from toy2d.drift import path_kl
-from toy2d.likelihood import log_prob
 from toy2d.measure import Points
 from toy2d.model import EpsMLP
-from toy2d.schedule import Schedule
 from toy2d.theorems.row import Row
-from toy2d.train import Params
 
 LABEL = "local_law"
 

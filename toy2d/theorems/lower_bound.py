@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toy2d.data import World, generator
-from toy2d.likelihood import flow_sample, log_prob
+from toy2d.core.likelihood import flow_sample, log_prob
+from toy2d.core.rng import generator
+from toy2d.core.schedule import Schedule
+from toy2d.data import World
 from toy2d.measure import Points, compare
 from toy2d.model import Bound, members
-from toy2d.schedule import Schedule
 from toy2d.theorems.estimators import Mass, counted_kl
 from toy2d.theorems.row import Row, not_applicable
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toy2d.data import World, generator
-from toy2d.drift import path_kl, squared_distance
+from toy2d.core.drift import Params, path_kl, squared_distance
+from toy2d.core.rng import generator
+from toy2d.core.sample import ancestral
+from toy2d.core.schedule import Schedule
+from toy2d.data import World
 from toy2d.model import SLOPES, EpsMLP
-from toy2d.sample import ancestral
-from toy2d.schedule import Schedule
 from toy2d.theorems.estimators import knn_with_bias
 from toy2d.theorems.row import Row
-from toy2d.train import Params
 
 LABEL = "path_bound"
 

@@ -6,7 +6,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from toy2d.runfolder import RunFailure
+from toy2d.runs.files import RunFailure
 from toy2d.theorems.row import LIMIT, Row
 
 

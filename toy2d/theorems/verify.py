@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from toy2d.config import ToyConfig, course
-from toy2d.data import generator, world_pool
-from toy2d.drift import path_kl, squared_distance
+from toy2d.core.drift import Params, path_kl, squared_distance
+from toy2d.core.rng import generator
+from toy2d.data import world_pool
 from toy2d.experiment import Experiment, run
 from toy2d.measure import compare, gauss_hermite, truth_points
 from toy2d.model import members
-from toy2d.runfolder import RunFolder, UserError, load_tensors, write_json
+from toy2d.runs.files import UserError, write_json
+from toy2d.runs.folder import RunFolder, load_tensors
 from toy2d.theorems import certificate as cert
 from toy2d.theorems import counterexamples as counter
 from toy2d.theorems import local_law, lower_bound, paper_theorem_2, path_bound
 from toy2d.theorems.paper_theorem_2 import Drift
 from toy2d.theorems.row import LIMIT, Row
-from toy2d.train import Params, Streams, fit
+from toy2d.train import Streams, fit
 
 SHOWN = ("standard", "prior:1", "l2:0.03", "output:1", "fisher:1", "replay_all:1")
 SNAPSHOTS = (10, 30, 100, 300)
@@ -263,7 +265,7 @@ def verify(
 
 def write(folder: Path, rows: list[Row], c: Course, partial: bool) -> None:
     """verify.json, and the figures of a complete run; a partial one goes to partial.json and leaves the figures alone."""
-    from toy2d.theorems import figures
+    from toy2d.figures import theorems as figures
 
     record = {
         "run": str(c.config.name),

@@ -1,0 +1,1 @@
+"""Many runs from one base, trained and evaluated alike, in one table."""

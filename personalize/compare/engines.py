@@ -1,0 +1,143 @@
+"""A fleet of runs: many tasks, one call site, wherever the workers are.
+
+    local           processes of this machine (joblib's loky); with one worker, this process
+    dask:ADDRESS    the workers of a dask scheduler, e.g. dask:tcp://10.0.0.1:8786; start them with --nthreads 1, one a GPU
+    ray:ADDRESS     a ray cluster, e.g. ray:auto
+    slurm[:PARTITION]   one job a task, as a job array (submitit)
+
+A task is a picklable call without arguments that keeps what it does in a folder of its own and goes on from there. So a worker that dies takes
+nothing with it: the fleet is asked again, finished tasks answer at once, the others resume from their checkpoints. Where tasks run does not
+change what they compute. Remote workers must see the same paths.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed, parallel_config
+
+from toy2d.runs.files import RunFailure, UserError
+
+Task = Callable[[], Any]
+Ask = Callable[[Sequence[Task]], list]
+ATTEMPTS = 3
+
+
+def run_all(
+    tasks: Sequence[Task], engine: str = "local", workers: int = 1, say=print, logs: Path = Path("runs/slurm")
+) -> list:  # fmt: skip
+    """The tasks' results, in order. `workers`: local processes, or how many SLURM jobs at a time; dask and ray know their own number.
+
+    Raises UserError for an engine that is not there, RunFailure when workers died ATTEMPTS times; what a task raises passes through.
+    """
+    name, _, address = engine.partition(":")
+    if name not in ENGINES:
+        raise UserError(f"--engine {engine}: choose {', '.join(ENGINES)}")
+    with ENGINES[name](address, workers, logs) as (ask, died):
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return ask(tasks)
+            except died as e:
+                if attempt == ATTEMPTS:
+                    raise RunFailure(
+                        f"workers of --engine {engine} died {ATTEMPTS} times ({_first_line(e)}); perhaps memory is short: try "
+                        "fewer --workers. The same command goes on from the checkpoints"
+                    ) from e
+                say(f"a worker died ({_first_line(e)}): its run goes on from its checkpoint")
+    return []
+
+
+def _through_joblib(tasks: Sequence[Task]) -> list:
+    return Parallel()(delayed(task)() for task in tasks)
+
+
+def _first_line(e: BaseException) -> str:
+    return str(e).strip().split("\n")[0][:120] or type(e).__name__
+
+
+def _require(module: str, engine: str, package: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise UserError(f"--engine {engine} needs {package}: pip install {package}") from e
+
+
+# ---- where joblib finds its workers: (how to ask, what it raises when a worker dies)
+Engine = contextlib.AbstractContextManager[tuple[Ask, type[BaseException]]]
+
+
+@contextlib.contextmanager
+def _local(address: str, workers: int, logs: Path) -> Iterator[tuple[Ask, type[BaseException]]]:
+    if address:
+        raise UserError(f"--engine local:{address}: local takes no address")
+    with parallel_config("loky", n_jobs=workers):
+        yield _through_joblib, BrokenProcessPool
+
+
+@contextlib.contextmanager
+def _dask(address: str, workers: int, logs: Path) -> Iterator[tuple[Ask, type[BaseException]]]:
+    distributed = _require("distributed", "dask", "distributed")
+    try:
+        client = distributed.Client(address, timeout="5s")
+    except (OSError, ValueError) as e:
+        raise UserError(f"--engine dask:{address}: no scheduler answers there ({_first_line(e)})") from e  # fmt: skip
+    with client, parallel_config("dask"):
+        yield _through_joblib, distributed.KilledWorker
+
+
+@contextlib.contextmanager
+def _ray(address: str, workers: int, logs: Path) -> Iterator[tuple[Ask, type[BaseException]]]:
+    ray = _require("ray", "ray", "ray")
+    _require("ray.util.joblib", "ray", "ray").register_ray()
+    try:
+        ray.init(address=address or "auto", log_to_driver=False)
+    except ConnectionError as e:
+        raise UserError(f"--engine ray:{address}: no cluster answers there ({_first_line(e)})") from e  # fmt: skip
+    try:
+        with parallel_config("ray"):
+            yield _through_joblib, ray.exceptions.RayError
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _slurm(
+    address: str, workers: int, logs: Path, cluster: str = "slurm"
+) -> Iterator[tuple[Ask, type[BaseException]]]:
+    """`cluster`: submitit's name for where jobs go; its "local" runs them as processes here."""
+    submitit = _require("submitit", "slurm", "submitit")
+    try:
+        executor = submitit.AutoExecutor(logs, cluster=cluster)
+    except RuntimeError as e:
+        raise UserError(f"--engine slurm: {_first_line(e)}; run it on a machine that has srun") from e  # fmt: skip
+    executor.update_parameters(
+        name="driftlab", timeout_min=24 * 60, slurm_array_parallelism=workers
+    )
+    if address:
+        executor.update_parameters(slurm_partition=address)
+
+    def ask(tasks: Sequence[Task]) -> list:
+        jobs = executor.map_array(_call, tasks)
+        for job in jobs:  # all of them, or a second attempt would meet runs that still go on
+            job.wait()
+        try:
+            return [job.result() for job in jobs]
+        except submitit.core.utils.FailedJobError as e:  # the task itself raised
+            raise RunFailure(f"a SLURM job failed; its log is in {logs}: {_first_line(e)}") from e
+
+    yield ask, submitit.core.utils.UncompletedJobError
+
+
+def _call(task: Task):
+    return task()
+
+
+ENGINES: dict[str, Callable[[str, int, Path], Engine]] = {
+    "local": _local,
+    "dask": _dask,
+    "ray": _ray,
+    "slurm": _slurm,
+}

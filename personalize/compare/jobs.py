@@ -1,0 +1,181 @@
+"""What a comparison has to do: subjects, jobs, and the TrainConfig of each. Everything about a job follows from four values.
+
+All that a run would refuse is refused here, before anything trains.
+"""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+from personalize.config.compare_config import (
+    KINDS,
+    CompareConfig,
+    each_run,
+    mini_compare,
+    quickened,
+    widened,
+    without_idle_flags,
+)
+from personalize.config.presets import PRESETS as TRAIN_PRESETS
+from personalize.config.rules import RULES, resolve
+from personalize.config.train_config import TrainConfig
+from personalize.data.photos import scan
+from personalize.data.prompts import PromptSet, prompt_set, with_article
+from personalize.evaluate.command import is_mini
+from personalize.sample.gallery import Sampling
+from personalize.sample.sampler import image_seed
+from toy2d.runs.files import UserError
+from toy2d.runs.spec import parse_run
+
+# of the mini's subjects: three classes, and another one to choose weights on
+MINI_COMPARED, MINI_TUNED_ON = ("polar_bear", "white_rabbit", "little_monkey"), ("striped_cat",)
+
+
+class Subject(NamedTuple):
+    name: str
+    class_word: str
+    folder: str
+
+
+class Job(NamedTuple):
+    """One run of the comparison. Everything about it is a function of these four."""
+
+    compare: CompareConfig
+    subject: Subject
+    run: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.compare.each.output_dir, "runs", self.subject.name, file_name(self.run), f"seed{self.seed}")  # fmt: skip
+
+    @property
+    def shared(self) -> str:
+        """The name of what all runs on this class and seed share."""
+        return f"{file_name(self.subject.class_word)}-seed{self.seed}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.subject.name}, {self.run}, seed {self.seed}"
+
+
+def plan(c: CompareConfig) -> tuple[CompareConfig, list[Subject], list[Job]]:
+    """The configuration with nothing left open, subjects, jobs. Raises UserError for all that a run would refuse."""
+    each_run(c)  # refuses flags before the mini is looked for
+    if not (c.subjects or is_mini(c.each.pretrained_model_name_or_path)):
+        raise UserError("--subjects are missing: FOLDER:CLASS, e.g. photos/rex:dog")
+    names = c.subjects or (MINI_TUNED_ON if c.tune else MINI_COMPARED)
+    subjects = [subject_of(s, c) for s in names]
+    if c.tune:
+        c = widened(c)
+    if c.quick:
+        c, subjects = quickened(c), subjects[:1]
+    if len({s.name for s in subjects}) != len(subjects):
+        raise UserError("two subjects have one name; rename a folder")
+    jobs = [Job(c, s, r, seed) for r, seeds in each_run(c) for s in subjects for seed in seeds]
+    for s in subjects:
+        scan(s.folder, c.each.resolution, captions=False).require()
+    for job in jobs:
+        resolve(train_config(job))
+    refuse_idle_flags(c, jobs)
+    return c, subjects, jobs
+
+
+def subject_of(text: str, c: CompareConfig) -> Subject:
+    """ "photos/rex:dog", or a name of the mini's subjects."""
+    folder, _, word = text.rpartition(":")
+    if folder and word and Path(folder).expanduser().is_dir():
+        return Subject(file_name(Path(folder).expanduser().resolve().name), word, folder)
+    for s in mini_subjects() if is_mini(c.each.pretrained_model_name_or_path) else []:
+        if s.name == text:
+            return s
+    if Path(text).expanduser().is_dir():
+        raise UserError(f"--subjects {text}: say what it is, e.g. {text}:dog")
+    raise UserError(f"--subjects {text}: no such folder; write FOLDER:CLASS, e.g. photos/rex:dog")
+
+
+def mini_subjects() -> list[Subject]:
+    from personalize.mini import shipped as mini
+
+    return [Subject(name, s.class_word, str(s.folder)) for name, s in mini.subjects().items()]
+
+
+def file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text)
+
+
+def prompts_of(c: CompareConfig, subject: Subject) -> PromptSet:
+    """The evaluation's prompts, evenly thinned to `prompts_each` of a group; drift is measured on the same."""
+    default = "mini" if is_mini(c.each.pretrained_model_name_or_path) else "dreambooth"
+    found = prompt_set(c.prompts or default, c.identifier, subject.class_word)
+    groups = {g: thinned(p, c.prompts_each) for g, p in found.groups.items()}
+    return PromptSet(found.identifier, found.class_word, groups)
+
+
+def thinned(prompts: tuple[str, ...], n: int) -> tuple[str, ...]:
+    if not 0 < n < len(prompts):
+        return prompts
+    return tuple(prompts[i * len(prompts) // n] for i in range(n))
+
+
+def train_config(job: Job) -> TrainConfig:
+    c, subject, groups = job.compare, job.subject, prompts_of(job.compare, job.subject).groups
+    given = {f.name: getattr(c.each, f.name) for f in fields(TrainConfig)}
+    own = {
+        "instance_data_dir": subject.folder,
+        "instance_prompt": f"a photo of {c.identifier} {subject.class_word}",
+        "class_prompt": f"a photo of {with_article(subject.class_word)}",
+        "class_data_dir": str(Path(c.each.output_dir, "class", job.shared)),
+        "context_prompts": groups.get("contexts", ()),
+        "unrelated_prompts": groups.get("unrelated", ()),
+        "seed": job.seed,
+        "output_dir": str(job.folder / "train"),
+    }
+    return without_idle_flags(TrainConfig(**(given | own | flags_of(job.run))))
+
+
+def refuse_idle_flags(c: CompareConfig, jobs: list[Job]) -> None:
+    """A flag that has an effect on no run is an error, as in `personalize train`."""
+    configs = [train_config(job) for job in jobs]
+    idle = [
+        f"--{r.field} has no effect on any run: {r.why}"
+        for r in RULES
+        if is_own(c, r.field) and not any(r.when(t) for t in configs)
+    ]
+    if idle:
+        raise UserError("; ".join(idle))
+
+
+def is_own(c: CompareConfig, name: str) -> bool:
+    """Is the value the user's: neither the default, nor the mini's, nor the preset's?"""
+    default = {f.name: f.default for f in fields(TrainConfig)}[name]
+    preset = TRAIN_PRESETS[c.each.preset]() if c.each.preset else {}
+    others = (default, getattr(mini_compare().each, name), preset.get(name, default))
+    return getattr(c.each, name) not in others
+
+
+def flags_of(run: str) -> dict:
+    """ "prior:1+l2:0.01" -> flags of `personalize train`. Raises UserError naming the run, the fault and the remedy."""
+    parse_run(run)  # the toy's own complaints: unknown words, weights that are no numbers
+    flags = {"objective": []}
+    for term in run.split("+"):
+        kind, _, weight = term.partition(":")
+        if kind not in KINDS:
+            raise UserError(
+                f"run {run!r}: {kind} is the toy's only; choose from {', '.join(KINDS)}"
+            )
+        objective, flag, more = KINDS[kind]
+        if objective in flags["objective"]:
+            raise UserError(f"run {run!r} has the term {objective} twice; write it once")
+        flags["objective"].append(objective)
+        flags |= {flag: float(weight), **more} if flag else {}
+    return flags | {"objective": "+".join(flags["objective"])}
+
+
+def image_seeds(c: CompareConfig) -> list[int]:
+    return [image_seed(0, i) for i in range(c.images)]
+
+
+def sampling(c: CompareConfig) -> Sampling:
+    return Sampling(c.inference_steps, c.guidance, resolution=c.each.resolution, batch_size=c.each.sample_batch_size)  # fmt: skip

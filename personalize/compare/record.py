@@ -1,0 +1,71 @@
+"""One run's record in metrics.json: drift and cost as the run measured them, and the evaluation's means. Named as the toy's."""
+
+import json
+from pathlib import Path
+
+from personalize.evaluate.model import Evaluation
+
+NUMBERS = (
+    "delta_theta", "delta_eps", "path_kl", "path_kl_group", "dino", "clip_i", "clip_t", "div", "pres", "unlearnt", "moved",
+    "moved_group", "right", "base", "seconds", "total_seconds",
+)  # fmt: skip
+NOTHING = dict.fromkeys(NUMBERS)  # of a run that diverged
+
+
+def measured(path: Path, class_seconds: float | None, resumed: bool = False) -> dict:
+    """Drift, and the seconds of the method. Measuring is not the method's: neither the chains nor the rows count.
+
+    None, not measured: the class images' seconds where nobody kept them, and preparing's where a killed process had done it (`resumed`).
+    """  # fmt: skip
+    m = json.loads((path / "metrics.json").read_text())
+    groups, s = m["path_kl_groups"], m["seconds"]
+    n = sum(chains for _, _, chains in groups.values())
+    error = sum((e * chains) ** 2 for _, e, chains in groups.values()) ** 0.5 / n
+    seconds = {
+        "class images": class_seconds,
+        "preparing": None if resumed else s["pictures"] + s["base"] - s["chains"],
+        "training": s["training"],
+    }
+    return {
+        "delta_theta": m["delta_theta"],
+        "delta_eps": m["delta_eps"],
+        "path_kl": [m["path_kl"], error, n],
+        "path_kl_group": groups,
+        "seconds": {k: v if v is None else round(v, 2) for k, v in seconds.items()},
+        "total_seconds": None if None in seconds.values() else round(sum(seconds.values()), 2),
+    }
+
+
+def judged(found: Evaluation) -> dict:
+    """Means over pictures. `unlearnt` = 1 - DINO similarity to the subject; `moved` = 1 - DINO similarity to the base's pictures.
+
+    `moved` is the mean over class, contexts and unrelated prompts; `right`: shares of class and scene, where a classifier knows them.
+    What no evaluator was there for is None.
+    """
+    tuned, base = found.summary["means"]["tuned"], found.summary["means"].get("base", {})
+    moved = {g: mean(tuned, g, "moved_dino") for g in found.drift if g != "subject"}
+    known = [v for v in moved.values() if v is not None]
+    div = found.headline["div"]
+    right = {w: {g: rights(part, g) for g in part} for w, part in (("tuned", tuned), ("base", base))}  # fmt: skip
+    return similarities(tuned) | {
+        "div": div and div["mean"],
+        "moved": sum(known) / len(known) if known else None,
+        "moved_group": moved,
+        "right": right,
+        "base": similarities(base),
+    }
+
+
+def mean(part: dict, group: str, name: str) -> float | None:
+    found = part.get(group, {}).get(name)
+    return found and found["mean"]
+
+
+def similarities(part: dict) -> dict:
+    found = {k: mean(part, "subject", k) for k in ("dino", "clip_i", "clip_t")}
+    away = None if found["dino"] is None else 1 - found["dino"]
+    return found | {"unlearnt": away, "pres": mean(part, "class", "dino")}
+
+
+def rights(part: dict, group: str) -> dict:
+    return {word: mean(part, group, f"{word}_right") for word in ("class", "scene")}

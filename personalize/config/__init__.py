@@ -1,0 +1,1 @@
+"""What can be asked: flags, presets, rules and the commands; nothing heavy is imported."""

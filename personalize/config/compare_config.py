@@ -1,0 +1,178 @@
+"""What a comparison is: objectives and weights x subjects x seeds, each run an ordinary `personalize train` run from one base.
+
+Nothing heavy is imported here: jobs.py says what is to be done, comparison.py does it. A run is named as in the toy: "standard", "l2:0.01", "prior:1+l2:0.01".
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Annotated
+
+import tyro
+
+from personalize.config.presets import PRESETS as TRAIN_PRESETS
+from personalize.config.rules import RULES
+from personalize.config.train_config import TrainConfig
+from personalize.mini.shipped import GUIDANCE
+from toy2d.runs.files import UserError
+
+# run kind -> (objective, flag of its weight, what else it says): the toy's words in `personalize train`'s flags
+KINDS = {
+    "standard": ("standard", None, {}),
+    "prior": ("prior", "prior_loss_weight", {}),
+    "l2": ("l2", "l2_reg_weight", {}),
+    "l2_tensor_mean": ("l2", "l2_reg_weight", {"reg_reduction": "tensor_mean"}),
+    "l2_decoupled": ("l2", "l2_reg_weight", {"reg_decoupled": True}),
+    "output": ("output", "output_weight", {}),
+    "fisher": ("fisher", "fisher_weight", {}),
+}
+DECIDED = {  # flags of `train` that a comparison fills in itself
+    "instance_data_dir": "--subjects", "concepts_list": "--subjects", "instance_prompt": "--subjects and --identifier", "class_prompt": "--subjects",
+    "class_data_dir": "--output_dir", "objective": "--runs", "with_prior_preservation": "--runs", "prior_loss_weight": "--runs",
+    "l2_reg_weight": "--runs", "output_weight": "--runs", "fisher_weight": "--runs", "reg_reduction": "--runs (l2_tensor_mean)",
+    "reg_decoupled": "--runs (l2_decoupled)", "seed": "--seeds", "context_prompts": "--prompts", "unrelated_prompts": "--prompts",
+    "validation_prompt": "--prompts", "resume_from_checkpoint": "nothing: it resumes by itself", "dry_run": "`personalize train`",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Train every objective from one base on the same subjects, with the same noise and budget; evaluate all; one table.
+
+    $ personalize compare               the mini model: 3 subjects x 3 seeds x 5 objectives, under 25 minutes on two cores
+    $ personalize compare --quick       1 subject, 1 seed, fewer pictures: under 4 minutes
+    $ personalize compare --pretrained_model_name_or_path sd15/ --subjects photos/rex:dog photos/tea:teapot
+        --preset paper_sd15_lora --runs standard prior:1 l2:1e-3 output:1 fisher:1 --output_dir runs/personalize/sd15
+
+    Killed, it goes on with the same command. Every flag of `personalize train` that is not decided here is passed to each run.
+    """
+
+    each: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]  # what all runs share
+    # FOLDER:CLASS, e.g. photos/rex:dog; or names of the mini's subjects. Default: three of the mini's
+    subjects: tuple[str, ...] = ()
+    # objectives and weights. An objective's first weight is run on every seed, its further ones on --sweep_seeds of them
+    runs: tuple[str, ...] = ("standard",)
+    seeds: tuple[int, ...] = (0, 1, 2)  # each has its own noise, order and class images
+    sweep_seeds: int = 1  # how many of them an objective's further weights get
+    quick: bool = False  # one subject, one seed, at most 100 steps, fewer pictures
+    # one seed, each objective's first weight times 0.03 to 30: the bold rows of its table are the tuned weights
+    tune: bool = False
+    identifier: str = "sks"  # the word for the subject
+    # dreambooth, mini or a text file; default: the model's own (see `personalize evaluate --help`)
+    prompts: str | None = None
+    prompts_each: int = 4  # so many of the subject's, context and unrelated prompts; 0: all
+    images: int = 4  # for each prompt, from the same seeds for every run
+    inference_steps: int = 25  # of dpmsolver++, for these pictures
+    guidance: float = 7.5  # of these pictures; 1: none
+    # "learnt as well as standard": this share of what standard gained in fidelity over the base
+    equal_fidelity: float = 0.9
+    clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
+    dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
+    keep_weights: bool = False  # full training's pipelines too; adapters always stay
+    engine: str = "local"  # local, dask:ADDRESS, ray:ADDRESS or slurm[:PARTITION]
+    workers: int | None = None  # runs at a time; default: 1 with a GPU, else one for each core
+    threads: int = 1  # torch threads of a run; another number may round differently
+
+
+def completed(c: CompareConfig, given: set[str]) -> CompareConfig:
+    """Of what is not `given` on the command line: --preset's settings. The defaults are the mini's; another base must be told more."""
+    if c.each.preset:
+        if c.each.preset not in TRAIN_PRESETS:
+            raise UserError(f"--preset {c.each.preset} is none of {', '.join(TRAIN_PRESETS)}")
+        settings = TRAIN_PRESETS[c.each.preset]().items()
+        mine = {k: v for k, v in settings if k not in given and k not in DECIDED}
+        c = replace(c, each=replace(c.each, **mine))
+    needed = {"runs", *(() if c.each.preset else ("learning_rate", "max_train_steps"))}
+    if "pretrained_model_name_or_path" in given and (missing := sorted(needed - given)):
+        raise UserError(
+            f"the defaults of compare are the mini model's; for another base say --{' --'.join(missing)}"
+            f"{'' if c.each.preset else ' (or a --preset: see `personalize presets`)'}"
+        )
+    return c
+
+
+def quickened(c: CompareConfig) -> CompareConfig:
+    """One seed, at most 100 steps, 16 class images, two prompts of each list, three pictures. Its folder is NAME-quick."""
+    few = {"max_train_steps": 100, "num_class_images": 16}
+    least = {k: min(getattr(c.each, k) or n, n) for k, n in few.items()}
+    each = replace(c.each, output_dir=f"{c.each.output_dir}-quick", **least)
+    shown = {"prompts_each": min(c.prompts_each or 2, 2), "images": min(c.images, 3)}
+    return replace(c, each=each, seeds=c.seeds[:1], **shown)
+
+
+FACTORS = (0.03, 0.1, 0.3, 1, 3, 10, 30)
+
+
+def widened(c: CompareConfig) -> CompareConfig:
+    """Every objective's first weight times FACTORS, on one seed. Its folder is NAME-tune."""
+    firsts = {objective_of(r): r for r in reversed(c.runs) if ":" in r and "+" not in r}
+    parts = [firsts[o].split(":") for o in reversed(firsts)]
+    runs = tuple(f"{kind}:{float(w) * f:g}" for kind, w in parts for f in FACTORS)
+    each = replace(c.each, output_dir=f"{c.each.output_dir}-tune")
+    return replace(c, each=each, runs=("standard", *runs), seeds=c.seeds[:1])
+
+
+def each_run(c: CompareConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """(run, its seeds). Raises UserError for flags that cannot be."""
+    problems = [f"--{name} is decided by {by}" for name, by in DECIDED.items() if _given(c, name)]
+    for name in ("images", "inference_steps", "threads", "sweep_seeds"):
+        if getattr(c, name) < 1:
+            problems.append(f"--{name} {getattr(c, name)}: at least 1")
+    if not 0 < c.equal_fidelity <= 1:
+        problems.append(f"--equal_fidelity {c.equal_fidelity} must be above 0 and at most 1")
+    if "standard" not in c.runs:
+        problems.append("--runs needs standard: the others are compared with it")
+    for name in ("runs", "seeds"):
+        if len(set(getattr(c, name))) != len(getattr(c, name)) or not getattr(c, name):
+            problems.append(f"--{name} must be different from each other, and at least one")
+    if problems:
+        raise UserError("; ".join(problems))
+    first = {objective_of(r): r for r in reversed(c.runs)}
+    return [(r, c.seeds if r in first.values() else c.seeds[: c.sweep_seeds]) for r in c.runs]
+
+
+def objective_of(run: str) -> str:
+    """ "prior:1+l2:0.01" -> "prior+l2"."""
+    return "+".join(term.partition(":")[0] for term in run.split("+"))
+
+
+def _given(c: CompareConfig, name: str) -> bool:
+    default = {f.name: f.default for f in fields(TrainConfig)}[name]
+    return getattr(c.each, name) not in (default, "")
+
+
+def without_idle_flags(config: TrainConfig) -> TrainConfig:
+    """Runs share their flags, but class images mean nothing to l2: what has no effect on this run goes back to its default."""
+    default = {f.name: f.default for f in fields(TrainConfig)}
+    idle = {r.field: default[r.field] for r in RULES if not r.when(config)}
+    return replace(config, **idle)
+
+
+# ---- presets
+def mini_compare() -> CompareConfig:
+    """The offline mini model. Weights: from one `--tune` on a subject that is not compared (lab log, 22 November 2026); prior:1 is DreamBooth's."""
+    return CompareConfig(
+        each=TrainConfig(
+            pretrained_model_name_or_path="mini",
+            instance_data_dir="",
+            train="full",
+            learning_rate=2e-4,
+            max_train_steps=100,
+            train_batch_size=2,
+            center_crop=True,
+            num_class_images=32,
+            class_steps=12,
+            class_guidance=GUIDANCE,
+            sample_batch_size=16,
+            fisher_samples=64,
+            checkpointing_steps=50,
+            probe_steps=50,
+            measure_chains=2,
+            output_dir="runs/personalize/compare",
+        ),
+        runs=(
+            "standard", "prior:0.1", "prior:1", "l2:0.1", "l2:0.01", "output:0.03", "output:0.3", "fisher:0.3", "fisher:0.03",
+        ),
+        prompts_each=3,
+        images=3,
+        inference_steps=12,
+        guidance=GUIDANCE,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Time and memory: the dry run and the benchmarks."""

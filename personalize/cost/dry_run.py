@@ -1,0 +1,234 @@
+"""`personalize train --dry_run`: the resolved configuration, what will be seen how often, and what it will cost. Writes nothing.
+
+Time and peak memory are measured, not guessed: three whole steps of this very configuration are taken in a temporary folder, and rates are
+multiplied by counts. What stays in memory for the whole run is arithmetic besides, to say what the peak is made of.
+`personalize bench --memory` compares these estimates with real runs.
+"""
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+
+from personalize.adapters.anchors import plain_parameters
+from personalize.config.train_config import TrainConfig
+from personalize.data.latents import instance_set
+from personalize.data.photos import Scan
+from personalize.drift import measure
+from personalize.parallel.processes import processes_here
+from personalize.pipeline.model import Model
+from personalize.sample.sampler import generate
+from personalize.train.experiment import Experiment, read
+from personalize.train.from_base import DTYPES
+from personalize.train.loop import fit
+from personalize.train.setup import Clock, make_accelerator, make_state, peak_memory, start_peak
+from toy2d.runs.folder import RunFolder
+
+MIB = 2**20
+# what a rehearsal does less of; rates are multiplied by the real counts
+SHORT = {
+    "measure_nodes": 2, "measure_chains": 2, "context_prompts": (), "fisher_samples": 1, "output_draws": 1, "log_every": 10**6,
+    "checkpointing_steps": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a training step, of the class images, of all; bytes by what they are for, and at the peak; seconds by phase.
+
+    The peak is above what was held before: on a CPU libraries are not counted.
+    """
+
+    step: float
+    class_images: float
+    total: float
+    memory: dict[str, int]
+    peak: int
+    phases: dict[str, float]
+
+
+def dry_run(config: TrainConfig, console: Console | None = None) -> Cost:
+    """Print the plan; raise UserError exactly where `train` would."""
+    config, pictures = read(config, processes_here())
+    accelerator = make_accelerator(config)
+    console = console or Console(quiet=not accelerator.is_main_process)
+    console.print(_settings(config))
+    for line in pairing(config, len(pictures.records), accelerator.num_processes):
+        console.print(line)
+    cost = measure_cost(config, pictures, accelerator)
+    console.print(_costs(cost))
+    return cost
+
+
+def pairing(config: TrainConfig, pictures: int, processes: int = 1) -> list[str]:
+    """Who is beside whom in a step, and how often each picture is seen."""
+    c, batch = config, config.train_batch_size
+    ticks = c.max_train_steps * c.gradient_accumulation_steps * processes
+    seen, each = (
+        ticks * batch / pictures,
+        f" in each of {processes} processes" if processes > 1 else "",
+    )
+    lines = [
+        f"{c.max_train_steps} steps of {c.gradient_accumulation_steps} x {batch}{each}: each of {pictures} pictures is seen "
+        f"{seen:.1f} times under its own prompt"
+    ]
+    for role in ("prior", "output"):
+        if c.uses(role):
+            own = role == "output" and c.output_source == "instance"
+            n = pictures if own else c.num_class_images * len(c.concepts)
+            said = " and ".join(map(repr, c.class_prompts))
+            what = "of your pictures" if own else "of the base's own pictures"
+            lines.append(
+                f"{role}: beside each minibatch, {batch} {what} under {said}; each of {n} is seen {ticks * batch / n:.1f} times"
+            )
+    return lines
+
+
+def measure_cost(config: TrainConfig, pictures: Scan, accelerator: Accelerator) -> Cost:
+    """A real run's own parts, in a temporary folder, one picture standing in for every pool; nothing is exported."""
+    before = start_peak(accelerator.device)
+    with tempfile.TemporaryDirectory() as folder:
+        one = config.unrelated_prompts[:1]
+        short = replace(config, output_dir=folder, unrelated_prompts=one, **SHORT)
+        quiet = RunFolder(folder, {}), accelerator, lambda text: None
+        e, took = Experiment(short, pictures, *quiet), Clock()
+        with took("load"):
+            e.open_model()
+        with took("picture"):
+            prompt = config.instance_prompt or "a photo"
+            pool = instance_set(e.model, pictures.records[:1], prompt, e.resolution).cache()
+        picture = class_picture(config, e) if config.needs_class_images else 0.0
+        e.choose_what_trains()
+        roles = [r for r in ("instance", "prior", "output") if r == "instance" or config.uses(r)]
+        e.embed(dict.fromkeys(roles, pool))
+        e.ask_the_base(dict.fromkeys(roles, pool))
+        forward = forward_seconds(e)
+        step = step_seconds(e)
+        stays = memory(config, e.model, e.theta)
+    phases = {
+        "load": took["load"],
+        "pictures": took["picture"] * len(pictures.records),
+        "class images": picture * config.num_class_images * len(config.concepts),
+        "base": forward * asked_of_the_base(config),
+        "training": step * config.max_train_steps,
+        "measuring": forward * asked_while_measuring(config),
+    }
+    peak = peak_memory(accelerator.device) - before
+    return Cost(step, phases["class images"], sum(phases.values()), stays, peak, phases)
+
+
+def step_seconds(e: Experiment) -> float:
+    """Of a whole optimizer step, the second and third."""
+    e.state = make_state(e.theta, e.config, e.accelerator.scaler)
+    for part in e.trained_parts():
+        part.train()
+    times = []
+    for steps in (1, 3):
+        e.loop.config = replace(e.config, max_train_steps=steps)
+        start = time.perf_counter()
+        fit(e.loop, e.state, e.accelerator, lambda terms: None, lambda state: None)
+        _wait(e.device)
+        times.append(time.perf_counter() - start)
+    return times[1] / 2
+
+
+def forward_seconds(e: Experiment) -> float:
+    """Of one sample through the network, without a gradient, `sample_batch_size` at a time."""
+    n, schedule = e.config.sample_batch_size, e.model.schedule
+    x_t = torch.zeros(n, *e.shape, device=e.device)
+    t = schedule.timesteps[torch.zeros(n, dtype=torch.long, device=e.device)]
+    prompts = [next(iter(measure.prompt_groups(e.config).values()))[0]] * n
+    with torch.no_grad(), e.model.evaluating():
+        return _seconds(lambda: e.predict(x_t, t, prompts), e.device) / n
+
+
+def class_picture(config: TrainConfig, e: Experiment) -> float:
+    """Seconds of one class picture: its sampler's steps, extrapolated from the second, and its decoding."""
+    n, times = config.sample_batch_size, []
+    for steps in (1, 2):
+        make = partial(generate, e.model, [config.class_prompts[0]], list(range(n)), steps, config.class_guidance, config.class_sampler, n, resolution=e.resolution)  # fmt: skip
+        times.append(_seconds(make, e.device, 1))
+    return (times[0] + max(0.0, times[1] - times[0]) * (config.class_steps - 1)) / n
+
+
+def asked_of_the_base(c: TrainConfig) -> int:
+    """Forward passes of one sample: chains, stored answers; Fisher counts a backward pass as two."""
+    ticks = c.max_train_steps * c.gradient_accumulation_steps
+    stored = min(c.output_draws, c.train_batch_size * ticks)
+    answers = stored if c.uses("output") and not c.kind.keeps_base else 0
+    fisher = 3 * c.fisher_samples if c.uses("fisher") else 0
+    return _chains(c) * (c.measure_nodes - 1) + answers + fisher
+
+
+def asked_while_measuring(c: TrainConfig) -> int:
+    """Forward passes of one sample: delta eps at its steps, path KL at its own, validation's pictures."""
+    probes = 2 + c.max_train_steps // c.probe_steps
+    paths = 2 + (c.max_train_steps // c.path_kl_steps if c.path_kl_steps else 0)
+    grids = 1 + c.max_train_steps // c.validation_steps if c.validation_prompt else 0
+    passes = c.validation_inference_steps * (2 if c.validation_guidance > 1 else 1)
+    pictures = len(c.validation_prompt) * c.num_validation_images
+    return _chains(c) * (probes + paths * (c.measure_nodes - 1)) + grids * pictures * passes
+
+
+def _chains(c: TrainConfig) -> int:
+    return c.measure_chains * sum(len(g) for g in measure.prompt_groups(c).values())
+
+
+def memory(config: TrainConfig, model: Model, theta) -> dict[str, int]:
+    """Bytes that stay for the whole run, by what they are for."""
+    c = config
+    networks = [model.denoiser, *(model.text_encoders if c.train_text_encoder else [])]
+    trained = sum(p.numel() for p in theta.values())
+    plain = sum(p.numel() for p in plain_parameters(theta).values())
+    copy = torch.finfo(DTYPES[c.anchor_dtype]).bits // 8
+    return {
+        "networks": sum(p.numel() * p.element_size() for n in networks for p in n.parameters()),
+        "gradients": 4 * trained,
+        "moments": (2 if c.use_8bit_adam else 8) * trained,
+        "average": 4 * trained if c.use_ema else 0,
+        "anchors": copy * plain if c.uses("l2", "fisher") and c.anchor_device == "train" else 0,
+        "fisher": 4 * plain if c.uses("fisher") else 0,
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _seconds(work, device: torch.device, repeats: int = 2) -> float:
+    """The fastest of `repeats` after one that is not timed."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _settings(config: TrainConfig) -> Table:
+    table = Table("setting", "value", title="what will run")
+    for name, value in asdict(config).items():
+        if value is not None and value is not False and value != ():
+            table.add_row(name, str(value))
+    return table
+
+
+def _costs(cost: Cost) -> Table:
+    table = Table("cost", "estimate", title="on this machine")
+    table.add_row("one step", f"{cost.step:.3g} s")
+    for name, seconds in cost.phases.items():
+        if seconds:
+            table.add_row(f"time: {name}", f"{seconds:.3g} s")
+    table.add_row("time: all but the export", f"{cost.total:.4g} s")
+    for name, size in cost.memory.items():
+        if size:
+            table.add_row(f"memory: {name}", f"{size / MIB:.1f} MiB")
+    table.add_row("memory: peak, with activations", f"{cost.peak / MIB:.0f} MiB")
+    return table

@@ -1,0 +1,1 @@
+"""Pictures and prompts in: photographs, latents, subjects and prompt lists."""

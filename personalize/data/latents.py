@@ -1,0 +1,212 @@
+"""Pictures and captions become latents and embeddings, each computed once.
+
+    make_pixels(record) -> (3, H, W) in [-1, 1]   what the VAE sees
+    PictureSet.draw(indices, rng)                 latents drawn from the VAE's posterior, with their prompts
+    Prompts(model)(texts)                         embeddings, a row per text
+
+Shapes: B batch, C h w latents, H W pixels.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from personalize.data.photos import Record, open_rgb
+from personalize.pipeline.families import Cond
+from personalize.pipeline.model import Model
+from toy2d.runs.files import UserError
+
+Crop = Literal["center", "random", "pad"]
+CROPS = 9  # positions of a random crop, even steps along the longer side: few enough to cache
+
+
+# ---- pixels
+def fit(
+    image: Image.Image,
+    resolution: int,
+    crop: Crop = "center",
+    flip: bool = False,
+    position: float = 0.5,
+) -> Tensor:
+    """(3, resolution, resolution) in [-1, 1]. Lanczos; the shorter side fills the frame, or the longer one if `crop` is "pad" (white).
+
+    `position` in [0, 1] places the frame along the longer side (0.5 is the centre).
+    """
+    size = _scaled(image.size, resolution, crop)
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    if crop == "pad":
+        image = ImageOps.pad(image, (resolution, resolution), color=(255, 255, 255))
+    left, top = _corner(image.size, resolution, position)
+    image = image.crop((left, top, left + resolution, top + resolution))
+    if flip:
+        image = ImageOps.mirror(image)
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32).copy())
+    return pixels.permute(2, 0, 1) / 127.5 - 1
+
+
+def _scaled(size: tuple[int, int], resolution: int, crop: Crop) -> tuple[int, int]:
+    w, h = size
+    scale = resolution / (max(w, h) if crop == "pad" else min(w, h))
+    return max(1, round(w * scale)), max(1, round(h * scale))
+
+
+def _corner(size: tuple[int, int], resolution: int, position: float) -> tuple[int, int]:
+    left, top = (round((side - resolution) * position) for side in size)
+    return left, top
+
+
+def frame_of(
+    size: tuple[int, int],
+    resolution: int,
+    crop: Crop = "center",
+    flip: bool = False,
+    position: float = 0.5,
+) -> tuple[int, ...]:
+    """What SDXL is told of a picture that `fit` has cut from a photo of `size` (w, h): original h w, crop top left, target h w.
+
+    The crop's corner counts pixels of the resized photo, mirrored first if `flip`: what the network sees begins there.
+    """
+    w, h = _scaled(size, resolution, crop)
+    left, top = (0, 0) if crop == "pad" else _corner((w, h), resolution, position)
+    left = w - resolution - left if flip and crop != "pad" else left
+    return size[1], size[0], top, left, resolution, resolution
+
+
+class Framed(str):
+    """A prompt that carries the frame of its picture (`frame_of`); in every other respect the text it is."""
+
+    frame: tuple[int, ...]
+
+    def __new__(cls, text: str, frame: tuple[int, ...] = ()):
+        prompt = super().__new__(cls, text)
+        prompt.frame = frame
+        return prompt
+
+
+def make_pixels(
+    record: Record,
+    resolution: int,
+    crop: Crop = "center",
+    flip: bool = False,
+    position: float = 0.5,
+) -> Tensor:
+    """`fit` of the record's picture."""
+    return fit(open_rgb(record.path), resolution, crop, flip, position)
+
+
+# ---- what training draws from
+Posterior = Callable[[int, int], tuple[Tensor, Tensor]]  # (picture, variant) -> mean, std (C h w)
+
+
+class PictureSet:
+    """Pictures under their prompts. `posterior(i, v)` is the law of the latents of variant v (a flip, a crop) of picture i,
+    `frame(i, v)` what part of the photo that is; without it a picture shows all there is, as the base's own do.
+
+    `cache()` computes all of them; a draw is the same, to the bit, with and without, because each variant is encoded alone.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        posterior: Posterior,
+        variants: int = 1,
+        frame: Callable[[int, int], tuple[int, ...]] | None = None,
+    ):
+        self.prompts, self.variants = prompts, variants
+        self._posterior, self._frame, self._table = posterior, frame, {}
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def cache(self) -> "PictureSet":
+        """Encode every variant now, so that the VAE can be unloaded. Returns itself."""
+        for i in range(len(self)):
+            for v in range(self.variants):
+                if (i, v) not in self._table:
+                    self._table[i, v] = self._posterior(i, v)
+        return self
+
+    def draw(self, indices: list[int], rng: torch.Generator) -> tuple[Tensor, list[str]]:
+        """(x0 (B C h w), prompts) of the pictures `indices`: flip, crop and posterior noise drawn from `rng`, in that order per picture."""
+        latents, prompts = [], []
+        for i in indices:
+            v = int(torch.randint(self.variants, (), generator=rng, device=rng.device))
+            mean, std = self._table[i, v] if (i, v) in self._table else self._posterior(i, v)
+            noise = torch.randn(mean.shape, generator=rng, device=rng.device)
+            latents.append(mean + std * noise.to(mean.device, non_blocking=True))
+            prompt = self.prompts[i]
+            prompts.append(Framed(prompt, self._frame(i, v)) if self._frame else prompt)
+        return torch.stack(latents), prompts
+
+
+def instance_set(
+    model: Model,
+    records: list[Record],
+    instance_prompt: str | None,
+    resolution: int,
+    crop: Crop = "center",
+    random_flip: bool = False,
+) -> PictureSet:
+    """The subject's pictures under their captions, or under `instance_prompt` where there is none.
+
+    Raises UserError for a picture without either.
+    """
+    prompts = [r.caption or instance_prompt for r in records]
+    if bare := [r.path.name for r, p in zip(records, prompts, strict=True) if not p]:
+        raise UserError(
+            f"no caption beside {', '.join(bare[:5])}: write one or pass --instance_prompt"
+        )
+    flips, positions = 1 + random_flip, CROPS if crop == "random" else 1
+
+    def variant(v):
+        flip, place = divmod(v, positions)
+        return crop, bool(flip), place / (positions - 1) if positions > 1 else 0.5
+
+    def posterior(i, v):
+        mean, std = model.posterior(make_pixels(records[i], resolution, *variant(v))[None])
+        return mean[0], std[0]
+
+    def frame(i, v):
+        return frame_of((records[i].width, records[i].height), resolution, *variant(v))
+
+    return PictureSet(prompts, posterior, flips * positions, frame)
+
+
+class Prompts:
+    """Text embeddings, one row per text, each text encoded once unless the text encoder trains (`cache=False`)."""
+
+    def __init__(self, model: Model, cache: bool = True):
+        self.model, self.cached, self._rows = model, cache, {}
+
+    def add(self, texts: list[str]) -> "Prompts":
+        """Encode what is new, so that the text encoders can be unloaded. Returns itself."""
+        for text in dict.fromkeys(texts):
+            if text not in self._rows:
+                with torch.no_grad():
+                    self._rows[text] = {
+                        k: v[0] for k, v in self.model.encode_prompts([text]).items()
+                    }
+        return self
+
+    def __call__(self, texts: list[str]) -> Cond:
+        """Embeddings, and the pictures' frames where the backbone wants them and the prompts have them."""
+        return self._embeddings(texts) | self._frames(texts)
+
+    def _embeddings(self, texts):
+        if not self.cached:
+            return self.model.encode_prompts(texts)
+        self.add(texts)
+        rows = [self._rows[t] for t in texts]
+        return {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+
+    def _frames(self, texts):
+        frames = [t.frame for t in texts if isinstance(t, Framed)]
+        if not (frames and self.model.family.framed):
+            return {}
+        if len(frames) != len(texts):
+            raise ValueError("some prompts of a batch carry a frame, others do not")
+        return {"frame": torch.tensor(frames).to(self.model.device, non_blocking=True)}

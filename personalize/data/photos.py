@@ -1,0 +1,255 @@
+"""A folder of photographs and captions: what is usable, what is not and why, all at once.
+
+Content decides what a file is, never its extension. Orientation is applied, transparency goes onto white, 16 bits are scaled.
+Embedded colour profiles are not applied. Nothing here needs a model.
+"""
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from toy2d.runs.files import UserError, file_digest
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # phones' MPO is a JPEG with a second picture behind it
+PICTURE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".heic", ".heif", ".avif", ".jxl"),
+}
+MAX_PIXELS = 128_000_000  # a phone's 108 megapixels pass, a picture bomb does not
+MAX_CAPTION_BYTES = 4096
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+# ---- what is in the folder
+@dataclass(frozen=True)
+class Record:
+    """One usable picture. Sizes after orientation; `sha256` of the file's bytes; `notes` for the table."""
+
+    path: Path
+    width: int
+    height: int
+    format: str
+    mode: str
+    sha256: str
+    caption: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What `scan` found: records in name order, problems as (file, reason and remedy), and the files it left alone."""
+
+    folder: Path
+    records: list[Record]
+    problems: list[tuple[str, str]]
+    skipped: list[str]
+
+    def require(self) -> list[Record]:
+        """The records, or UserError listing every problem."""
+        if self.problems:
+            lines = "; ".join(f"{name} {why}" for name, why in self.problems)
+            raise UserError(f"{self.folder}: {len(self.problems)} problem(s): {lines}")
+        return self.records
+
+    def hash(self) -> str:
+        """16 hex digits of the pictures' bytes and captions, in order: changes when the data does."""
+        digest = hashlib.sha256()
+        for r in self.records:
+            digest.update(json.dumps([r.path.name, r.sha256, r.caption]).encode())
+        return digest.hexdigest()[:16]
+
+    def table(self) -> Table:
+        """Every picture and every problem, for people."""
+        table = Table(title=_cell(str(self.folder)), title_justify="left")
+        for column in ("file", "size", "format", "caption", "remark"):
+            table.add_column(column, overflow="fold")
+        for r in self.records:
+            size, kind = f"{r.width} x {r.height}", f"{r.format} {r.mode}"
+            cells = (r.path.name, size, kind, r.caption or "-", ", ".join(r.notes))
+            table.add_row(*map(_cell, cells))
+        for name, why in self.problems:
+            table.add_row(_cell(name), "", "", "", _cell(why, "bold red"))
+        skipped = f"; skipped: {', '.join(self.skipped)}" if self.skipped else ""
+        found = f"{len(self.records)} pictures, {len(self.problems)} problems"
+        table.caption = _cell(f"{found}, {len(self.skipped)} other files{skipped}"[:1000])
+        return table
+
+
+def scan(folder: str | Path, resolution: int | None = None, captions: bool = True) -> Scan:
+    """Open every file of `folder` (not below it), sorted by name; decode each picture in full.
+
+    Hidden files, folders and files that are no pictures are skipped and listed; a file that has a picture's name but cannot be used
+    is a problem, because its owner believes it is used. Raises UserError if there is no folder.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; pass the folder that holds the pictures")
+    try:
+        files = sorted(folder.iterdir(), key=lambda p: p.name)
+    except OSError as e:
+        raise UserError(f"{folder} cannot be read: {e.strerror}") from e
+    records, problems, skipped = [], [], []
+    for path in files:
+        try:
+            record = _read_record(path, resolution, captions)
+        except Unusable as e:
+            problems.append((path.name, str(e)))
+        else:
+            (skipped if record is None else records).append(record or path.name)
+    records = _with_twins_noted(records)
+    used = {r.path.with_suffix(".txt").name for r in records if r.caption}
+    skipped = [name for name in skipped if name not in used]
+    if not records and not problems:
+        problems.append((folder.name, _why_empty(files)))
+    return Scan(folder, records, problems, skipped)
+
+
+def _why_empty(files: list[Path]) -> str:
+    folders = [p.name for p in files if p.is_dir() and not p.name.startswith(".")]
+    hint = f"; its folders ({', '.join(folders[:3])}) are not searched: pass one" if folders else ""
+    return f"holds no pictures (JPEG, PNG or WebP){hint}"
+
+
+def _cell(text: str, style: str = "") -> Text:
+    """Names and captions are data: no markup, no escape sequences, no half characters."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), style)
+
+
+def print_scan(found: Scan) -> None:
+    """The table on standard output; plain when that is no terminal."""
+    Console().print(found.table())
+
+
+class Unusable(Exception):
+    """Why a file that claims to be a picture is refused."""
+
+
+def _read_record(path: Path, resolution: int | None, captions: bool) -> Record | None:
+    """None for a file that is no picture and does not claim to be."""
+    if path.name.startswith(".") or path.is_dir():
+        return None
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise Unusable("is a broken link or no file; take it away")
+        if path.stat().st_size == 0:
+            raise Unusable("is empty; copy it again")
+        image = _open(path)
+    except Unusable as e:
+        return _foreign(path, e)
+    except Image.UnidentifiedImageError:
+        why = Unusable("is no JPEG, PNG or WebP inside; convert it or take it away")
+        return _foreign(path, why)
+    except OSError as e:
+        why = Unusable(f"cannot be read ({e.strerror or e}); mend it or take it away")
+        return _foreign(path, why)
+    with image:
+        rgb, notes = _to_rgb(image)
+        notes += _size_notes(*rgb.size, resolution)
+        caption = _caption(path) if captions else None
+        digest = file_digest(path)["sha256"]
+        return Record(path, *rgb.size, image.format, image.mode, digest, caption, tuple(notes))
+
+
+def _foreign(path: Path, why: Unusable) -> None:
+    """Other people's files are left alone, unless they have a picture's name."""
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        raise why
+
+
+def _size_notes(width, height, resolution):
+    if resolution is None or (short := min(width, height)) >= resolution:
+        return []
+    if short * 4 < resolution:
+        raise Unusable(
+            f"is {width} x {height}, too small for resolution {resolution}; use a larger picture"
+        )
+    return [f"enlarged x{resolution / short:.1f}"]
+
+
+def _with_twins_noted(records: list[Record]) -> list[Record]:
+    first = {}
+    for i, r in enumerate(records):
+        twin = first.setdefault(r.sha256, r.path.name)
+        if twin != r.path.name:
+            records[i] = replace(r, notes=(*r.notes, f"same picture as {twin}"))
+    return records
+
+
+def _caption(path: Path) -> str | None:
+    """The text of the .txt beside a picture, on one line; None if there is none."""
+    file = path.with_suffix(".txt")
+    if not file.is_file():
+        return None
+    try:
+        data = file.read_bytes()
+        text = " ".join(data.decode("utf-8-sig").split())
+    except OSError as e:
+        raise Unusable(f"has a caption {file.name} that cannot be read ({e.strerror})") from e
+    except UnicodeDecodeError as e:
+        raise Unusable(f"has a caption {file.name} that is not UTF-8; save it as UTF-8") from e
+    if not text:
+        raise Unusable(f"has an empty caption {file.name}; write one or delete that file")
+    if len(data) > MAX_CAPTION_BYTES or "\0" in text:
+        raise Unusable(
+            f"has no caption in {file.name} but something long or binary; mend that file"
+        )
+    return text
+
+
+# ---- a picture
+def _open(path: Path) -> Image.Image:
+    """Opened but not decoded. Raises Unusable for a header that is not to be trusted."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is below
+            image = Image.open(path, formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise
+    except (Image.DecompressionBombError, ValueError, SyntaxError, EOFError) as e:
+        raise Unusable(f"cannot be opened ({e}); take it away") from e
+    return image
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Decoded, upright, on white, 8 bits; and what was done. Raises Unusable for bombs, animations and broken data."""
+    notes = []
+    if image.width * image.height > MAX_PIXELS:
+        raise Unusable(
+            f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller"
+        )
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise Unusable("is an animation; save the frame you mean as PNG")
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except Exception as e:  # truncated, or broken in any of the ways a decoder knows
+        raise Unusable(f"is broken ({type(e).__name__}: {e}); copy it again") from e
+    if image.getexif().get(ORIENTATION) in range(2, 9):
+        notes.append("turned by EXIF")
+    if upright.mode.startswith("I"):  # 16-bit gray; convert() would saturate it
+        notes.append("16 bit")
+        levels = np.asarray(upright).astype(np.float64).clip(0, 65535) / 257
+        upright = Image.fromarray(levels.round().astype(np.uint8))
+    if upright.has_transparency_data:
+        notes.append("onto white")
+        layer = upright.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        upright = Image.alpha_composite(white, layer)
+    return upright.convert("RGB"), notes
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """A picture as the VAE should see it, before resizing. Raises UserError naming the file."""
+    try:
+        with _open(path) as image:
+            return _to_rgb(image)[0]
+    except (Unusable, Image.UnidentifiedImageError, OSError) as e:
+        raise UserError(f"{path} {e}") from e

@@ -1,0 +1,1 @@
+"""Drift at full scale: path KL, delta eps, delta theta and the Fisher diagonal."""

@@ -1,0 +1,1 @@
+"""Scores of pictures: the judging networks, metrics, rows and their means."""

@@ -1,0 +1,217 @@
+"""`personalize evaluate`: a run folder, a pipeline or the whole DreamBooth benchmark, from the command line to evaluation.json."""
+
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from personalize.data.prompts import (
+    PromptSet,
+    benchmark_class,
+    prompt_set,
+    read_benchmark,
+    words_of,
+)
+from personalize.data.subjects import training_pictures
+from personalize.evaluate.judges import Evaluators, evaluators_of
+from personalize.evaluate.metrics import interval
+from personalize.evaluate.model import ONE_CHAIN, Evaluation, evaluate_model, has_its_base
+from personalize.export.model_card import public_name
+from personalize.export.write import load_run
+from personalize.pipeline.load import load
+from personalize.pipeline.model import Model
+from personalize.sample.gallery import Sampling
+from personalize.sample.sampler import image_seed
+from personalize.train.from_base import DTYPES
+from toy2d.runs.files import RunFailure, UserError, write_json
+
+LIST = "prompts_and_classes.txt"  # what marks the root of the benchmark
+
+
+def evaluate(asked, say: Callable[[str], None] = print) -> Path:
+    """`asked`: __main__.Evaluate. Returns the path of evaluation.json, or of benchmark.json for the benchmark's root."""
+    refuse(asked)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    judges = cache(lambda mini: evaluators_of(mini, asked.clip, asked.dino, device))
+    if (Path(asked.reference) / LIST).is_file():
+        return benchmark(asked, judges, say)
+    folder = Path(asked.out) if asked.out else default_folder(asked.model)
+    found = one(asked, asked.model, Path(asked.reference), folder, judges, say)
+    Console().print(table(found))
+    for note in found.about["left_out"]:
+        say(f"note: {note}")
+    say(f"written: {folder / 'evaluation.json'}")
+    return folder / "evaluation.json"
+
+
+def refuse(asked) -> None:
+    """Raises UserError for every number that could only fail later, when models are loaded or pictures drawn."""
+    allowed = {
+        "images": (asked.images >= 1, "at least 1"),
+        "chains": (asked.chains == 0 or asked.chains > 1, ONE_CHAIN),
+        "steps": (asked.steps >= 1, "at least 1"),
+        "guidance": (1 <= asked.guidance < math.inf, "a number from 1 (none) on"),
+        "sample_batch_size": (asked.sample_batch_size >= 1, "at least 1"),
+        "resolution": (asked.resolution is None or asked.resolution >= 1, "at least 1"),
+    }
+    wrong = [f"--{k} {getattr(asked, k)}: {why}" for k, (fine, why) in allowed.items() if not fine]
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+Judges = Callable[[bool], Evaluators]  # is it the mini? -> who judges it, loaded once
+
+
+def one(
+    asked, name: str, reference: Path, folder: Path, judges: Judges, say, shared: Path | None = None
+) -> Evaluation:
+    """One model on one subject. `shared`: where runs of one base keep its pictures together."""
+    dtype = DTYPES[asked.mixed_precision]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, base, config = open_model(name, asked.base, device, dtype)
+    mini = is_mini(config.get("pretrained_model_name_or_path") or name)
+    prompts = prompts_of(asked, config, reference, mini)
+    training, unsure = training_pictures(asked.training, config, Path(name).expanduser(), reference)
+    size = asked.resolution or config.get("resolution")
+    found = evaluate_model(
+        model,
+        reference,
+        prompts,
+        judges(mini),
+        [image_seed(asked.seed, i) for i in range(asked.images)],
+        folder,
+        base,
+        base_folder=shared and shared / f"{(base or model).hash()}-{size or 'own'}",
+        training=training,
+        sampling=Sampling(
+            asked.steps,
+            asked.guidance,
+            asked.sampler,
+            size,
+            asked.sample_batch_size,
+        ),
+        chains=asked.chains,
+        say=say,
+    )
+    found.about["model"] = public_name(name)  # as it was asked for, not the folder inside the run
+    found.about["base_model"] = public_name(asked.base or config.get("pretrained_model_name_or_path"))  # fmt: skip
+    found.about["left_out"] += unsure
+    found.write(folder)
+    return found
+
+
+def prompts_of(asked, config: dict, reference: Path, mini: bool) -> PromptSet:
+    """The run's own words and drift prompts where it has them, so that its path KL and these are about the same prompts."""
+    class_prompt = config.get("class_prompt")
+    word = asked.class_word or benchmark_class(reference)
+    identifier, word = words_of(config.get("instance_prompt"), class_prompt, asked.identifier, word)
+    kept = {"contexts": config.get("context_prompts"), "unrelated": config.get("unrelated_prompts")}
+    kept = {k: tuple(v) for k, v in kept.items() if v}
+    name = asked.prompts or ("mini" if mini else "dreambooth")
+    return prompt_set(name, identifier, word, class_prompt, **kept)
+
+
+def open_model(
+    name: str, base: str | None, device: str, dtype: torch.dtype
+) -> tuple[Model, Model | None, dict]:
+    """(model, base where it must be a model of its own, the run's configuration or {})."""
+    folder = Path(name).expanduser()
+    is_run = (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+    model = (load_run(folder, dtype=dtype) if is_run else load(name, dtype=dtype)).to(device)
+    config = json.loads((folder / "config.json").read_text()) if is_run else {}
+    if base:
+        return model, load(base, dtype=dtype).to(device), config
+    if is_run and not has_its_base(model):  # full training left no base behind: load it
+        return model, load_run(folder, base=True, dtype=dtype).to(device), config
+    return model, None, config
+
+
+def is_mini(name: str) -> bool:
+    """Is it the mini base model, by its name or its folder? Nothing is opened: `mini.model_folder` would hash every weight."""
+    from personalize.mini.shipped import WEIGHTS
+
+    return name == "mini" or Path(name).expanduser().resolve() == (WEIGHTS / "model").resolve()
+
+
+def default_folder(name: str) -> Path:
+    """evaluation/ inside a run or pipeline folder is found again by the same command; hub ids get one under runs/."""
+    folder = Path(name).expanduser()
+    return folder / "evaluation" if folder.is_dir() else Path("runs/personalize") / f"evaluation-{name.replace('/', '-')}"  # fmt: skip
+
+
+# ---- what one sees
+SHOWN = {
+    "dino": "DINO", "clip_i": "CLIP-I (identity, mean)", "subject_max": "identity, max", "clip_t": "CLIP-T (adherence)",
+    "clip_t_base": "CLIP-T of the base", "pairwise_clip": "alike within a prompt", "div": "DIV", "pres": "PRES",
+    "pres_base": "PRES of the base", "memorization": "memorization",
+}  # fmt: skip
+
+
+def table(found: Evaluation) -> Table:
+    """The headline and the drift, each with its interval."""
+    out = Table(title="subject, class and drift (95 % intervals over seeds)", title_justify="left")
+    for column in ("metric", "value", "interval"):
+        out.add_column(column)
+    for name, title in SHOWN.items():
+        out.add_row(title, *_cells(found.headline.get(name)))
+    for group, drift in found.drift.items():
+        out.add_section()
+        for name in ("moved_dino", "moved_clip", "clip_t_change"):
+            out.add_row(f"{group}: {name}", *_cells(drift.get(name)))
+        if path := drift["path_kl"]:
+            out.add_row(f"{group}: path KL (nats)", f"{path['mean']:.4g}", f"+- {path['error']:.2g}")  # fmt: skip
+    return out
+
+
+def _cells(value: dict | None) -> tuple[str, str]:
+    if value is None:
+        return "-", ""
+    low, high = value["low"], value["high"]
+    return f"{value['mean']:.4f}", "" if low is None else f"{low:.4f} .. {high:.4f}"
+
+
+# ---- the whole benchmark
+def benchmark(asked, judges: Judges, say) -> Path:
+    """Each subject of the benchmark whose run lies in --model under the subject's name; benchmark.json holds the means over subjects.
+
+    Runs of one base share its pictures. A subject that fails stops no other: RunFailure names all of them at the end.
+    """
+    root, runs = Path(asked.reference), Path(asked.model).expanduser()
+    subjects = read_benchmark(root / LIST).classes
+    ready = [s for s in subjects if (root / s).is_dir() and (runs / s / "config.json").is_file()]
+    if not ready:
+        raise UserError(
+            f"{runs} holds no run named as a subject of {root} (e.g. {next(iter(subjects))}); "
+            f"train into {runs}/SUBJECT, or pass one subject's folder as --reference"
+        )
+    out = Path(asked.out) if asked.out else runs / "evaluation"
+    headlines, failed, notes = {}, {}, {}
+    for i, subject in enumerate(ready):
+        say(f"{subject} ({i + 1} of {len(ready)})")
+        try:
+            found = one(asked, str(runs / subject), root / subject, out / subject, judges, say, out / "base")  # fmt: skip
+        except (UserError, RunFailure) as e:
+            say(f"{subject} failed: {e}")
+            failed[subject] = str(e)
+            continue
+        headlines[subject] = found.headline
+        for note in found.about["left_out"]:
+            notes.setdefault(note, []).append(subject)
+    for note, of in notes.items():
+        say(f"note ({', '.join(of)}): {note}")
+    means = {k: interval([h[k]["mean"] for h in headlines.values() if h.get(k)]) for k in SHOWN}
+    missing = [s for s in subjects if s not in ready]
+    report = {"means": means, "subjects": headlines, "without_run": missing, "failed": failed, "left_out": notes, "intervals": "95 %, percentile bootstrap over subjects"}  # fmt: skip
+    write_json(out / "benchmark.json", report)
+    say(f"{len(headlines)} of {len(subjects)} subjects, written: {out / 'benchmark.json'}")
+    if failed:
+        raise RunFailure(
+            f"{len(failed)} of {len(ready)} subjects failed ({', '.join(failed)}; why: {out / 'benchmark.json'}); "
+            "the same command does them again"
+        )
+    return out / "benchmark.json"

@@ -1,0 +1,128 @@
+"""The mini CLIP (its text tower conditions the UNet; the whole judges pictures), the image encoder in DINO's part, and the classifier."""
+
+import random
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from personalize.mini.pretrain.data import Data
+from personalize.mini.pretrain.vae import draw, pixels
+from personalize.mini.pretrain.words import LENGTH, tokenizer
+from personalize.mini.pretrain.world import CLASSES, SCENES, Content, caption
+
+TOWER = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}  # fmt: skip
+PICTURE = {"image_size": 64, "patch_size": 8}
+TEMPERATURE = 0.1
+PAIRS = 64  # pictures (and captions) in a batch; all of different (class, scene)
+
+
+def build_clip() -> CLIPModel:
+    words = tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        max_position_embeddings=LENGTH,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        projection_dim=96,
+        **TOWER,
+    )
+    vision = CLIPVisionConfig(projection_dim=96, **PICTURE, **TOWER)
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=96)
+    )
+
+
+def build_dino() -> ViTModel:
+    return ViTModel(ViTConfig(**PICTURE, **TOWER), add_pooling_layer=False)
+
+
+def build_classifier() -> ResNetForImageClassification:
+    labels = [f"{c}|{s}" for c in CLASSES for s in SCENES]
+    return ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128],
+            depths=[1, 1, 1],
+            layer_type="basic",
+            id2label=dict(enumerate(labels)),
+            label2id={name: i for i, name in enumerate(labels)},
+        )
+    )
+
+
+def processor() -> ViTImageProcessor:
+    """64 x 64, [-1, 1]: of all three."""
+    half = [0.5, 0.5, 0.5]
+    return ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=half, image_std=half)
+
+
+def contrast(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric InfoNCE (CLIP, fig. 3): row i of a belongs to row i of b. Nats."""
+    similarity = scale * normalize(a, dim=-1) @ normalize(b, dim=-1).T
+    own = torch.arange(len(a))
+    return (cross_entropy(similarity, own) + cross_entropy(similarity.T, own)) / 2
+
+
+def clip_terms(world: Data):
+    words = tokenizer()
+    of_pair: dict[tuple[int, int], list[int]] = {}
+    for i, c in enumerate(world.train_contents):
+        of_pair.setdefault((c.animal, c.scene), []).append(i)
+    pairs = sorted(of_pair)
+
+    def of(network: CLIPModel, rng: torch.Generator) -> dict[str, Tensor]:
+        dice = random.Random(int(torch.randint(2**31, (), generator=rng)))
+        chosen = [dice.choice(of_pair[p]) for p in dice.sample(pairs, PAIRS)]
+        texts = [caption(world.train_contents[i], dice) for i in chosen]
+        tokens = words(texts, padding="max_length", return_tensors="pt")
+        out = network(input_ids=tokens.input_ids, pixel_values=pixels(world.train[chosen]))
+        scale = network.logit_scale.exp()
+        return {"contrast": contrast(out.image_embeds, out.text_embeds, scale)}
+
+    return of
+
+
+def dino_terms(world: Data):
+    """Two pictures of one drawing are each other's partner: the subject, not the scene, is what the feature keeps."""
+
+    def of(network: ViTModel, rng: torch.Generator) -> dict[str, Tensor]:
+        drawing = torch.randperm(len(world.instances) // world.views, generator=rng)[:PAIRS]
+        view = torch.rand(PAIRS, world.views, generator=rng).argsort(1)[:, :2]
+        index = (drawing[:, None] * world.views + view).T
+        a, b = (network(pixels(world.instances[i.numpy()])).last_hidden_state[:, 0] for i in index)
+        return {"contrast": contrast(a, b, 1 / TEMPERATURE)}
+
+    return of
+
+
+def label(content: Content) -> int:
+    return content.animal * len(SCENES) + content.scene
+
+
+def classifier_terms(world: Data):
+    """Unlike the base model it sees every pair: it is there to judge them."""
+    sets = (world.train, world.train_contents), (world.unseen_pairs, world.unseen_contents)
+    labels = [torch.tensor([label(c) for c in contents]) for _, contents in sets]
+
+    def of(network: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+        seen, unseen = (
+            draw(pictures, n, rng) for (pictures, _), n in zip(sets, (60, 4), strict=True)
+        )
+        x = torch.cat([seen[0], unseen[0]])
+        truth = torch.cat([labels[0][seen[1]], labels[1][unseen[1]]])
+        return {"label": cross_entropy(network(x).logits, truth)}
+
+    return of

@@ -1,0 +1,133 @@
+"""Train the mini base from nothing: VAE, mini CLIP, UNet on cached latents; the image encoder and the classifier that check it.
+
+Every part continues from its newest checkpoint; parts do not wait for others that they do not need.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from personalize.config.commands import PARTS, Part, Pretrain
+from personalize.mini.pretrain import clip, data, publish, unet, vae
+from personalize.mini.pretrain.artwork import Artwork
+from personalize.mini.pretrain.loop import Terms, fit, trained
+from personalize.mini.pretrain.plan import PLAN
+from personalize.mini.pretrain.quality import quality
+from personalize.mini.shipped import FOLDER, WEIGHTS
+from toy2d.runs.files import write_json
+from toy2d.runs.folder import environment, hash_tensors, load_tensors, save_tensors
+
+BUILD = {
+    "vae": vae.build,
+    "clip": clip.build_clip,
+    "unet": unet.build,
+    "dino": clip.build_dino,
+    "classifier": clip.build_classifier,
+}
+TERMS = {  # the UNet's need other parts: Parts.terms
+    "vae": vae.terms,
+    "clip": clip.clip_terms,
+    "dino": clip.dino_terms,
+    "classifier": clip.classifier_terms,
+}
+
+
+def pretrain(asked: Pretrain) -> None:
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    out, artwork = Path(asked.out), Artwork(Path(asked.artwork))
+    world = data.make(out / "data", artwork, asked.seed)
+    parts = Parts(asked)
+    for part in asked.parts:
+        steps, peak = parts.plan(part)
+        fit(part, parts.new(part), parts.terms(part, world), steps, peak, out, asked.seed)
+    if asked.start or set(asked.parts) == set(PARTS):
+        finish(parts, world, artwork)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Each part: how long it trains, as it begins, as training leaves it, and what it is trained on."""
+
+    asked: Pretrain
+
+    def plan(self, part: Part) -> tuple[int, float]:
+        steps, peak = PLAN[part]
+        return self.asked.steps or steps, peak
+
+    def new(self, part: Part) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.asked.seed)
+            network = BUILD[part]()
+        if self.asked.start:
+            network.load_state_dict(publish.read(part, Path(self.asked.start)).state_dict())
+        return network
+
+    def done(self, part: Part) -> nn.Module:
+        """As its last checkpoint's average has it; with --start, a part that is not trained here is as published there.
+
+        Raises:
+            UserError: it is not trained to the end.
+        """
+        if self.asked.start and part not in self.asked.parts:
+            return self.new(part).eval().requires_grad_(False)
+        steps = self.plan(part)[0] if part in self.asked.parts else PLAN[part][0]
+        return trained(Path(self.asked.out, part), self.new(part), steps)
+
+    def latents(self, world: data.Data) -> Tensor:
+        """(N, 4, 16, 16) posterior means of the training pictures; computed once for each VAE and set of pictures."""
+        network = self.done("vae")
+        name = f"latents-{self.asked.seed}-{world.digest}-{hash_tensors(network.state_dict())}.safetensors"  # fmt: skip
+        path = Path(self.asked.out, "data", name)
+        if not path.exists():
+            save_tensors(path, {"mean": vae.encode(network, world.train)})
+        return load_tensors(path)["mean"]
+
+    def terms(self, part: Part, world: data.Data) -> Terms:
+        if part == "unet":
+            latents, text = self.latents(world), self.done("clip").text_model
+            mean, std = (m[:, None, None] for m in vae.moments(latents))
+            return unet.terms(world, (latents - mean) / std, text)
+        return TERMS[part](world)
+
+
+def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
+    """Publish, measure, and keep what made the weights, the numbers and the losses beside them.
+
+    The shipped subjects are drawn again only with the shipped weights: others' go on being measured on the same pictures.
+    """
+    asked = parts.asked
+    out, weights = Path(asked.out), Path(asked.weights)
+    made = {part: parts.done(part) for part in PARTS}
+    vae.standardize(made["vae"], *vae.moments(parts.latents(world)))
+    record = {
+        "asked": _placeless(asdict(asked)),
+        "plan": {part: parts.plan(part) for part in asked.parts},
+        "drawings": world.digest,
+        "environment": environment(("torch", "diffusers", "transformers")),
+        "losses": publish.losses(out),
+    }
+    before = Path(asked.start or weights, "made_by.json")
+    if asked.start and before.exists():
+        record["began_with"] = json.loads(before.read_text())
+        record["began_with"]["asked"] = _placeless(record["began_with"].get("asked", {}))
+    publish.publish(made, record, weights)
+    if weights.resolve() == WEIGHTS.resolve():
+        publish.write_subjects(artwork, FOLDER / "subjects", asked.seed)
+    if asked.pictures:
+        numbers, picture = quality(weights, artwork.training(), asked.pictures)
+        write_json(weights / "quality.json", numbers)
+        picture.save(out / "overview.png")
+        print(f"every animal in every scene: {out}/overview.png; numbers: {weights}/quality.json")
+
+
+def _placeless(asked: dict) -> dict:
+    """Absolute paths by their last name: the record is published, the home folder is not."""
+    return {k: Path(v).name if _absolute(v) else v for k, v in asked.items()}
+
+
+def _absolute(value) -> bool:
+    return isinstance(value, str) and Path(value).expanduser().is_absolute()

@@ -1,0 +1,65 @@
+"""The arrays that every stage of pretraining reads: made once for each seed and set of drawings, kept in the pretraining folder."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from personalize.mini.pretrain.artwork import Artwork, digest
+from personalize.mini.pretrain.world import Content, compose, contents
+from toy2d.runs.files import appearing
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pictures are (N, 64, 64, 3) uint8."""
+
+    train: np.ndarray
+    train_contents: list[Content]
+    unseen_pairs: np.ndarray  # (class, scene) pairs that training never shows
+    unseen_contents: list[Content]
+    instances: (
+        np.ndarray
+    )  # N = instances x views, in that order: other drawings, for the VAE and the image encoder
+    views: int
+    digest: str  # of the drawings
+
+
+def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views: int = 24) -> Data:
+    drawings, others = artwork.training(), artwork.instances()
+    train, unseen = contents(n_train, seed), contents(1_000, seed + 1, held_out=True)
+
+    def world(chosen, role):
+        jobs = [
+            (drawings[c.animal, c.style], c.scene, f"{seed} {role} {i}")
+            for i, c in enumerate(chosen)
+        ]
+        return _cached(folder / f"{role}-{seed}-{digest(list(drawings.values()))}.npy", jobs)
+
+    scenes = random.Random(f"{seed} instances")
+    instances = [
+        (d, scenes.randrange(8), f"{seed} instances {i} {k}")
+        for i, d in enumerate(others)
+        for k in range(views)
+    ]
+    return Data(
+        world(train, "train"),
+        train,
+        world(unseen, "unseen"),
+        unseen,
+        _cached(folder / f"instances-{seed}-{digest(others)}.npy", instances),
+        views,
+        digest(list(drawings.values())),
+    )
+
+
+def _cached(path: Path, jobs: list) -> np.ndarray:
+    """compose() of each (drawing, scene, seed), memory-mapped."""
+    if not path.exists():
+        bar = tqdm(jobs, f"composing {path.stem}", disable=None)
+        pictures = np.stack([np.asarray(compose(d, s, random.Random(seed))) for d, s, seed in bar])
+        with appearing(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, pictures)
+    return np.load(path, mmap_mode="r")

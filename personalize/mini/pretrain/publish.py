@@ -1,0 +1,118 @@
+"""Write what others open: the pipeline and the three judges in fp16 with manifests, and the subjects' pictures."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification, ViTModel
+
+from personalize.export.write import whole_folder
+from personalize.mini.pretrain import clip, unet
+from personalize.mini.pretrain.artwork import SUBJECTS, Artwork
+from personalize.mini.pretrain.words import tokenizer
+from personalize.mini.pretrain.world import SCENES, compose
+from personalize.mini.shipped import FOLDER
+from toy2d.runs.files import read_csv, write_atomic, write_json
+
+VIEWS = 5  # pictures of a subject
+
+
+def publish(parts: dict[str, nn.Module], record: dict, out: Path) -> None:
+    """`record`: what made the weights (command, commit, data digest, losses), kept beside them."""
+    _whole(out / "model", lambda folder: pipeline(parts).save_pretrained(folder))
+    _whole(out / "clip", lambda folder: _judge(parts["clip"], folder, tokenizer()))
+    _whole(out / "dino", lambda folder: _judge(parts["dino"], folder))
+    _whole(out / "classifier", lambda folder: _judge(parts["classifier"], folder))
+    write_json(out / "made_by.json", record)
+
+
+def pipeline(parts: dict[str, nn.Module]) -> StableDiffusionPipeline:
+    """SD-1.5's classes, in fp16. The text encoder is the mini CLIP's text tower."""
+    made = StableDiffusionPipeline(
+        vae=parts["vae"],
+        text_encoder=text_encoder(parts["clip"]),
+        tokenizer=tokenizer(),
+        unet=parts["unet"],
+        scheduler=unet.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return made.to(torch.float16)
+
+
+def text_encoder(whole) -> CLIPTextModel:
+    alone = CLIPTextModel(whole.config.text_config)
+    weights = whole.text_model.state_dict()
+    own = alone.state_dict()
+    prefix = "" if own.keys() == weights.keys() else "text_model."
+    alone.load_state_dict({prefix + k: v for k, v in weights.items()})
+    return alone.eval()
+
+
+def read(part: str, folder: Path) -> nn.Module:
+    """A part as `publish` wrote it, in float32."""
+    of = {
+        "vae": (AutoencoderKL, "model/vae"),
+        "unet": (UNet2DConditionModel, "model/unet"),
+        "clip": (CLIPModel, "clip"),
+        "dino": (ViTModel, "dino"),
+        "classifier": (ResNetForImageClassification, "classifier"),
+    }
+    kind, place = of[part]
+    more = {"add_pooling_layer": False} if kind is ViTModel else {}
+    return kind.from_pretrained(folder / place, **more).float()
+
+
+def _judge(network: nn.Module, folder: Path, words=None) -> None:
+    network.half().save_pretrained(folder)
+    clip.processor().save_pretrained(folder)
+    if words is not None:
+        words.save_pretrained(folder)
+
+
+def _whole(folder: Path, write: Callable[[Path], None]) -> None:
+    with whole_folder(folder) as temporary:
+        write(temporary)
+        for config in temporary.rglob("config.json"):
+            _say_float32(config)
+
+
+def _say_float32(config: Path) -> None:
+    """transformers computes in the dtype that this names, diffusers in float32: stored in half, used in single by both."""
+    written = json.loads(config.read_text())
+    if "dtype" in written:
+        write_json(config, written | {"dtype": "float32"})
+
+
+def write_subjects(artwork: Artwork, out: Path, seed: int = 0) -> None:
+    """Five pictures of each held-out drawing, each in another scene, and who drew it."""
+    about = {}
+    for name, drawing in artwork.subjects().items():
+        class_word, style, _, _ = SUBJECTS[name]
+        rng = random.Random(f"{seed} {name}")
+        scenes = rng.sample(range(len(SCENES)), VIEWS)
+        for i, scene in enumerate(scenes):
+            (out / name).mkdir(parents=True, exist_ok=True)
+            path = out / name / f"{i:02d}.png"
+            compose(drawing, scene, rng).save(path, optimize=True)
+        about[name] = {"class_word": class_word, "scenes": [SCENES[s] for s in scenes]} | SOURCES[style]  # fmt: skip
+    write_json(out / "subjects.json", about)
+    write_atomic(out / "ATTRIBUTION.md", (FOLDER / "subjects" / "ATTRIBUTION.md").read_text())
+
+
+SOURCES = {
+    "cartoon": {"artwork": "Noto Emoji, Google", "licence": "Apache-2.0"},
+    "bold": {"artwork": "Twemoji, Twitter, Inc and other contributors", "licence": "CC BY 4.0"},
+    "flat": {"artwork": "Fluent Emoji, Microsoft", "licence": "MIT"},
+    "glossy": {"artwork": "Fluent Emoji, Microsoft", "licence": "MIT"},
+}
+
+
+def losses(folder: Path) -> dict[str, list]:
+    """Each part's loss curve, every twentieth logged row."""
+    return {p.parent.name: read_csv(p)[::20] for p in sorted(folder.glob("*/history.csv"))}

@@ -1,0 +1,97 @@
+"""The mini base's VAE: diffusers' AutoencoderKL, 64 x 64 pixels to 4 x 16 x 16 latents."""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from personalize.mini.pretrain.data import Data
+
+BATCH = 16
+CROP = 32  # pixels: the network is local, and four times as many pictures cost the same
+KL_WEIGHT = 1e-6
+
+
+def build() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+
+
+def pixels(pictures: np.ndarray) -> Tensor:
+    """(N, 64, 64, 3) uint8 -> (N, 3, 64, 64) in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def draw(pictures: np.ndarray, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """n random ones as pixels, and their indices."""
+    index = torch.randint(len(pictures), (n,), generator=rng)
+    return pixels(pictures[index.numpy()]), index
+
+
+def edges(x: Tensor) -> Tensor:
+    """Differences of neighbours to the right and below, side by side in the channel: (B, 2C, H-1, W-1)."""
+    return torch.cat([x.diff(dim=3)[:, :, 1:], x.diff(dim=2)[..., 1:]], 1)
+
+
+def crop(x: Tensor, rng: torch.Generator) -> Tensor:
+    """One random CROP x CROP window of all, at a multiple of 4: where a latent begins."""
+    top, left = (4 * torch.randint((64 - CROP) // 4 + 1, (2,), generator=rng)).tolist()
+    return x[..., top : top + CROP, left : left + CROP]
+
+
+def terms(world: Data):
+    """Half of each batch from the world, half other drawings, so that subjects never seen are drawn sharply too.
+
+    L1 of pixels (sharp), their squares (colours right), L1 of their edges (outlines), and a weak KL to N(0, I).
+    """
+
+    def of(vae: AutoencoderKL, rng: torch.Generator) -> dict[str, Tensor]:
+        x = torch.cat(
+            [crop(draw(p, BATCH // 2, rng)[0], rng) for p in (world.train, world.instances)]
+        )
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample(rng)).sample
+        return {
+            "pixels": (x - y).abs().mean(),
+            "squares": 2 * (x - y).square().mean(),
+            "edges": (edges(x) - edges(y)).abs().mean(),
+            "kl": KL_WEIGHT * posterior.kl().mean(),
+        }
+
+    return of
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Tensor:
+    """Posterior means, (N, 4, 16, 16), not scaled."""
+    parts = [
+        vae.encode(pixels(pictures[i : i + batch])).latent_dist.mean
+        for i in range(0, len(pictures), batch)
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def standardize(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Fold (z - mean) / std per channel into the 1 x 1 convolutions around the latents: pictures are the same, and SD's one scaling_factor is 1."""
+    before, after = vae.quant_conv, vae.post_quant_conv
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= std[None, :, None, None]
+    n = len(mean)
+    before.weight[:n] /= std[:, None, None, None]
+    before.bias[:n] = (before.bias[:n] - mean) / std
+    before.bias[n:] -= 2 * std.log()  # log variance
+    vae.register_to_config(scaling_factor=1.0)
+
+
+def moments(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of (N, C, H, W)."""
+    return latents.mean((0, 2, 3)), latents.std((0, 2, 3))

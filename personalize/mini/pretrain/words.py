@@ -1,0 +1,14 @@
+"""The mini base's tokenizer: every word of the world and of the benchmarks' prompts is one token; "sks" and others are rare ones, kept unused."""
+
+from transformers import CLIPTokenizer
+
+from personalize.mini.pretrain.world import captions_all
+from personalize.pipeline.tiny import WORDS, word_tokenizer
+
+LENGTH = 24  # tokens of a prompt, start and end included
+RARE = "sks zwx xxy ohwx mnk vqd"  # never trained: identifiers for subjects
+
+
+def tokenizer() -> CLIPTokenizer:
+    words = {*WORDS.split(), *RARE.split(), *(w for c in captions_all() for w in c.split())}
+    return word_tokenizer(words, LENGTH)

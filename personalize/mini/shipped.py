@@ -1,0 +1,76 @@
+"""What ships with the mini base: its folders of weights, its subjects, its classes and scenes.
+
+The model draws 16 animals in 8 scenes at 64 x 64, with the classes that SD-1.5 is made of.
+`--pretrained_model_name_or_path mini` is `model_folder()`, and nothing else is special about it.
+`mini/pretrain` holds the code that made the weights.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from toy2d.runs.files import UserError, verify_manifest
+
+FOLDER = Path(__file__).parent
+WEIGHTS = FOLDER / "weights"
+GUIDANCE = 2.0  # of its pictures; with less they are more diverse and more often of another class (weights/quality.json)
+CLASSES = (
+    "dog", "cat", "fox", "bear", "panda", "koala", "tiger", "lion",
+    "cow", "pig", "frog", "monkey", "penguin", "rabbit", "mouse", "owl",
+)  # fmt: skip
+SCENES = (
+    "on the beach", "in the snow", "at night", "in the forest",
+    "in the desert", "in the city", "in the meadow", "under water",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A drawing to personalize with: "a photo of sks {class_word}"."""
+
+    name: str
+    class_word: str
+    folder: Path  # 00.png ... 04.png, 64 x 64
+
+
+def model_folder() -> Path:
+    """The diffusers pipeline. Raises UserError if it is absent or altered; so do the next three."""
+    return _folder("model")
+
+
+def clip_folder() -> Path:
+    """CLIPModel, CLIPTokenizer and image processor: CLIP's part in evaluation."""
+    return _folder("clip")
+
+
+def dino_folder() -> Path:
+    """ViTModel and image processor, trained to tell instances apart: DINO's part."""
+    return _folder("dino")
+
+
+def classifier_folder() -> Path:
+    """ResNetForImageClassification, labels "class|scene": the truth that checks the metrics."""
+    return _folder("classifier")
+
+
+def _folder(name: str) -> Path:
+    folder = WEIGHTS / name
+    if not folder.is_dir():
+        raise UserError(
+            f"the mini base has no weights in {folder}: install driftlab whole, or train them with `personalize pretrain`"
+        )
+    if not verify_manifest(folder):
+        raise UserError(
+            f"the weights in {folder} are not those that were published (manifest.json); "
+            "restore them (git checkout) or publish again with `personalize pretrain`"
+        )
+    return folder
+
+
+def subjects() -> dict[str, Subject]:
+    """By name, in order."""
+    listed = json.loads((FOLDER / "subjects" / "subjects.json").read_text())
+    return {
+        name: Subject(name, about["class_word"], FOLDER / "subjects" / name)
+        for name, about in listed.items()
+    }

@@ -1,0 +1,96 @@
+"""One network over several processes: each holds a share of every weight, gradient, moment, anchor and average (FSDP2, ZeRO-3).
+
+`shard_` cuts the denoiser once the base has been asked all that it will be asked; its parameters are then DTensors, which torch's
+optimizers and toy2d's distances take as they take tensors. `whole` puts one back together and `cut` takes this process's share of one, so
+that files are the same with and without sharding.
+"""
+
+import torch.distributed as dist
+from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from personalize.config.train_config import TrainConfig
+from toy2d.runs.files import UserError
+
+
+def sharding() -> FullyShardedDataParallelPlugin | None:
+    """The launcher's FSDP settings, if it asks for FSDP. (On a CPU accelerate's own state does not say so.)"""
+    return FullyShardedDataParallelPlugin() if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+
+
+def refuse_what_is_not_sharded(config: TrainConfig) -> None:
+    """Raises UserError for a launch with FSDP that would not do what it says."""
+    if (fsdp := sharding()) is None:
+        return
+    shipped = "; start from personalize/parallel/configs/fsdp.yaml"
+    refused = {
+        f"FSDP is built as its version 2 only{shipped}": fsdp.fsdp_version != 2,
+        f"fsdp_offload_params has no effect: shares stay on their device{shipped}": isinstance(fsdp.cpu_offload, CPUOffloadPolicy),
+        f"fsdp_cpu_ram_efficient_loading: every process reads the base itself{shipped}": fsdp.cpu_ram_efficient_loading,
+        "fsdp_activation_checkpointing: say --gradient_checkpointing instead": fsdp.activation_checkpointing,
+        f"--train {config.train} moves so little that FSDP would save nothing of it: start it with personalize/parallel/configs/gpus.yaml": config.train != "full",
+        "--train_text_encoder: FSDP shards the denoiser only; leave it out, or start with personalize/parallel/configs/gpus.yaml": config.train_text_encoder,
+        "--use_8bit_adam cannot hold the moments of a share; FSDP divides them already": config.use_8bit_adam,
+        "--anchor_device cpu has no effect: FSDP divides the anchor as it divides the weights": config.anchor_device == "cpu",
+        "--mixed_precision fp16: its loss scaling is not built for FSDP; use bf16": config.mixed_precision == "fp16",
+        "--use_ema needs fsdp_reshard_after_forward: true": config.use_ema and not fsdp.reshard_after_forward,
+    }  # fmt: skip
+    for reason, met in refused.items():
+        if met:
+            raise UserError(reason)
+
+
+def shard_(network: nn.Module, device: str) -> None:
+    """In place, if the launcher asks for it: blocks (as diffusers names those that stay in one piece) are gathered one at a time.
+
+    Gradients arrive cut, and averaged over the processes.
+    """
+    fsdp = sharding()
+    if fsdp is None or not dist.is_initialized():
+        return
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    for module in reversed(list(network.modules())):  # from the inside out
+        if module is network or type(module).__name__ in network._no_split_modules:
+            fully_shard(module, mesh=mesh, reshard_after_forward=fsdp.reshard_after_forward)
+
+
+def sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All shares, or their sum where each process has a part of it. Every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a tensor that all have whole, as `like` is cut. A single number (Adam's step) stays whole."""
+    if not isinstance(like, DTensor) or not tensor.ndim:
+        return tensor
+    there = tensor.to(like.device)
+    return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole, one after another; in the host's memory, and only where `keep` says so. Every process must ask."""
+    parts = {}
+    for name, t in tensors.items():
+        together = whole(t)
+        if keep:
+            parts[name] = together.cpu() if sharded(t) else t
+    return parts
+
+
+def reassembled(network: nn.Module, keep: bool) -> nn.Module:
+    """The network as it was before `shard_`, in the host's memory, for the process that writes. Every process must ask."""
+    if not isinstance(network, FSDPModule):
+        return network
+    state = gathered(network.state_dict(), keep)
+    if not keep:
+        return network
+    plain = type(network).from_config(network.config)  # of the class before it was sharded
+    plain.load_state_dict(state)
+    return plain

@@ -1,0 +1,1 @@
+"""A diffusers pipeline, opened: families, loading, and random pipelines for trying things."""

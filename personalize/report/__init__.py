@@ -1,0 +1,1 @@
+"""One page that shows the toy and the full scale side by side."""

@@ -1,0 +1,76 @@
+"""Figures and pictures of the report, as data URIs. Curves are the toy's panels (toy2d.figures), as SVG in a light and a dark version."""
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from toy2d.figures.style import plt
+from toy2d.runs.files import UserError
+
+SIZE = (4.8, 3.5)  # inches; text of 9 points is then readable on a phone
+LIGHT = ("#1b1f24", "#8c959f")  # text, lines
+DARK = ("#e6edf3", "#6e7681")
+THUMBNAIL = 128  # pixels
+
+
+def figure(draw: Callable, alt: str, caption: str = "", size: tuple[float, float] = SIZE) -> dict:
+    """`draw(ax)` in both themes: {"light", "dark", "alt", "caption", "width", "height"}."""
+    light = _svg(draw, size, *LIGHT)
+    dark = light
+    for ours, theirs in zip(LIGHT, DARK, strict=True):  # drawing twice would take twice the time
+        dark = dark.replace(ours, theirs)
+    w, h = (round(96 * s) for s in size)
+    return {"light": svg_uri(light), "dark": svg_uri(dark), "alt": alt, "caption": caption, "width": w, "height": h}  # fmt: skip
+
+
+def _svg(draw: Callable, size: tuple[float, float], text: str, line: str) -> str:
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), text)  # fmt: skip
+    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), line)
+    plain = {"axes.facecolor": "none", "figure.facecolor": "none", "svg.hashsalt": "driftlab"}
+    with plt.rc_context(colours | plain):
+        panel, ax = plt.subplots(figsize=size)
+        draw(ax)
+        data = io.StringIO()
+        panel.savefig(data, format="svg", metadata={"Date": None})
+        plt.close(panel)
+    return data.getvalue()
+
+
+def svg_uri(text: str) -> str:
+    return uri(text.encode(), "svg+xml")
+
+
+def uri(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+# ---- pictures
+def kept_pictures(folder: Path) -> dict[tuple[str, int], Path]:
+    """(prompt, seed) -> file, of a gallery. Raises UserError if it is gone."""
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"the pictures of {folder} cannot be read ({e}); the report needs the comparison's whole folder") from e  # fmt: skip
+    return {(f["prompt"], f["seed"]): folder / name for name, f in files.items()}
+
+
+def strip(files: list[Path], label: str, alt: str) -> dict:
+    """The pictures side by side as one PNG, each at most THUMBNAIL wide."""
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            image.load()
+            small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        images.append(small)
+    gap, (w, h) = 2, images[0].size
+    page = Image.new("RGB", (len(images) * (w + gap) - gap, h), "white")
+    for i, image in enumerate(images):
+        page.paste(image, (i * (w + gap), 0))
+    data = io.BytesIO()
+    page.save(data, "PNG", optimize=True)
+    return {"src": uri(data.getvalue()), "label": label, "alt": alt, "width": page.width, "height": page.height}  # fmt: skip

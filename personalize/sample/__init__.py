@@ -1,0 +1,1 @@
+"""Pictures out: samplers, class images, galleries and validation grids."""

@@ -1,0 +1,110 @@
+"""What is made of the base before anything trains: pictures' latents, anchors, Fisher, the base's own answers.
+
+Each is a function of the base, the pictures and the seed; what is dear to make is kept in the run folder's cache/.
+"""
+
+from pathlib import Path
+
+import torch
+
+from personalize.adapters.anchors import AnchorSum, anchors_for, copy_of, plain_parameters
+from personalize.config.concepts import Concept
+from personalize.config.train_config import TrainConfig
+from personalize.data.latents import PictureSet, instance_set
+from personalize.data.photos import Scan
+from personalize.data.subjects import Together, as_their_class
+from personalize.drift.fisher import base_fisher, fisher_anchor
+from personalize.pipeline.model import Model
+from personalize.sample.class_images import make_class_images
+from personalize.train.loop import StoredAnswers, Streams
+from toy2d.core.drift import Params, Predict
+from toy2d.core.objectives import Anchor
+from toy2d.runs.folder import load_tensors, save_tensors
+
+DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_pools(
+    config: TrainConfig, model: Model, pictures: Scan, resolution: int
+) -> dict[str, PictureSet | Together]:
+    """role -> pictures, all encoded. One class set serves "prior" and "output" alike; it must be made before `model.choose`."""
+    records, frame = pictures.require(), (resolution, _crop(config), config.random_flip)
+    pools = {"instance": instance_set(model, records, config.instance_prompt, *frame)}
+    if config.needs_class_images:
+        made = [class_images(config, c, model, resolution) for c in config.concepts]
+        made = made[0] if len(made) == 1 else Together(made)
+        pools |= {role: made for role in ("prior", "output") if config.uses(role)}
+    if config.uses("output") and config.output_source == "instance":
+        pools["output"] = instance_set(model, as_their_class(config, records), None, *frame)
+    return {role: pool.cache() for role, pool in pools.items()}
+
+
+def _crop(config: TrainConfig):
+    return "pad" if config.pad else "center" if config.center_crop else "random"
+
+
+def class_images(
+    config: TrainConfig, concept: Concept, model: Model, resolution: int
+) -> PictureSet:
+    """The base's own pictures of a concept's class: made, completed, or found in its class_data_dir."""
+    dtype = DTYPES[config.prior_generation_precision]
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        return make_class_images(
+            model,
+            concept.class_prompt,
+            config.num_class_images,
+            concept.class_data_dir,
+            resolution,
+            sampler=config.class_sampler,
+            steps=config.class_steps,
+            guidance=config.class_guidance,
+            batch_size=config.sample_batch_size,
+            seed=config.seed,
+            keep=config.class_keep,
+        )
+
+
+def importance(
+    config: TrainConfig, model: Model, theta: Params, predict: Predict, shape: tuple[int, ...], cache: Path
+) -> Params:  # fmt: skip
+    """The Fisher diagonal of the base; it is asked once, and found again in the cache."""
+    return base_fisher(cache / "fisher.safetensors", predict, model, theta, config, shape)
+
+
+def make_anchors(
+    config: TrainConfig, model: Model, theta: Params, predict: Predict, shape: tuple[int, ...], cache: Path
+) -> tuple[dict, Params]:  # fmt: skip
+    """(anchors by term, theta_star of the plain parameters in float32): where theta starts, for the loss and for delta theta.
+
+    No weight is copied twice: the Fisher term shares the L2 term's anchor, and delta theta too if that is in float32.
+    """
+    dtype, anchors, star = DTYPES[config.anchor_dtype], {}, None
+    device = model.device if config.anchor_device == "train" else torch.device("cpu")
+    if config.uses("l2"):
+        anchors = anchors_for(model, theta, config.reg_reduction, dtype, device)
+        star = _theta_star(anchors["anchor"])
+    if config.uses("fisher"):
+        F = importance(config, model, theta, predict, shape, cache)
+        anchors["fisher"] = fisher_anchor(model, theta, F, star, dtype, device)
+        star = _theta_star(anchors["fisher"])
+    if star is None or dtype != torch.float32:
+        star = copy_of(plain_parameters(theta), torch.float32, "cpu")
+    return anchors, star
+
+
+def _theta_star(anchor) -> Params | None:
+    parts = anchor.parts if isinstance(anchor, AnchorSum) else (anchor,)
+    return next((p.theta_star for p in parts if isinstance(p, Anchor)), None)
+
+
+def stored_answers(
+    config: TrainConfig, streams: Streams, predict: Predict, schedule, cache: Path
+) -> StoredAnswers:
+    """The base's outputs for every sample of the run, or for the first `output_draws`."""
+    step = streams.world * config.train_batch_size * config.gradient_accumulation_steps
+    samples = config.max_train_steps * step
+    file = cache / "answers.safetensors"
+    if not file.exists():
+        made = StoredAnswers.ask(predict, streams, schedule, min(config.output_draws, samples))
+        save_tensors(file, {"answers": made.answers})
+    return StoredAnswers(streams, load_tensors(file)["answers"])

@@ -1,0 +1,372 @@
+"""The mini base: its world is what it says, its training resumes bit for bit, and the official classes open what it publishes."""
+
+import json
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from transformers import AutoModel, AutoModelForImageClassification, CLIPModel
+
+from personalize.config.commands import PARTS, Pretrain
+from personalize.evaluate.judges import load_dino
+from personalize.mini import shipped as mini
+from personalize.mini.pretrain import clip, data, publish, unet, vae, world
+from personalize.mini.pretrain import command as pretrain
+from personalize.mini.pretrain.artwork import FACES, OTHERS, SUBJECTS
+from personalize.mini.pretrain.data import Data
+from personalize.mini.pretrain.loop import fit, rate, trained
+from personalize.mini.pretrain.quality import diversity, prompt
+from personalize.mini.pretrain.words import RARE, tokenizer
+from personalize.pipeline.families import from_diffusers
+from personalize.pipeline.load import load
+from toy2d.runs.files import UserError
+
+
+def disc(colour) -> Image.Image:
+    drawing = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(drawing).ellipse((8, 8, 56, 56), fill=colour)
+    return drawing
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    """Stand-ins for the artwork: a disc of its own colour for each (class, style)."""
+    return {(c, s): disc((15 * c, 60 * s, 99, 255)) for c in range(16) for s in range(4)}
+
+
+@pytest.fixture(scope="module")
+def small_world(drawings):
+    seen, unseen = world.contents(240, 0), world.contents(16, 1, held_out=True)
+    instances = world.pictures(drawings, [c for c in seen[:80] for _ in range(2)], 3)
+    return Data(world.pictures(drawings, seen, 0), seen, world.pictures(drawings, unseen, 1), unseen, instances, 2, "discs")  # fmt: skip
+
+
+def test_the_world_is_large_enough():
+    assert len(set(world.CLASSES)) >= 16
+    assert len(set(world.SCENES)) >= 8
+
+
+def test_training_never_shows_a_held_out_pair_and_shows_every_other():
+    shown = {(c.animal, c.scene) for c in world.contents(1000, 0)}
+    assert shown.isdisjoint(world.HELD_OUT_PAIRS)
+    assert len(shown) + len(world.HELD_OUT_PAIRS) == len(world.CLASSES) * len(world.SCENES)
+    assert {(c.animal, c.scene) for c in world.contents(64, 0, held_out=True)} == world.HELD_OUT_PAIRS  # fmt: skip
+
+
+def test_diversity_compares_only_pictures_of_one_prompt():
+    """Two prompts, each drawn three times alike: 0, however different the prompts are; one picture in common, above 0."""
+    asked = sorted(3 * world.contents(2, 0), key=prompt)
+    assert prompt(asked[2]) != prompt(asked[3])
+    alike = [disc((255, 0, 0, 255)).convert("RGB")] * 3 + [
+        disc((0, 0, 255, 255)).convert("RGB")
+    ] * 3
+    dino = load_dino(str(mini.WEIGHTS / "dino"))
+    assert diversity(dino, alike, asked) == pytest.approx(0, abs=1e-6)
+    assert diversity(dino, [alike[5], *alike[1:]], asked) > 0.01
+
+
+def test_every_class_and_scene_of_a_held_out_pair_is_seen_apart():
+    """Else composition could not be learnt: each appears in training with others."""
+    for animal, scene in world.HELD_OUT_PAIRS:
+        assert sum(a == animal for a, _ in world.HELD_OUT_PAIRS) < len(world.SCENES)
+        assert sum(s == scene for _, s in world.HELD_OUT_PAIRS) < len(world.CLASSES)
+
+
+def test_a_picture_is_a_function_of_seed_and_index(drawings):
+    chosen = world.contents(6, 0)
+    once, again = (world.pictures(drawings, chosen, 5) for _ in range(2))
+    assert (once == again).all()
+    assert (world.pictures(drawings, chosen[:3], 5) == once[:3]).all()
+    assert (world.pictures(drawings, chosen, 6) != once).any()
+
+
+def test_scenes_differ_more_between_kinds_than_within():
+    """Mean absolute difference of two draws: a student must see which scene it is."""
+    kinds = [[np.asarray(world.draw_scene(s, random.Random(k)), float) for k in range(3)] for s in range(8)]  # fmt: skip
+    within = max(abs(k[0] - k[1]).mean() for k in kinds)
+    between = min(abs(kinds[a][0] - kinds[b][0]).mean() for a in range(8) for b in range(a))
+    assert between > within
+
+
+def test_subjects_are_no_training_drawings():
+    trained_on = {code for code, _ in FACES.values()} | set(OTHERS)
+    assert trained_on.isdisjoint(code for _, _, code, _ in SUBJECTS.values())
+    names = {name for _, name in FACES.values()} | set(OTHERS.values())
+    fluent = {n for _, style, _, n in SUBJECTS.values() if style in ("flat", "glossy")}
+    assert names.isdisjoint(fluent)
+
+
+def test_subjects_are_shipped():
+    subjects = mini.subjects()
+    assert len(subjects) >= 6
+    for s in subjects.values():
+        sizes = [Image.open(p).size for p in sorted(s.folder.glob("*.png"))]
+        assert sizes == [(64, 64)] * 5
+        assert s.class_word in mini.CLASSES
+
+
+def test_every_word_is_one_token_and_rare_ones_are_never_trained():
+    words = tokenizer()
+    captions = world.captions_all()
+    for c in captions[::50]:
+        assert len(words(c).input_ids) == len(c.split()) + 2
+    assert all(len(words(r).input_ids) == 3 for r in RARE.split())
+    assert not {w for c in captions for w in c.split()} & set(RARE.split())
+    assert max(len(c.split()) for c in captions) + 2 <= words.model_max_length
+
+
+def test_captions_are_all_among_captions_all():
+    everything, dice = set(world.captions_all()), random.Random(0)
+    made = {world.caption(c, dice) for c in world.contents(500, 0)}
+    assert made <= everything
+    assert len(made) > 200
+
+
+def test_the_schedule_ends_in_noise_with_finite_weights():
+    """Those of path KL sum to half the range of log-SNR, as many small steps must (5 % for w_0 = 0 and the steps' size); none stands out:
+    a clipped cosine's last one would be 500."""
+    schedule = from_diffusers(unet.scheduler())
+    ab, weights = schedule.alpha_bar, schedule.path_weights()
+    assert 0 < float(ab[-1]) < 1e-4
+    log_snr = (ab / (1 - ab)).log()
+    assert float(weights.sum()) == pytest.approx(float(log_snr[0] - log_snr[-1]) / 2, rel=0.05)
+    assert weights.min() == weights[0] == 0
+    assert weights.max() < 1
+
+
+def test_rate_warms_up_and_ends_at_a_fiftieth():
+    assert rate(0, 1000, 1.0) == pytest.approx(0.01)
+    assert rate(1000, 1000, 1.0) == pytest.approx(0.02)
+
+
+def fresh(out, **asked) -> pretrain.Parts:
+    return pretrain.Parts(Pretrain(out=str(out), **asked))
+
+
+@pytest.mark.parametrize("part", ["vae", "clip", "dino", "classifier"])
+def test_each_part_learns(part, small_world, tmp_path, monkeypatch):
+    """Fifteen steps on one repeated batch lower its loss."""
+    monkeypatch.setattr(clip, "PAIRS", 16)
+    of = fresh(tmp_path).terms(part, small_world)
+    network, same = fresh(tmp_path).new(part), 7
+    before = float(sum(of(network, torch.Generator().manual_seed(same)).values()).detach())
+    fit("part", network, lambda n, _: of(n, torch.Generator().manual_seed(same)), 15, 2e-2, tmp_path, 0)  # fmt: skip
+    network = fresh(tmp_path).new(part)
+    network.load_state_dict(_last_weights(tmp_path / "part"), strict=False)
+    after = float(sum(of(network, torch.Generator().manual_seed(same)).values()).detach())
+    assert after < before
+
+
+def _last_weights(folder):
+    from toy2d.runs.folder import RunFolder
+
+    tensors, _ = RunFolder(folder, {}).newest_checkpoint()
+    return {k[6:]: v for k, v in tensors.items() if k.startswith("theta/")}
+
+
+class Stop(Exception):
+    pass
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    """Weights and their average, bit for bit; and another seed gives others."""
+
+    def of(network, rng):
+        x = torch.randn(4, 3, generator=rng)
+        return {"square": (network(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    def stops(network, rng):
+        if stops.left == 0:
+            raise Stop
+        stops.left -= 1
+        return of(network, rng)
+
+    def start():
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 1)
+
+    monkeypatch.setattr("personalize.mini.pretrain.loop.SAVE_EVERY", 0.0)
+    whole = fit("a", start(), of, 12, 1e-2, tmp_path / "whole", 0)
+    stops.left = 5
+    with pytest.raises(Stop):
+        fit("a", start(), stops, 12, 1e-2, tmp_path / "cut", 0)
+    resumed = fit("a", start(), of, 12, 1e-2, tmp_path / "cut", 0)
+    other = fit("a", start(), of, 12, 1e-2, tmp_path / "other", 1)
+    assert torch.equal(whole.weight, resumed.weight)
+    assert not torch.equal(whole.weight, other.weight)
+    assert torch.equal(trained(tmp_path / "cut" / "a", start(), 12).weight, whole.weight)
+
+
+def test_other_weights_to_begin_with_are_refused(tmp_path):
+    """--start in a folder where the part was trained from others: the old end is not passed off as the new one's."""
+
+    def beginning_at(value):
+        network = torch.nn.Linear(3, 1)
+        torch.nn.init.constant_(network.weight, value)
+        torch.nn.init.zeros_(network.bias)
+        return network
+
+    def of(network, _):
+        return {"square": (network(torch.ones(2, 3)) - 1).square().mean()}
+
+    end = fit("unet", beginning_at(0.0), of, 3, 1e-4, tmp_path, 0).weight
+    with pytest.raises(UserError, match=r"another configuration \(start: \w+ there, \w+ now\)"):
+        fit("unet", beginning_at(7.0), of, 3, 1e-4, tmp_path, 0)
+    assert torch.equal(fit("unet", beginning_at(0.0), of, 3, 1e-4, tmp_path, 0).weight, end)
+
+
+def test_another_seed_or_drawing_composes_its_own_pictures(drawings, tmp_path, monkeypatch):
+    """In one folder, what captions say and pictures show stays together: equal to a folder of its own."""
+
+    def made(folder, seed, of=drawings):
+        artwork = SimpleNamespace(training=lambda: of, instances=lambda: list(of.values())[:3])
+        return data.make(tmp_path / folder, artwork, seed, n_train=16, views=1)
+
+    few = world.contents
+    monkeypatch.setattr(data, "contents", lambda n, seed, held_out=False: few(min(n, 16), seed, held_out))  # fmt: skip
+    red = dict.fromkeys(drawings, disc((255, 0, 0, 255)))
+    for seed, of in ((0, drawings), (1, drawings), (0, red)):
+        shared, alone = made("shared", seed, of), made(f"{seed} {len(set(map(id, of.values())))}", seed, of)  # fmt: skip
+        assert shared.train_contents == few(16, seed)
+        for name in ("train", "unseen_pairs", "instances"):
+            assert np.array_equal(getattr(shared, name), getattr(alone, name)), (seed, name)
+    assert (made("shared", 0).train != made("shared", 1).train).any()
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_only_the_shipped_weights_bring_new_subjects(shipped, published, tmp_path, monkeypatch):
+    """--weights elsewhere leaves the package's subjects alone; and what made the weights tells nobody's home folder."""
+    weights, drawn = tmp_path / "weights", []
+    monkeypatch.setattr(pretrain, "WEIGHTS", weights if shipped else mini.WEIGHTS)
+    monkeypatch.setattr(publish, "write_subjects", lambda *asked: drawn.append(asked))
+    monkeypatch.setattr(pretrain.Parts, "done", pretrain.Parts.new)
+    monkeypatch.setattr(pretrain.Parts, "latents", lambda *_: torch.randn(8, 4, 16, 16))
+    asked = Pretrain(parts=("unet",), out=str(tmp_path / "out"), weights=str(weights), start=str(published), pictures=0)  # fmt: skip
+    before = {"asked": {"weights": "/home/ada/weights", "out": "runs/pretrain"}}
+    kept = (published / "made_by.json").read_text()
+    (published / "made_by.json").write_text(json.dumps(before))
+    pretrain.finish(pretrain.Parts(asked), SimpleNamespace(digest="discs"), None)
+    (published / "made_by.json").write_text(kept)
+    assert bool(drawn) == shipped
+    text = (weights / "made_by.json").read_text()
+    assert str(tmp_path.parent) not in text
+    assert "/home" not in text
+    assert json.loads(text)["began_with"]["asked"] == {"weights": "weights", "out": "runs/pretrain"}
+
+
+def test_running_statistics_are_kept(tmp_path):
+    """A judge with batch normalization reads pictures as it did when it was trained, not with fresh statistics."""
+
+    def start():
+        torch.manual_seed(0)
+        return torch.nn.BatchNorm1d(3)
+
+    def of(network, rng):
+        return {"square": network(5 + torch.randn(8, 3, generator=rng)).square().mean()}
+
+    fit("a", start(), of, 40, 1e-2, tmp_path, 0)
+    again = trained(tmp_path / "a", start(), 40)
+    assert again.running_mean.sub(5).abs().max() < 1
+
+
+def test_a_part_that_is_not_trained_is_named(tmp_path):
+    with pytest.raises(UserError, match="--parts vae"):
+        fresh(tmp_path).done("vae")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Untrained parts, published as trained ones are."""
+    out = tmp_path_factory.mktemp("weights")
+    publish.publish({p: fresh(out).new(p) for p in PARTS}, {"seed": 0}, out)
+    return out
+
+
+def test_official_classes_open_what_is_published(published):
+    pipeline = StableDiffusionPipeline.from_pretrained(published / "model")
+    image = pipeline("a photo of a fox on the beach", num_inference_steps=2, height=64, width=64).images[0]  # fmt: skip
+    assert image.size == (64, 64)
+    for kind, name in ((CLIPModel, "clip"), (AutoModel, "dino"), (AutoModelForImageClassification, "classifier")):  # fmt: skip
+        kind.from_pretrained(published / name)
+
+
+def test_the_pipelines_text_encoder_is_the_clips(published):
+    model, whole = load(str(published / "model")), CLIPModel.from_pretrained(published / "clip", dtype=torch.float32)  # fmt: skip
+    tokens = tokenizer()(["a fox at night"], padding="max_length", return_tensors="pt").input_ids
+    assert torch.equal(model.text_encoders[0](tokens)[0], whole.text_model(tokens)[0])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_training_goes_on_from_what_is_published(part, published, tmp_path):
+    """--start: the part begins as published, up to half precision; one that is not trained here is taken from there."""
+    parts = fresh(tmp_path, start=str(published), parts=("unet",), seed=1)
+    first = fresh(tmp_path).new(part).state_dict()
+    for network in (parts.new(part), *([parts.done(part)] if part != "unet" else [])):
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(value, first[name], rtol=1e-3, atol=1e-7)
+    with pytest.raises(UserError, match="--parts unet"):
+        parts.done("unet")
+
+
+def test_weights_fit_the_budget(published):
+    """24 MB in fp16, all together."""
+    assert sum(p.stat().st_size for p in published.rglob("*.safetensors")) <= 24e6
+
+
+def test_a_judge_is_described_the_same_each_time_it_is_opened(published):
+    """Its hash is what a resumed evaluation and a reader compare: parts that it lacks must not be random."""
+    first, second = (load_dino(str(published / "dino")).describe() for _ in range(2))
+    assert first == second
+
+
+def test_mini_is_just_an_alias(published, monkeypatch):
+    monkeypatch.setattr(mini, "WEIGHTS", published)
+    assert load("mini").hash() == load(str(published / "model")).hash()
+    assert load("mini").family is load(str(published / "model")).family
+
+
+def test_absent_or_altered_weights_are_refused(published, monkeypatch, tmp_path):
+    monkeypatch.setattr(mini, "WEIGHTS", tmp_path)
+    with pytest.raises(UserError, match="personalize pretrain"):
+        mini.model_folder()
+    monkeypatch.setattr(mini, "WEIGHTS", published)
+    file = published / "dino" / "model.safetensors"
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-1] + b"\x7f" + b"")
+    with pytest.raises(UserError, match="not those that were published"):
+        mini.dino_folder()
+    file.write_bytes(kept)
+
+
+def test_standardizing_changes_latents_and_no_picture(small_world):
+    """Latents to mean 0 and deviation 1, the reconstruction and the posterior's spread (in units of it) as before."""
+    network = fresh("runs").new("vae").eval()
+    x = vae.pixels(small_world.train[:16])
+    with torch.no_grad():
+        old = network.encode(x).latent_dist
+        picture = network.decode(old.mean).sample
+        mean, std = vae.moments(old.mean)
+        vae.standardize(network, mean, std)
+        new = network.encode(x).latent_dist
+        again = network.decode(new.mean).sample
+    mean_now, std_now = vae.moments(new.mean)
+    assert mean_now.abs().max() < 1e-4
+    torch.testing.assert_close(std_now, torch.ones(4))
+    torch.testing.assert_close(new.std * std[:, None, None], old.std)
+    torch.testing.assert_close(again, picture, atol=1e-4, rtol=1e-4)
+
+
+def test_edges_of_a_flat_picture_vanish():
+    assert float(vae.edges(torch.full((1, 3, 8, 8), 0.3)).abs().max()) == 0
+
+
+def test_contrast_of_perfect_partners_vanishes():
+    """Orthogonal rows at a large scale: nothing left to tell apart; equal rows: log n nats."""
+    eye = torch.eye(8)
+    assert float(clip.contrast(eye, eye, 100.0)) < 1e-6
+    same = torch.ones(8, 8)
+    assert float(clip.contrast(same, same, 100.0)) == pytest.approx(float(torch.tensor(8.0).log()))

@@ -1,0 +1,572 @@
+"""SDXL and SD-3 beside SD-1.5: equal to the official pipelines, each picture with its own text and frame, every objective, every format."""
+
+import functools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.training_utils import (
+    compute_density_for_timestep_sampling,
+    compute_loss_weighting_for_sd3,
+)
+from PIL import Image
+from small import OBJECTIVES, config, gradient, history, moved, workshop
+
+from personalize.adapters.trainable import choose
+from personalize.data.latents import Framed, Prompts, fit, frame_of, instance_set
+from personalize.data.photos import scan
+from personalize.drift.measure import make_chains, path_drift
+from personalize.export.write import load_run, save_lora, save_merged, save_pipeline
+from personalize.pipeline.families import SD3, SDXL, from_diffusers, from_flow_matching
+from personalize.pipeline.load import load
+from personalize.pipeline.model import Model
+from personalize.pipeline.tiny import tiny
+from personalize.sample.sampler import FLOW_SAMPLERS, generate, make_sampler
+from personalize.train.experiment import run
+from personalize.train.loop import Streams
+from personalize.train.timesteps import node_weights, timestep_law
+from toy2d.core.objectives import PRIOR, STANDARD, Example
+from toy2d.runs.files import RunFailure, UserError
+from toy2d.runs.folder import load_tensors
+
+FAMILY = {"sdxl": SDXL, "sd3": SD3}
+OFFICIAL = {"sdxl": StableDiffusionXLPipeline, "sd3": StableDiffusion3Pipeline}
+BOTH = pytest.mark.parametrize("kind", FAMILY)
+PROMPTS = ["a photo of sks dog", "a cat on the beach"]
+T = torch.tensor([5, 900])
+
+
+@functools.cache
+def folder(kind: str) -> Path:
+    """The tiny pipeline as a folder. Copy it before changing it."""
+    tiny(kind, folder=workshop() / kind)
+    return workshop() / kind
+
+
+@functools.cache
+def untouched(kind: str) -> Model:
+    return Model(tiny(kind), FAMILY[kind])
+
+
+def levels(images):
+    return np.stack([np.asarray(i).astype(int) for i in images])
+
+
+def latents(model, n, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(n, *model.latent_shape(64), generator=rng)
+
+
+@torch.no_grad()
+def answer(model, prompts=PROMPTS):
+    x = latents(model, 2)
+    return model.predict(x, model.schedule.timesteps[T], model.encode_prompts(prompts))
+
+
+# ---- the tiny pipelines
+@BOTH
+def test_tiny_is_the_same_model_in_memory_and_from_its_folder(kind):
+    assert isinstance(tiny(kind), OFFICIAL[kind])
+    assert load(folder(kind)).hash() == untouched(kind).hash()
+    assert Model(tiny(kind, seed=1), FAMILY[kind]).hash() != untouched(kind).hash()
+
+
+@BOTH
+def test_tiny_hears_its_prompt_and_its_attention(kind):
+    """Other words, or a tenth more or less of every attention weight, move the answer by 0.5 % at least: five times what `checked` lets pass."""
+    model = load(folder(kind))
+    before = answer(model)
+    moved({n: p for n, p in model.denoiser.named_parameters() if ".attn" in n}, by=0.01)
+    assert (answer(model) - before).norm() > 0.005 * before.norm()
+    assert (answer(untouched(kind), PROMPTS[::-1]) - before).norm() > 0.005 * before.norm()
+
+
+# ---- equal to the official pipelines
+@pytest.mark.parametrize(
+    ("kind", "sampler", "guidance"),
+    [
+        ("sdxl", "dpmsolver++", 7.5),
+        ("sdxl", "euler", 1.0),
+        ("sd3", "dpmsolver++", 7.0),
+        ("sd3", "unipc", 1.0),
+        ("sd3", "euler", 7.0),
+    ],
+)
+def test_pictures_equal_the_official_pipelines(kind, sampler, guidance):
+    """The empty prompt, pooled text, micro-conditioning, shift and guidance are theirs. Unequal seeds differ by far more."""
+    model = untouched(kind)
+    ours = generate(model, PROMPTS, [3], steps=5, guidance=guidance, sampler=sampler)
+    scheduler = make_sampler(model, sampler, 5)
+    official = OFFICIAL[kind](**{**model.pipeline.components, "scheduler": scheduler})
+    official.set_progress_bar_config(disable=True)
+    rngs = [torch.Generator().manual_seed(3) for _ in PROMPTS]
+    theirs = official(PROMPTS, num_inference_steps=5, guidance_scale=guidance, generator=rngs).images  # fmt: skip
+    assert abs(levels(ours) - levels(theirs)).max() <= 1
+    other = generate(model, PROMPTS, [4], steps=5, guidance=guidance, sampler=sampler)
+    assert abs(levels(ours) - levels(other)).max() > 10
+
+
+def test_sd3_refuses_samplers_that_know_no_flow():
+    with pytest.raises(UserError, match=f"choose one of {', '.join(FLOW_SAMPLERS)}".replace("+", r"\+")):  # fmt: skip
+        generate(untouched("sd3"), PROMPTS, [0], sampler="ddim", steps=2)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+def test_the_flow_schedule_is_the_schedulers(shift):
+    """Same timesteps, same x_t, same target, at every node; the last one's clipped beta moves s by a few 1e-5 at most."""
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    ours = from_flow_matching(theirs)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps.flip(0))
+    t = torch.tensor([0, 1, 500, 998, 999])
+    x0, eps = torch.randn(2, 5, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    noised = theirs.scale_noise(x0, theirs.timesteps[999 - t], eps)
+    apart = (ours.add_noise(x0, t, eps) - noised).abs().amax((1, 2, 3))
+    assert apart[:-1].max() < 1e-5
+    assert apart[-1] < 4e-5 / shift * (x0 - eps).abs().max()
+    assert torch.equal(ours.target(x0, t, eps), eps - x0)
+
+
+@pytest.mark.parametrize("change", [{"use_dynamic_shifting": True}, {"shift_terminal": 0.1}])
+def test_a_shift_that_depends_on_the_picture_is_refused(change):
+    with pytest.raises(UserError, match="no fixed shift"):
+        from_flow_matching(FlowMatchEulerDiscreteScheduler(**change))
+
+
+def test_schedulers_of_the_other_kind_are_refused():
+    with pytest.raises(UserError, match="no fixed shift"):
+        from_flow_matching(tiny("sdxl").scheduler)
+    with pytest.raises(UserError, match="table alphas_cumprod"):
+        from_diffusers(tiny("sd3").scheduler)
+
+
+def test_sd3_has_a_largest_resolution():
+    model = untouched("sd3")
+    assert model.latent_shape(256) == (16, 32, 32)
+    with pytest.raises(UserError, match="a multiple of 16 up to 256, try 256"):
+        model.latent_shape(272)
+
+
+# ---- timesteps as SD-3 was trained
+@pytest.mark.parametrize(
+    ("scheme", "settings"),
+    [("logit_normal", {"logit_mean": 0.5, "logit_std": 0.7}), ("mode", {"mode_scale": -0.5})],
+)
+def test_timesteps_are_those_of_diffusers_script(scheme, settings):
+    """`indices = (u * T).long(); timesteps = scheduler.timesteps[indices]`, from the same generator."""
+    c, theirs = config("unused", **settings), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    draw, ours = timestep_law(c, scheme, 1000), from_flow_matching(theirs)
+    for seed in range(50):
+        t = draw(torch.Generator().manual_seed(seed))
+        rng = torch.Generator().manual_seed(seed)
+        u = compute_density_for_timestep_sampling(scheme, 1, c.logit_mean, c.logit_std, c.mode_scale, generator=rng)  # fmt: skip
+        torch.testing.assert_close(ours.timesteps[t], theirs.timesteps[(u * 1000).long()])
+
+
+def test_schemes_that_weigh_draw_every_timestep_alike():
+    rng = torch.Generator().manual_seed(0)
+    draw = timestep_law(config("unused"), "cosmap", 4)
+    counts = torch.bincount(torch.cat([draw(rng) for _ in range(4000)]), minlength=4)
+    assert (counts - 1000).abs().max() < 5 * (4000 * 3 / 16) ** 0.5
+
+
+@pytest.mark.parametrize("precondition", [False, True])
+@pytest.mark.parametrize("scheme", ["none", "sigma_sqrt", "cosmap"])
+def test_the_loss_is_that_of_diffusers_script(scheme, precondition):
+    """`model_pred * (-sigmas) + noisy` against the clean latents, or the flow against noise - clean, weighted, averaged."""
+    model, c = untouched("sd3"), config("unused", precondition_outputs=precondition)
+    schedule = model.schedule
+    t = torch.tensor([10, 400, 998])
+    x0, eps = latents(model, 3, 0), latents(model, 3, 1)
+    cond = model.encode_prompts(["a dog", "a cat", ""])
+    weights = node_weights(c, scheme, schedule)
+    with torch.no_grad():
+        ours = STANDARD.terms(model.predict, schedule, {"instance": Example(x0, t, eps, cond)}, weights=weights)  # fmt: skip
+        x_t = schedule.add_noise(x0, t, eps)
+        pred = model.predict(x_t, schedule.timesteps[t], cond)
+    sigmas = model.pipeline.scheduler.sigmas[999 - t].reshape(3, 1, 1, 1)
+    weighting = compute_loss_weighting_for_sd3(scheme, sigmas)
+    error = (pred * -sigmas + x_t - x0) if precondition else (pred - (eps - x0))
+    theirs = (weighting * error**2).reshape(3, -1).mean(1).mean()
+    torch.testing.assert_close(ours["instance"], theirs, rtol=1e-4, atol=0)
+
+
+# ---- prior preservation: what each row of the denoiser's batch is told
+FRAME = (100, 200, 3, 5, 64, 64)  # of an instance's photo
+WHOLE = (64, 64, 0, 0, 64, 64)  # of a picture that the base made
+
+
+def misled(kind, shown, cond):
+    """The rows of `cond` that are not the text, or the frame, of the prompt `shown` in their place."""
+    model, wrong = untouched(kind), []
+    for b, prompt in enumerate(shown):
+        own = {k: v[0] for k, v in model.encode_prompts([str(prompt)]).items()}
+        if model.family.framed:
+            own["frame"] = torch.tensor(getattr(prompt, "frame", WHOLE))
+        if not all(torch.allclose(cond[k][b].float(), v.float(), atol=1e-5) for k, v in own.items()):  # fmt: skip
+            wrong.append(b)
+    return wrong
+
+
+class Marked:
+    """Picture i is filled with i + 1 and has a prompt of its own."""
+
+    def __init__(self, shape, prompts):
+        self.shape, self.prompts = shape, prompts
+
+    def __len__(self):
+        return len(self.prompts)
+
+    def draw(self, indices, rng):
+        x0 = torch.stack([torch.full(self.shape, i + 1.0) for i in indices])
+        return x0, [self.prompts[i] for i in indices]
+
+
+@BOTH
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_every_picture_is_told_its_own_text_and_frame(kind, batch_size):
+    """Seen where it matters: the denoiser is handed x_t, which at t = 0 without noise is all but x0, and what it is told of it."""
+    original, calls = untouched(kind), []
+    model = Model(original.pipeline, replace(original.family, call=lambda d, x, t, c: calls.append((x, c)) or x))  # fmt: skip
+    shape, prompts = model.latent_shape(64), Prompts(original)
+    photographed = [Framed(f"a {w}", (100 + i, *FRAME[1:])) for i, w in enumerate(("dog", "cat", "fox"))]  # fmt: skip
+    made = [f"a {w}" for w in ("bird", "horse", "cow", "pig", "sheep")]
+    pools = {"instance": Marked(shape, photographed), "prior": Marked(shape, made)}
+    streams = Streams(pools, config("unused", train_batch_size=batch_size), 1000)
+    for tick in range(3):
+        batch = {r: e._replace(t=0 * e.t, eps=0 * e.eps) for r, e in streams.batch(tick).items()}
+        PRIOR(1.0).terms(lambda x, t, c: model.predict(x, t, prompts(c)), model.schedule, batch)
+    assert len(calls) == 6
+    for (x, cond), pool in zip(calls, [photographed, made] * 3, strict=True):
+        pictures = [round(float(v)) - 1 for v in x.mean((1, 2, 3))]  # a_0 is .997 or more
+        assert misled(kind, [pool[i] for i in pictures], cond) == []
+
+
+@BOTH
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_usual_pairing_is_found_out(kind, batch_size):
+    """cat([instance, class]).repeat(B) beside latents [i1 .. iB, c1 .. cB]: right at B = 1 alone (peers.md 6.1)."""
+    shown = [Framed("a sks dog", FRAME)] * batch_size + ["a dog"] * batch_size
+    two = untouched(kind).encode_prompts(["a sks dog", "a dog"])
+    usual = {k: v.repeat(batch_size, *[1] * (v.ndim - 1)) for k, v in two.items()}
+    usual["frame"] = torch.tensor([FRAME] * batch_size + [WHOLE] * batch_size)
+    right = {k: v.repeat_interleave(batch_size, 0) for k, v in two.items()}
+    assert misled(kind, shown, right | {"frame": usual["frame"]}) == []
+    assert len(misled(kind, shown, usual)) == {1: 0, 2: 2, 3: 2}[batch_size]
+
+
+def test_the_usual_frame_of_class_pictures_is_found_out():
+    """Class pictures told the size and crop of the instance's photo (peers.md 6.5)."""
+    shown = [Framed("a sks dog", FRAME), "a dog"]
+    cond = untouched("sdxl").encode_prompts(shown)
+    assert misled("sdxl", shown, cond | {"frame": torch.tensor([FRAME, WHOLE])}) == []
+    assert misled("sdxl", shown, cond | {"frame": torch.tensor([FRAME, FRAME])}) == [1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "scheme"),
+    [("sdxl", {"snr_gamma": 5.0}, "none"), ("sd3", {}, "sigma_sqrt")],
+)
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_usual_weighting_is_found_out(kind, settings, scheme, batch_size):
+    """Weights of 2B timesteps on losses of B samples (peers.md 6.2, 6.3): wrong without a word at B = 1, an error above. Ours: by hand."""
+    schedule = untouched(kind).schedule
+    weights = node_weights(config("unused", **settings), scheme, schedule)
+    t = {"instance": torch.tensor([50, 700, 200]), "prior": torch.tensor([900, 100, 500])}
+    batch, errors = {}, {}
+    for seed, role in enumerate(t):
+        x0, eps = (latents(untouched(kind), batch_size, n) for n in (seed, 7 + seed))
+        batch[role] = Example(x0, t[role][:batch_size], eps, None)
+        x_t, target = (f(*batch[role][:3]) for f in (schedule.add_noise, schedule.target))
+        errors[role] = (0.5 * x_t - target) ** 2
+    ours = PRIOR(1.0).terms(lambda x, t, c: 0.5 * x, schedule, batch, weights=weights)
+    for role, e in batch.items():
+        by_hand = sum(weights[n] * errors[role][b].mean() for b, n in enumerate(e.t)) / batch_size
+        torch.testing.assert_close(ours[role], by_hand)
+    both = torch.cat([weights[e.t] for e in batch.values()]).reshape(-1, 1, 1, 1)
+    if batch_size == 1:
+        usual = (both * errors["instance"]).reshape(2, -1).mean(1).mean()
+        assert abs(usual - ours["instance"]) > 0.1 * ours["instance"]
+    else:
+        with pytest.raises(RuntimeError, match="must match"):
+            both * errors["instance"]
+
+
+@BOTH
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_gradient_is_instance_plus_weight_times_prior(kind, batch_size):
+    model = load(folder(kind))
+    theta = choose(model, "lora")
+    moved(theta)
+    prompts = Prompts(model)
+
+    def gradient(objective, batch):
+        terms = objective.terms(lambda x, t, c: model.predict(x, t, prompts(c)), model.schedule, batch)  # fmt: skip
+        grads = torch.autograd.grad(sum(terms.values()), list(theta.values()))
+        return torch.cat([g.flatten() for g in grads])
+
+    batch = {}
+    for seed, (role, prompt) in enumerate([("instance", Framed("a sks dog", FRAME)), ("prior", "a dog")]):  # fmt: skip
+        x0, eps = latents(model, batch_size, seed), latents(model, batch_size, 7 + seed)
+        batch[role] = Example(x0, torch.tensor([900, 10, 500])[:batch_size], eps, [prompt] * batch_size)  # fmt: skip
+    instance = gradient(STANDARD, batch)
+    prior = gradient(STANDARD, {"instance": batch["prior"]})
+    together = gradient(PRIOR(0.7), batch)
+    rounding = 1e-5 * (instance.abs().max() + prior.abs().max())
+    assert (together - (instance + 0.7 * prior)).abs().max() < rounding
+    assert (together - instance).abs().max() > 100 * rounding
+
+
+# ---- the frame: where the crop of a photo begins
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("position", [0.0, 0.25, 1.0])
+def test_the_frame_says_where_the_first_pixel_comes_from(position, flip):
+    """A photo whose red value is its own column: the first column of the crop carries the number that the frame tells."""
+    columns = np.tile(np.arange(128, dtype=np.uint8), (64, 1))
+    photo = Image.fromarray(np.stack([columns] * 3, -1))  # at its own size: 64 high, 128 wide
+    pixels = fit(photo, 64, "random", flip, position)
+    first = round(float((pixels[0, 0, 0] + 1) * 127.5))
+    height, width, top, left, *target = frame_of(photo.size, 64, "random", flip, position)
+    assert (height, width, top, target) == (64, 128, 0, [64, 64])
+    assert left == (127 - first if flip else first)
+
+
+def test_frames_of_resized_and_padded_photos():
+    assert frame_of((200, 400), 64) == (400, 200, 32, 0, 64, 64)  # 64 x 128 after resizing
+    assert frame_of((200, 400), 64, "pad") == (400, 200, 0, 0, 64, 64)
+
+
+def test_pictures_carry_the_frame_of_the_variant_that_was_drawn():
+    model = untouched("sdxl")
+    photos = scan(workshop() / "photos", 64).require()
+    pool = instance_set(model, photos, "a sks dog", 64, "random", random_flip=True)
+    seen = set()
+    for seed in range(60):
+        _, (prompt,) = pool.draw([0], torch.Generator().manual_seed(seed))
+        assert prompt == "a sks dog"
+        seen.add(prompt.frame)
+    every = {frame_of((80, 64), 64, "random", f, k / 8) for f in (False, True) for k in range(9)}
+    assert seen <= every
+    assert len(seen) > 5
+    frames = Prompts(model)([prompt, prompt])["frame"]
+    assert frames.tolist() == [list(prompt.frame)] * 2
+    with pytest.raises(ValueError, match="some prompts"):
+        Prompts(model)([prompt, "a dog"])
+
+
+def test_the_frame_is_seen_by_sdxl():
+    model, x = untouched("sdxl"), latents(untouched("sdxl"), 2)
+    cond = model.encode_prompts(PROMPTS)
+    plain = model.predict(x, T, cond)
+    told = model.predict(x, T, cond | {"frame": torch.tensor([WHOLE, WHOLE])})
+    other = model.predict(x, T, cond | {"frame": torch.tensor([WHOLE, FRAME])})
+    assert torch.equal(plain, told)
+    assert torch.equal(plain[0], other[0])
+    assert (plain[1] - other[1]).abs().max() > 1e-3
+
+
+# ---- text encoders
+@pytest.mark.parametrize("train", ["full", "lora"])
+@BOTH
+def test_everything_that_trains_receives_a_gradient(kind, train):
+    """SDXL reads its first encoder's last layer but one, so the last stays frozen; T5 is never trained."""
+    model = load(folder(kind))
+    theta = choose(model, train, train_text_encoder=True)
+    moved(theta)
+    answer_ = model.predict(latents(model, 2), model.schedule.timesteps[T], model.encode_prompts(PROMPTS))  # fmt: skip
+    answer_.square().mean().backward()
+    assert all(p.grad is not None for p in theta.values())
+    parts = {n.split(".")[0] for n in theta}
+    assert parts == {model.family.denoiser, "text_encoder", "text_encoder_2"}
+    last = [n for n in theta if n.startswith("text_encoder.") and "layers.1." in n]
+    assert bool(last) == (kind == "sd3")
+
+
+def test_t5_is_optional(tmp_path):
+    """Left out by the user, or not in the folder: the same model; its place is zeros; the empty folder entry survives saving."""
+    model = load(folder("sd3"), without_t5=True)
+    assert model.text_encoder_names == ["text_encoder", "text_encoder_2"]
+    assert not model.encode_prompts(PROMPTS)["encoder_hidden_states"][:, 77:].any()
+    assert untouched("sd3").encode_prompts(PROMPTS)["encoder_hidden_states"][:, 77:].any()
+    model.pipeline.save_pretrained(tmp_path / "two")
+    again = load(tmp_path / "two")
+    assert again.hash() == model.hash() != untouched("sd3").hash()
+    assert torch.equal(answer(again), answer(model))
+    with pytest.raises(UserError, match="has no T5"):
+        load(folder("sdxl"), without_t5=True)
+
+
+def test_a_folder_without_a_text_encoder_that_is_needed_is_refused(tmp_path):
+    copy = shutil.copytree(folder("sdxl"), tmp_path / "copy")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": [None, None]}))
+    with pytest.raises(UserError, match="lacks text_encoder_2"):
+        load(copy)
+
+
+def test_text_is_lost_only_where_no_encoder_reads_it():
+    """CLIP reads 75 words between its marks, T5 255."""
+    assert untouched("sdxl").lost_text("a dog " * 37 + "in the snow").split() == ["the", "snow"]
+    assert untouched("sd3").lost_text("a dog " * 37 + "in the snow") == ""
+    assert untouched("sd3").lost_text("a dog " * 127 + "in the snow").split() == ["the", "snow"]
+
+
+# ---- the VAE
+def test_a_half_precision_vae_computes_in_float32_and_says_so():
+    with pytest.warns(UserWarning, match="computes in float32"):
+        model = Model(tiny("sdxl").to(dtype=torch.float16), SDXL)
+    assert model.vae.dtype == torch.float32
+    assert next(model.denoiser.parameters()).dtype == torch.float16
+
+
+def test_a_vae_that_overflows_is_named():
+    """Where others draw black: an activation above 65504 in half precision."""
+    pipeline = tiny("sdxl")
+    pipeline.vae.register_to_config(force_upcast=False)
+    with torch.no_grad():
+        pipeline.vae.post_quant_conv.bias.fill_(6e4)
+        pipeline.vae.decoder.conv_in.weight.abs_()
+    model = Model(pipeline, SDXL)
+    assert torch.isfinite(model.decode(latents(model, 1))).all()
+    model.vae.half()
+    with pytest.raises(RunFailure, match="not finite numbers in float16"):
+        model.decode(latents(model, 1))
+
+
+# ---- path KL of a flow model
+def test_path_kl_of_a_constant_shift_of_the_flow_has_its_closed_form():
+    """v + h everywhere: eps moves by (1 - s_t) h, so path KL = h^2 D sum_t w_t (1 - s_t)^2; the base against itself is 0."""
+    model = untouched("sd3")
+    c = config("unused", class_prompt="a dog", context_prompts=("a dog in the snow",), measure_nodes=6)  # fmt: skip
+    prompts, shape = Prompts(model), model.latent_shape(64)
+
+    def predict(x, t, texts):
+        with torch.no_grad():
+            return model.predict(x, t, prompts(texts))
+
+    groups = make_chains(predict, c, model.schedule, shape)
+    assert all(abs(mean) < 1e-8 for mean, _, _ in path_drift(predict, groups, 4).values())
+    schedule, h = model.schedule.strided(6), 0.1
+    one_minus_s = schedule.coefficients(torch.arange(6), torch.ones(6, 1).double())[0][:, 0]
+    expected = h**2 * 16 * 8 * 8 * float((schedule.path_weights() * one_minus_s**2).sum())
+    for mean, error, _ in path_drift(lambda x, t, p: predict(x, t, p) + h, groups, 4).values():
+        assert mean == pytest.approx(expected, rel=1e-3)
+        assert error < 1e-3 * expected
+
+
+# ---- formats
+@pytest.mark.parametrize("text", [False, True])
+@BOTH
+def test_lora_weights_reload_with_the_official_loader_and_their_scale(kind, text, tmp_path):
+    model = load(folder(kind))
+    moved(choose(model, "lora", train_text_encoder=text, rank=4, lora_alpha=10))
+    expected = answer(model)
+    save_lora(model, tmp_path / "lora")
+    pipeline = DiffusionPipeline.from_pretrained(folder(kind), use_safetensors=True)
+    before = answer(Model(pipeline, FAMILY[kind]))
+    pipeline.load_lora_weights(tmp_path / "lora")
+    torch.testing.assert_close(answer(Model(pipeline, FAMILY[kind])), expected, rtol=1e-5, atol=1e-6)  # fmt: skip
+    assert (expected - before).abs().max() > 0.01
+
+
+@BOTH
+def test_pipelines_and_merged_pipelines_reload(kind, tmp_path):
+    model = load(folder(kind))
+    moved(choose(model, "lora", train_text_encoder=True), by=0.1)
+    save_merged(model, tmp_path / "merged")
+    official = DiffusionPipeline.from_pretrained(tmp_path / "merged", use_safetensors=True)
+    assert isinstance(official, OFFICIAL[kind])
+    torch.testing.assert_close(answer(Model(official, FAMILY[kind])), answer(model), rtol=1e-4, atol=1e-5)  # fmt: skip
+    full = load(folder(kind))
+    moved(choose(full, "full"), by=0.01)
+    save_pipeline(full, tmp_path / "full")
+    official = DiffusionPipeline.from_pretrained(tmp_path / "full", use_safetensors=True)
+    assert torch.equal(answer(Model(official, FAMILY[kind])), answer(full))
+
+
+# ---- whole runs
+def trained(tmp_path, kind, objective, train, **more):
+    """Three steps with a text encoder in half of them, class pictures, grid, export; what was exported answers as the run did."""
+    chosen = {
+        "pretrained_model_name_or_path": str(folder(kind)),
+        "max_train_steps": 3,
+        "probe_steps": 3,
+        "validation_prompt": ("a photo of a dog",),
+        "num_validation_images": 1,
+        "validation_inference_steps": 2,
+    }
+    if objective in ("prior", "output"):
+        chosen["class_data_dir"] = str(workshop() / f"class-{kind}")
+    c = config(tmp_path / "run", objective, train, **(chosen | more))
+    out = run(c, lambda text: None)
+    rows = history(c)
+    assert rows[0]["delta_theta"] == 0
+    assert rows[-1]["delta_theta"] > 0
+    assert rows[-1]["delta_eps"] > 0.01
+    assert 0 < rows[-1]["path_kl"] < 1e6
+    assert (out / "figures" / "validation-000003.png").exists()
+    opened = load_run(out)
+    before = levels(generate(untouched(kind), ["a dog"], [0], steps=2))
+    assert (levels(generate(opened, ["a dog"], [0], steps=2)) != before).any()
+    if train != "full":
+        assert (levels(generate(opened, ["a dog"], [0], steps=2, base=True)) == before).all()
+    return out, rows
+
+
+SMALL = [("sdxl", "prior", "lora"), ("sdxl", "l2", "full"), ("sd3", "prior", "full"), ("sd3", "output", "lora")]  # fmt: skip
+GRID = [(k, o, t) for k in FAMILY for o in OBJECTIVES for t in ("full", "lora", "lora+text")]
+
+
+@pytest.mark.parametrize(("kind", "objective", "train"), SMALL)
+def test_a_run_trains_measures_draws_and_reopens(tmp_path, kind, objective, train):
+    trained(tmp_path, kind, objective, train)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "objective", "train"), [g for g in GRID if g not in SMALL])
+def test_every_objective_trains_everything_on_every_backbone(tmp_path, kind, objective, train):
+    trained(tmp_path, kind, objective, train)
+
+
+@BOTH
+def test_class_pictures_are_the_official_pipelines_own(tmp_path, kind):
+    """Of the base, under the class prompt, whole: what the prior term is told of them is what they were made with."""
+    out, _ = trained(tmp_path, kind, "prior", "lora", class_data_dir=str(tmp_path / "class"))
+    manifest = json.loads((tmp_path / "class" / "manifest.json").read_text())
+    assert manifest["settings"]["model"] == untouched(kind).hash()
+    seeds = [manifest["files"][f"{i:05d}.png"]["seed"] for i in range(3)]
+    drawn = generate(untouched(kind), ["a photo of a dog"], seeds, steps=2, guidance=7.5)
+    kept = [Image.open(tmp_path / "class" / f"{i:05d}.png") for i in range(3)]
+    assert abs(levels(drawn) - levels(kept)).max() <= 2
+    tensors = load_tensors(out / "lora" / "pytorch_lora_weights.safetensors")
+    assert all(k.startswith(FAMILY[kind].denoiser) for k in tensors)
+
+
+@pytest.mark.slow
+@BOTH
+def test_half_precision_beside_float32_weights_answers_nearly_alike(kind):
+    """As `train --mixed_precision bf16` computes: float32 gradients near those of the float32 model; the frame is not rounded to bf16."""
+    half, whole = (gradient(d, folder(kind), "lora", PROMPTS) for d in (torch.bfloat16, torch.float32))  # fmt: skip
+    assert torch.cosine_similarity(half, whole, 0) > 0.99
+
+
+@pytest.mark.slow
+@BOTH
+def test_gradient_checkpointing_changes_no_weight(tmp_path, kind):
+    """Denoiser and text encoders recompute their activations; the weights of three steps agree to rounding."""
+
+    def weights(name, **more):
+        out, _ = trained(tmp_path / name, kind, "standard", "lora+text", **more)
+        return load_tensors(out / "lora" / "pytorch_lora_weights.safetensors")
+
+    plain, again = weights("plain"), weights("again", gradient_checkpointing=True)
+    assert all(torch.allclose(plain[k], again[k], rtol=1e-4, atol=1e-5) for k in plain)

@@ -1,0 +1,163 @@
+"""Distances in parameters and outputs, and path KL, against closed forms."""
+
+import pytest
+import torch
+
+from toy2d.core.drift import delta_eps, delta_theta, fisher_diagonal, path_kl, squared_distance
+from toy2d.core.rng import generator
+from toy2d.core.sample import ancestral
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pentagon
+
+
+def pair():
+    rng = torch.Generator().manual_seed(0)
+    theta = {"a": torch.randn(3, 4, 5, generator=rng), "b": torch.randn(3, 7, generator=rng)}
+    return theta, {k: torch.randn(v.shape, generator=rng) for k, v in theta.items()}
+
+
+def test_squared_distance_is_the_square_of_the_euclidean_norm():
+    theta, star = pair()
+    flat = torch.cat([(theta[k] - star[k]).flatten() for k in theta])
+    torch.testing.assert_close(squared_distance(theta, star), flat.square().sum())
+    torch.testing.assert_close(delta_theta(theta, star), flat.norm())
+
+
+def test_a_stack_has_one_distance_per_run():
+    theta, star = pair()
+    stack = squared_distance(theta, star, runs=1)
+    alone = [
+        squared_distance({k: v[m] for k, v in theta.items()}, {k: v[m] for k, v in star.items()})
+        for m in range(3)
+    ]
+    torch.testing.assert_close(stack, torch.stack(alone))
+
+
+def test_tensor_mean_is_the_papers_code_and_another_number():
+    """sum over tensors of F.mse_loss: the i-th tensor's weight is lambda / numel_i (peers.md 0.1)."""
+    theta, star = pair()
+    theirs = sum(torch.nn.functional.mse_loss(theta[k], star[k]) for k in theta)
+    torch.testing.assert_close(squared_distance(theta, star, reduction="tensor_mean"), theirs)
+    assert squared_distance(theta, star) > 10 * theirs
+
+
+def test_a_missing_anchor_is_an_error():
+    theta, star = pair()
+    with pytest.raises(KeyError, match="b"):
+        squared_distance(theta, {"a": star["a"]})
+
+
+def gaussian_pair(T=400):
+    """Two one-class worlds N(m, 0.25 I), 3 apart: KL = |dm|^2 / (2 s^2) = 18 before noising."""
+    schedule = Schedule.log_snr(T, 6.0, -16.0)
+    p, q = (Pentagon(schedule, std=0.5, radius=r, classes=1) for r in (0.0, 3.0))
+    return schedule, p, q
+
+
+def test_path_kl_of_the_gaussian_pair_is_its_kl():
+    """theory.md 4: path KL -> |m1 - m2|^2 / (2 s^2) = 18 (equality: both chains contract the same difference of means).
+
+    At t = 0's noise level the variance is ab s^2 + 1 - ab and the difference sqrt(ab) * 3, so the limit is 17.82. Discretization: 1/T.
+    """
+    values = []
+    for T in (200, 400):
+        schedule, p, q = gaussian_pair(T)
+        cond = torch.zeros(64, dtype=torch.long)
+        rng = generator(0, "sample")
+        chain = ancestral(p.eps, schedule, torch.randn(64, 2, generator=rng), cond, rng, chain=True)
+        mean, error = path_kl(q.eps, p.eps, schedule, chain, cond)
+        assert error < 1e-3  # eps_q - eps_p does not depend on x: no Monte Carlo noise
+        values.append(float(mean))
+    ab = schedule.alpha_bar[0]
+    limit = float(ab * 9 / (2 * (ab * 0.25 + 1 - ab)))
+    errors = [abs(v - limit) for v in values]
+    assert errors[1] < 0.02 * limit
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)  # order 1 in 1/T
+
+
+def test_path_kl_standard_error_is_that_of_the_mean():
+    """Over 40 repetitions of 50 chains, the spread of the mean is what is reported (chi: 40 draws give 11 %)."""
+    schedule = Schedule.log_snr(20, 4.0, -10.0)
+    world = Pentagon(schedule)
+    a = torch.zeros(2000, dtype=torch.long)
+    rng = generator(0, "sample")
+    chain = ancestral(world.eps, schedule, torch.randn(2000, 2, generator=rng), a, rng, chain=True)
+
+    def drifted(x, t, cond):
+        return world.eps(x, t, cond) + 0.1 * x.sin()
+
+    parts = [
+        path_kl(drifted, world.eps, schedule, [x[i * 50 : i * 50 + 50] for x in chain], a[:50])
+        for i in range(40)
+    ]
+    means, errors = (torch.stack(v) for v in zip(*parts, strict=True))
+    assert errors.mean() == pytest.approx(float(means.std()), rel=4 * 0.11)
+
+
+def test_path_kl_refuses_what_it_cannot_answer():
+    schedule, p, q = gaussian_pair(20)
+    cond = torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match="3 stored steps"):
+        path_kl(q.eps, p.eps, schedule, [torch.zeros(4, 2)] * 3, cond)
+    with pytest.raises(ValueError, match="2 chains"):
+        path_kl(q.eps, p.eps, schedule, [torch.zeros(1, 2)] * 20, cond[:1])
+
+
+def test_delta_eps_is_a_root_mean_square_of_norms():
+    schedule = Schedule.log_snr(10)
+    x, t, cond = torch.zeros(6, 3, 8, 8), torch.arange(6), torch.zeros(6)
+    shift = torch.arange(1.0, 7.0).reshape(6, 1, 1, 1)
+    value = delta_eps(lambda x, t, c: x + shift, lambda x, t, c: x, schedule, x, t, cond)
+    wanted = (shift.flatten() ** 2 * 3 * 8 * 8).mean().sqrt()
+    torch.testing.assert_close(value, wanted)
+
+
+def test_delta_eps_is_in_eps_whatever_is_predicted():
+    """A v network and an eps network that mean the same thing have drifted the same."""
+    eps_s, v_s = Schedule.log_snr(50), Schedule.log_snr(50, prediction="v")
+    world = Pentagon(eps_s)
+    x, t = torch.randn(50, 2), torch.arange(50)
+    cond = torch.zeros(50, dtype=torch.long)
+
+    def as_v(predict):
+        def v(x_t, t, c):
+            a, b = v_s.coefficients(t, x_t)
+            return (predict(x_t, t, c) - b * x_t) / a
+
+        return v
+
+    def other(x_t, t, c):
+        return world.eps(x_t, t, c) + 0.1 * x_t
+
+    torch.testing.assert_close(
+        delta_eps(as_v(other), as_v(world.eps), v_s, x, t, cond),
+        delta_eps(other, world.eps, eps_s, x, t, cond),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_fisher_diagonal_of_a_linear_model():
+    """eps = theta * x: J_ii = x_i, so diag G_i = sum_t 2 w_t E[x_i^2] exactly; tolerance 5 standard errors."""
+    schedule = Schedule.log_snr(10, 2.0, -2.0)
+    theta = {"theta": torch.ones(2, requires_grad=True)}
+    rng = torch.Generator().manual_seed(0)
+    std = torch.tensor([1.0, 3.0])
+
+    def samples():
+        for _ in range(2000):
+            yield torch.randn(4, 2, generator=rng) * std, torch.randint(1, 10, (4,), generator=rng), None  # fmt: skip
+
+    got = fisher_diagonal(lambda x, t, c: theta["theta"] * x, theta, schedule, samples(), rng)
+    wanted = 2 * schedule.path_weights().sum() * std**2
+    # (sum over 4 of sign * sqrt(w) x)^2 is about chi-square with 1 degree: relative sd sqrt(2) (w varies by 30 %), over 2000 batches
+    torch.testing.assert_close(got["theta"], wanted.float(), rtol=5 * 1.6 / 2000**0.5, atol=0)
+
+
+def test_distance_does_not_depend_on_the_order_of_names():
+    """To the bit: a checkpoint gives names back sorted, a network in the order of its layers."""
+    rng = torch.Generator().manual_seed(0)
+    theta = {f"layer {i}": torch.randn(97, generator=rng) for i in range(9)}
+    star = {k: torch.zeros_like(v) for k, v in theta.items()}
+    backwards = dict(reversed(theta.items()))
+    assert torch.equal(squared_distance(theta, star), squared_distance(backwards, star))

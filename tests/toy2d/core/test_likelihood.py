@@ -1,0 +1,158 @@
+"""The probability-flow ODE's log-likelihood: closed form, convergence order, a referee from another library."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from toy2d.config import course, paper
+from toy2d.core.likelihood import eps_and_divergence, flow_sample, log_prob, ode_schedule
+from toy2d.core.rng import generator
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pentagon
+from toy2d.measure import kl
+from toy2d.model import EpsMLP
+
+
+def errors(schedule, order, n=400, std=0.5):
+    """log_prob with a world's exact eps, minus the closed form, at samples of one class (float64)."""
+    w = Pentagon(schedule, std=std)
+    x = w.sample(0, n, generator(0, "data"), t=0).double()
+    return log_prob(w.eps, schedule, x, torch.tensor(0), order=order) - w.log_prob(x, 0, 0)
+
+
+@pytest.mark.parametrize("schedule", [Schedule.log_snr(100), Schedule.cosine(100)], ids=["log_snr", "cosine"])  # fmt: skip
+def test_log_likelihood_is_the_closed_form_to_5e_3(schedule):
+    assert errors(schedule, order=3).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize(("preset", "worst"), [(course, 2e-2), (paper, 0.2)])
+def test_the_presets_likelihood_has_no_bias_that_matters(preset, worst):
+    """On the nodes that the measurements use: the mean over p* (what a KL is) to 3e-3 nat. Single points are off by more in `paper`,
+    whose ODE starts at ab = 2.4e-4: the start's mean is 0.046 (b = 3 sqrt(ab)) from 0, a KL of b^2 / 2 = 1e-3 but b |x| at a point."""
+    c = preset()
+    w = c.make_world()
+    x = w.sample(0, 2000, generator(0, "data"), t=0).double()
+    ode = ode_schedule(w.schedule, c.ode_nodes)
+    error = log_prob(w.eps, ode, x, torch.tensor(0)) - w.log_prob(x, 0, 0)
+    assert abs(error.mean()) < 3e-3 + 3 * error.std() / 2000**0.5
+    assert error.abs().max() < worst
+
+
+def test_only_a_clipped_end_is_left_out_of_the_ode():
+    """The clipped cosine's last log-SNR step leaps (ln 1000 after about ln 4); the others end evenly and keep every node."""
+    assert ode_schedule(Schedule.cosine(100), 100).timesteps.tolist() == list(range(99))
+    for even in (Schedule.log_snr(100), Schedule.linear(200), Schedule.cosine(100, max_beta=0.75)):
+        assert torch.equal(ode_schedule(even, 500).alpha_bar, even.alpha_bar)
+    assert len(ode_schedule(Schedule.log_snr(100), 50)) == 50
+
+
+@pytest.mark.slow
+def test_convergence_order():
+    """Halving the spacing divides the error by 2^order. One prompt of two modes, so that the flow bends; the reference is the same
+    ODE on 513 nodes, so that only the integrator's error is left (all end at the same t = T - 1)."""
+
+    def solve(T, order):
+        schedule = Schedule.log_snr(T, 5.0, -15.0)
+        w = Pentagon(schedule, classes=2)
+        w = replace(w, means=w.means[:2].reshape(1, 2, 2), covs=w.covs[:2].reshape(1, 2, 2, 2))
+        return log_prob(w.eps, schedule, x, torch.tensor(0), order=order)
+
+    x = Pentagon(classes=2).sample(0, 30, generator(1, "data"), t=0).double()
+    reference = solve(513, 3)
+    for order in (2, 3):
+        rms = [float((solve(T, order) - reference).square().mean().sqrt()) for T in (33, 65, 129)]
+        rates = [math.log2(a / b) for a, b in itertools.pairwise(rms)]
+        assert sum(rates) / 2 == pytest.approx(order, abs=0.3), rates
+
+
+def test_against_torchdiffeq():
+    """The same ODE in continuous time by dopri5, eps interpolated exactly by the world (any alpha_bar has an exact eps)."""
+    from torchdiffeq import odeint
+
+    schedule = Schedule.log_snr(200, 5.0, -15.0)
+    w = Pentagon(schedule)
+    x = w.sample(0, 50, generator(0, "data"), t=0).double()
+
+    def exact(x_t, ab):
+        cov = ab * 0.25 + 1 - ab
+        eps = (1 - ab).sqrt() * (x_t - ab.sqrt() * w.means[0, 0]) / cov
+        return eps, 2 * (1 - ab).sqrt() / cov
+
+    def slope(log_r, state):
+        ab = 1 / (1 + (2 * log_r).exp())
+        z, _ = state
+        eps, trace = exact(z * ab.sqrt(), ab)
+        return log_r.exp() * eps, ((1 - ab).sqrt() * trace).expand(len(x))
+
+    ends = schedule.noise_ratio.log()[[0, -1]]
+    start = (x / schedule.alpha_bar[0].sqrt(), torch.zeros(50, dtype=torch.float64))
+    z, total = (v[-1] for v in odeint(slope, start, ends, rtol=1e-9, atol=1e-9))
+    x_T = z * schedule.alpha_bar[-1].sqrt()
+    theirs = -0.5 * (x_T**2).sum(-1) - math.log(2 * math.pi) + math.log(schedule.alpha_bar[-1] / schedule.alpha_bar[0]) + total  # fmt: skip
+    torch.testing.assert_close(
+        log_prob(w.eps, schedule, x, torch.tensor(0)), theirs, atol=2e-3, rtol=0
+    )
+
+
+def test_the_models_density_integrates_to_one():
+    """A random network's law is a law: its density sums to 1 over the plane."""
+    schedule = Schedule.log_snr(60, 4.0, -12.0)
+    net = EpsMLP(((0,),), 60, width=16, alpha_bar=tuple(schedule.alpha_bar.tolist()))
+    theta = net.init([generator(0, "init")])
+    axis = torch.linspace(-7, 7, 141)
+    x = torch.cartesian_prod(axis, axis)[None]
+    p = log_prob(net.bind(theta), schedule, x, torch.tensor(0), runs=1).exp()
+    assert float(p.sum() * (axis[1] - axis[0]) ** 2) == pytest.approx(1, abs=5e-3)
+
+
+def test_kl_with_exact_eps_is_the_closed_form():
+    """KL between two noised classes with their exact eps, by Monte Carlo, within 3 standard errors of the closed form."""
+    schedule = Schedule.log_snr(100)
+    w = Pentagon(schedule, radius=1.0)
+    x = w.sample(0, 4000, generator(0, "data"), t=0).double()
+    log_p, log_q = (log_prob(w.eps, schedule, x, torch.tensor(c)) for c in (0, 1))
+    mean, error = kl(log_p, log_q)
+    ab = schedule.alpha_bar[0]
+    exact = float(ab * (w.means[0, 0] - w.means[1, 0]).square().sum() / (2 * (ab * 0.25 + 1 - ab)))
+    assert abs(float(mean) - exact) < 3 * float(error)
+
+
+@pytest.mark.parametrize(("activation", "time"), [("silu", "cosine"), ("relu", "table")])
+@pytest.mark.parametrize("preconditioned", [True, False])
+def test_the_networks_own_divergence_is_forward_mode_s(activation, time, preconditioned):
+    schedule = Schedule.log_snr(30)
+    ab = tuple(schedule.alpha_bar.tolist()) if preconditioned else None
+    net = EpsMLP(((0,), (1,)), 30, width=16, activation=activation, time=time, alpha_bar=ab)
+    theta = {k: v.double() for k, v in net.init([generator(s, "init") for s in range(3)]).items()}
+    x, t = torch.randn(3, 20, 2, dtype=torch.float64), torch.randint(30, (3, 20))
+    cond = torch.randint(2, (3, 20))
+    predict = net.bind(theta)
+    plain = lambda x, t, c: predict(x, t, c)  # noqa: E731  without with_divergence
+    for ours, theirs in zip(
+        eps_and_divergence(predict, schedule, x, t, cond),
+        eps_and_divergence(plain, schedule, x, t, cond),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_points_of_the_flow_are_points_of_the_law():
+    """flow_sample then log_prob: the latent that comes back is the one that went in (Heun down, Kutta up)."""
+    schedule = Schedule.log_snr(200)
+    w = Pentagon(schedule)
+    x_T = torch.randn(200, 2, generator=generator(0, "sample")).double()
+    x0 = flow_sample(w.eps, schedule, x_T, torch.tensor(2))
+    var = schedule.alpha_bar[0] * 0.25 + 1 - schedule.alpha_bar[0]
+    wanted = schedule.alpha_bar[0].sqrt() * w.means[2, 0] + var.sqrt() * x_T
+    torch.testing.assert_close(x0, wanted, atol=5e-3, rtol=0)
+
+
+def test_what_it_cannot_do_is_said():
+    w = Pentagon()
+    with pytest.raises(ValueError, match="order must be"):
+        log_prob(w.eps, w.schedule, torch.zeros(1, 2), torch.tensor(0), order=4)
+    with pytest.raises(ValueError, match="two dimensions"):
+        log_prob(w.eps, w.schedule, torch.zeros(1, 3), torch.tensor(0))

@@ -1,0 +1,189 @@
+"""The objectives: limits, sums, and the gradient added in place."""
+
+import pytest
+import torch
+
+from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Anchor, Example, Objective
+from toy2d.core.schedule import Schedule
+
+SCHEDULE = Schedule.linear(100)
+
+
+def example(seed, shape=(4, 3)):
+    rng = torch.Generator().manual_seed(seed)
+    x0, eps = torch.randn(2, *shape, generator=rng)
+    return Example(x0, torch.randint(100, shape[:1], generator=rng), eps, torch.zeros(shape[0]))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(3, 3)
+
+
+def losses(objective, net, star, batch):
+    terms = objective.terms(lambda x, t, c: net(x), SCHEDULE, batch, lambda x, t, c: star(x))
+    return terms, torch.stack(list(terms.values())).sum()
+
+
+BATCH = {"instance": example(1), "prior": example(2), "output": example(3)}
+
+
+def gradient(objective, batch=BATCH):
+    net, star = network(0), network(1)
+    losses(objective, net, star, batch)[1].backward()
+    return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("zero", [PRIOR(0.0), L2(0.0), OUTPUT(0.0), FISHER(0.0)])
+def test_weight_zero_is_standard_bit_for_bit(zero):
+    assert torch.equal(gradient(zero), gradient(STANDARD))
+
+
+@pytest.mark.parametrize("zero", [PRIOR, OUTPUT])
+def test_a_stack_with_weight_zero_is_standard_bit_for_bit(zero):
+    """In a stack the term is computed for all, times 0 for this run: 0 * g + g0 = g0 exactly."""
+    mixed = Objective.stack([zero(0.0), zero(1.0)])
+    net, star = network(0), network(1)
+    batch = {k: Example(*(torch.stack([part, part]) for part in e)) for k, e in BATCH.items()}
+    terms = mixed.terms(lambda x, t, c: net(x), SCHEDULE, batch, lambda x, t, c: star(x))
+    sum(terms.values())[0].backward()
+    assert torch.equal(torch.cat([p.grad.flatten() for p in net.parameters()]), gradient(STANDARD))
+
+
+def test_gradient_of_prior_is_instance_plus_weight_times_prior():
+    prior_alone = gradient(STANDARD, {"instance": BATCH["prior"]})
+    torch.testing.assert_close(gradient(PRIOR(3.0)), gradient(STANDARD) + 3 * prior_alone)
+
+
+def test_terms_are_named_and_sum_to_the_loss_of_a_hand_loop():
+    net, star = network(0), network(1)
+    terms, _ = losses(PRIOR(2.0) + OUTPUT(0.5), net, star, BATCH)
+    assert list(terms) == ["instance", "prior", "output"]
+    x0, t, eps, _ = BATCH["prior"]
+    by_hand = [
+        (
+            (net(SCHEDULE.add_noise(x0[i : i + 1], t[i : i + 1], eps[i : i + 1])) - eps[i]) ** 2
+        ).mean()
+        for i in range(4)
+    ]
+    torch.testing.assert_close(terms["prior"], 2 * torch.stack(by_hand).mean())
+
+
+def test_output_loss_vanishes_at_the_base_and_has_no_gradient_into_it():
+    star = network(1)
+    terms, loss = losses(OUTPUT(1.0), star, star, BATCH)
+    assert terms["output"] == 0
+    loss.backward()
+    torch.testing.assert_close(
+        torch.cat([p.grad.flatten() for p in star.parameters()]),
+        _grad_of_instance(star),
+    )
+
+
+def _grad_of_instance(net):
+    twin = network(1)
+    losses(STANDARD, twin, twin, BATCH)[1].backward()
+    return torch.cat([p.grad.flatten() for p in twin.parameters()])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "tensor_mean"])
+@pytest.mark.parametrize("importance", [False, True])
+def test_in_place_gradient_equals_autograd(reduction, importance):
+    rng = torch.Generator().manual_seed(0)
+
+    def params(scale=1.0):
+        return {k: scale * torch.randn(2, *s, generator=rng) for k, s in {"a": (5, 3), "b": (7,)}.items()}  # fmt: skip
+
+    theta, star = {k: v.requires_grad_() for k, v in params().items()}, params()
+    weights = {k: v.abs() for k, v in params().items()} if importance else None
+    anchor = Anchor(theta, star, weights, reduction, runs=1)
+    lam = torch.tensor([0.3, 2.0])
+    (lam * anchor.squared_distance()).sum().backward()
+    wanted = {k: v.grad.clone() for k, v in theta.items()}
+    for v in theta.values():
+        v.grad = torch.zeros_like(v)
+    anchor.add_gradient_(lam)
+    for k, v in theta.items():
+        torch.testing.assert_close(v.grad, wanted[k], rtol=2e-6, atol=1e-7)  # rounding only
+
+
+def test_anchor_in_bf16_differs_by_its_rounding_only():
+    theta = {"a": torch.randn(100, requires_grad=True)}
+    star = {"a": torch.randn(100)}
+    exact, rounded = (
+        Anchor(theta, s).squared_distance() for s in (star, {"a": star["a"].bfloat16()})
+    )
+    assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=2**-7)
+
+
+def test_pull_is_the_proximal_step():
+    """argmin_x ||x - theta||^2 / 2 + strength ||x - star||^2 = star + (theta - star) / (1 + 2 strength)."""
+    theta, star = {"a": torch.tensor([3.0])}, {"a": torch.tensor([1.0])}
+    Anchor(theta, star).pull_(0.5)
+    assert theta["a"] == 2.0
+
+
+@pytest.mark.parametrize("objective", [L2(0.7), L2(0.7, decoupled=True)])
+def test_coupled_adds_gradients_and_decoupled_pulls(objective):
+    theta = {"a": torch.tensor([3.0], requires_grad=True)}
+    theta["a"].grad = torch.zeros(1)
+    anchors = {"anchor": Anchor(theta, {"a": torch.tensor([1.0])})}
+    objective.add_anchor_gradients_(anchors)
+    objective.pull_to_anchors_(anchors, learning_rate=0.1)
+    if objective.decoupled:
+        assert theta["a"].grad == 0
+        assert float(theta["a"].detach()) == pytest.approx(1 + 2 / (1 + 2 * 0.07))
+    else:
+        assert float(theta["a"].grad) == pytest.approx(2 * 0.7 * 2)
+        assert theta["a"] == 3.0
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("make", [PRIOR, L2, OUTPUT, FISHER])
+def test_impossible_weights_are_refused(make, bad):
+    with pytest.raises(ValueError, match="finite number >= 0"):
+        make(bad)
+
+
+def test_what_is_missing_is_named():
+    net = network()
+    for objective, says in (
+        (PRIOR(1.0), "no 'prior' examples"),
+        (OUTPUT(1.0), "no 'output' examples"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            objective.terms(lambda x, t, c: net(x), SCHEDULE, {"instance": BATCH["instance"]})
+    with pytest.raises(ValueError, match="pass predict_star"):
+        OUTPUT(1.0).terms(lambda x, t, c: net(x), SCHEDULE, BATCH)
+    with pytest.raises(ValueError, match="no 'anchor' anchor"):
+        L2(1.0).anchor_terms({})
+
+
+def test_sums_keep_every_weight():
+    both = PRIOR(1.0) + L2(0.1, "tensor_mean") + OUTPUT(2.0)
+    assert (both.prior, both.anchor, both.output, both.reduction) == (1.0, 0.1, 2.0, "tensor_mean")
+    with pytest.raises(ValueError, match="one reduction"):
+        L2(0.1) + L2(0.1, "tensor_mean")
+
+
+def test_min_snr_weights_every_sample_also_under_prior():
+    """The usual scripts weight after averaging (peers.md 6.2); here each sample has its own weight, B = 1, 2, 3."""
+    net = network()
+    for batch_size in (1, 2, 3):
+        batch = {"instance": example(5, (batch_size, 3)), "prior": example(6, (batch_size, 3))}
+        terms = PRIOR(2.0).terms(
+            lambda x, t, c: net(x), SCHEDULE, batch, weights=SCHEDULE.min_snr_weights(5.0)
+        )
+        for role, factor in (("instance", 1.0), ("prior", 2.0)):
+            x0, t, eps, _ = batch[role]
+            error = ((net(SCHEDULE.add_noise(x0, t, eps)) - eps) ** 2).mean(-1)
+            snr = SCHEDULE.alpha_bar[t] / (1 - SCHEDULE.alpha_bar[t])
+            by_hand = factor * (error * (snr.clamp(max=5) / snr).float()).mean()
+            torch.testing.assert_close(terms[role], by_hand)
+
+
+def test_the_same_code_takes_images():
+    """Shape-generic: a batch of latents (B, 4, 8, 8) with an opaque condition."""
+    batch = {"instance": Example(torch.randn(2, 4, 8, 8), torch.tensor([3, 50]), torch.randn(2, 4, 8, 8), {"text": 1})}  # fmt: skip
+    terms = STANDARD.terms(lambda x, t, c: x * c["text"], SCHEDULE, batch)
+    assert terms["instance"].shape == ()

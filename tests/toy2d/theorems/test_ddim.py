@@ -1,0 +1,53 @@
+"""Exact law of DDIM (eta = 0): log p(x_{t-1}) = log p(x_t) - log |det(a_t I + b_t d eps / dx)|."""
+
+import math
+
+import pytest
+import torch
+
+from toy2d.core.likelihood import ddim_log_prob, log_prob
+from toy2d.core.sample import ddim
+from toy2d.core.schedule import Schedule
+from toy2d.data import Pentagon
+
+
+@pytest.fixture(scope="module")
+def world():
+    return Pentagon(Schedule.log_snr(60, 5.0, -15.0))
+
+
+def test_one_gaussian_in_closed_form(world):
+    """eps is linear, so DDIM is a linear map: its image of N(0, I) is a Gaussian, read off where the map sends 0 and a unit vector."""
+    cond = torch.tensor(2)
+    zero, one = ddim(world.eps, world.schedule, torch.tensor([[0.0, 0.0], [1.0, 0.0]]).double(), cond)  # fmt: skip
+    scale = float((one - zero).norm())
+    x = zero + scale * torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
+    closed = -((x - zero) ** 2).sum(-1) / (2 * scale**2) - math.log(2 * math.pi * scale**2)
+    torch.testing.assert_close(ddim_log_prob(world.eps, world.schedule, x, cond), closed)
+
+
+def test_a_network_s_ddim_law_integrates_to_1(course):
+    """Grid of spacing 0.15 over [-6, 6]^2, one member of a stack of one, float32."""
+    axis = torch.arange(-6, 6, 0.15)
+    x = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(1, -1, 2)
+    log_p = ddim_log_prob(course.net.bind(course.base(0)), course.schedule, x, torch.tensor(0), runs=1)  # fmt: skip
+    assert float(log_p.double().exp().sum() * 0.15**2) == pytest.approx(1, abs=5e-3)
+
+
+def test_it_tends_to_the_flow_s_law_as_steps_shrink(course):
+    """Euler's method: the gap to the ODE's law halves with the step (order 1), on an exact mixture's eps."""
+    gaps = []
+    for T in (30, 60, 120):
+        world = Pentagon(Schedule.log_snr(T, 5.0, -15.0))
+        x = world.sample(0, 12, torch.Generator().manual_seed(0), t=0).double()
+        cond = torch.tensor(0)
+        gap = ddim_log_prob(world.eps, world.schedule, x, cond) - log_prob(world.eps, world.schedule, x, cond)  # fmt: skip
+        gaps.append(float(gap.abs().mean()))
+    assert gaps[0] / gaps[1] == pytest.approx(2, abs=0.4)
+    assert gaps[1] / gaps[2] == pytest.approx(2, abs=0.25)
+
+
+def test_a_sampler_that_folds_the_plane_is_refused(world):
+    """eps with slope c makes det(a I + b c I) negative for large negative b c."""
+    with pytest.raises(ValueError, match="not positive"):
+        ddim_log_prob(lambda x, t, c: x * torch.tensor([60.0, 1.0]).double(), world.schedule, torch.randn(5, 2).double(), None)  # fmt: skip

@@ -1,0 +1,150 @@
+"""How far a model has moved: in its parameters, in its outputs, in its law.
+
+    delta_theta = ||theta - theta_star||                         parameters
+    delta_eps   = sqrt(E ||eps_theta - eps_star||^2)             outputs, on a fixed probe (x_t, t, cond)
+    path_kl     = sum_t w_t E ||eps_theta - eps_star||^2  >=  KL(p_star || p_theta)  of the ancestral sampler, in nats
+
+None of the three needs a density: the same functions measure a two-dimensional toy and Stable Diffusion.
+Shapes: R stack of runs (nothing at full scale), B batch, D data, N chains, T nodes of the schedule.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from toy2d.core.schedule import Schedule, Variance
+
+Params = Mapping[str, Tensor]
+Predict = Callable[
+    [Tensor, Tensor, Any], Tensor
+]  # (x_t, t, cond) -> network output; cond is handed through
+Reduction = Literal["sum", "tensor_mean"]
+
+
+def squared_distance(
+    theta: Params,
+    theta_star: Params,
+    importance: Params | None = None,
+    reduction: Reduction = "sum",
+    runs: int = 0,
+) -> Float[Tensor, " *R"]:
+    """sum_i F_i (theta_i - theta_star_i)^2 over every coordinate (F_i = 1 without `importance`): the norm *squared*.
+
+    "tensor_mean" averages within each tensor and adds the averages, as the paper's code does (its lambdas need it); its unit
+    is not that of the theorem. `runs` leading dimensions are kept: a stack of runs gives one distance each.
+    Raises KeyError for a parameter without an anchor.
+    """
+    parts = []
+    # sorted: a sum must not depend on the order that a file gives back
+    for name, p in sorted(theta.items()):
+        square = (p - theta_star[name].to(p.device, p.dtype)) ** 2
+        if importance is not None:
+            square = square * importance[name].to(p.device, p.dtype)
+        square = square.unsqueeze(-1)  # so that a single number has a dimension to sum over too
+        each = tuple(range(runs, square.ndim))
+        parts.append(square.sum(each) if reduction == "sum" else square.mean(each))
+    return torch.stack(parts).sum(0)
+
+
+def delta_theta(theta: Params, theta_star: Params, runs: int = 0) -> Float[Tensor, " *R"]:
+    """||theta - theta_star||_2 over all coordinates: not squared, not a mean."""
+    return squared_distance(theta, theta_star, runs=runs).sqrt()
+
+
+def squared_error(
+    predict: Predict,
+    predict_star: Predict,
+    schedule: Schedule,
+    x_t: Float[Tensor, " *B_D"],
+    t: Int[Tensor, " *B"],
+    cond: Any,
+) -> Float[Tensor, " *B"]:
+    """||eps_theta - eps_star||^2 per sample, summed over the data's coordinates, in eps whatever the network predicts."""
+    steps = schedule.timesteps[t]
+    apart = predict(x_t, steps, cond) - predict_star(x_t, steps, cond)
+    # not eps - eps: where a_t is small, x_t would cancel and leave rounding, times a large w_t
+    return ((schedule.eps_per_output(t, apart) * apart).float() ** 2).flatten(t.ndim).sum(-1)
+
+
+@torch.no_grad()
+def delta_eps(
+    predict: Predict,
+    predict_star: Predict,
+    schedule: Schedule,
+    x_t: Float[Tensor, " *B_D"],
+    t: Int[Tensor, " *B"],
+    cond: Any,
+) -> Float[Tensor, " *R"]:
+    """sqrt(mean over the probe of ||eps_theta - eps_star||^2): root mean square over B of a norm over D, not squared."""
+    return squared_error(predict, predict_star, schedule, x_t, t, cond).mean(-1).sqrt()
+
+
+@torch.no_grad()
+def path_kl(
+    predict: Predict,
+    predict_star: Predict,
+    schedule: Schedule,
+    chain: Iterable[Float[Tensor, " *R_N_D"]],
+    cond: Any,
+    variance: Variance = "beta",
+    runs: int = 0,
+) -> tuple[Float[Tensor, " *R"], Float[Tensor, " *R"]]:
+    """(mean, standard error) over the chains, in nats, of sum_t w_t ||eps_theta - eps_star||^2.
+
+    `chain[t]` holds x_t of N independent ancestral chains *of predict_star* at node t (`sample.ancestral(..., chain=True)`), so the
+    mean is KL(paths of star || paths of theta) and bounds KL(p_star || p_theta) of the same sampler at t = 0's noise level
+    (data processing; theory.md 3.2). Each chain is one independent draw of the sum, hence the standard error.
+    `schedule` is the sampler's: pass `schedule.strided(n)` for chains of n steps.
+    Raises ValueError for weights that are not finite, or a chain of another length.
+    """
+    weights = schedule.path_weights(variance)
+    if not torch.isfinite(weights).all():
+        raise ValueError("path_kl: infinite weights w_t; the schedule's noise must be clipped")
+    chain = list(chain)
+    if len(chain) != len(schedule):
+        raise ValueError(
+            f"path_kl: {len(chain)} stored steps, but the schedule has {len(schedule)}"
+        )
+    total = torch.zeros(chain[0].shape[: runs + 1], device=chain[0].device)
+    for n in range(1, len(schedule)):
+        t = torch.full(total.shape, n, device=total.device)
+        total += weights[n].float() * squared_error(
+            predict, predict_star, schedule, chain[n], t, cond
+        )
+    count = total.shape[-1]
+    if count < 2:
+        raise ValueError("path_kl: a standard error needs at least 2 chains")
+    return total.mean(-1), total.std(-1) / count**0.5
+
+
+def fisher_diagonal(
+    predict: Predict,
+    theta: Params,
+    schedule: Schedule,
+    samples: Iterable[tuple[Tensor, Tensor, Any]],
+    rng: torch.Generator,
+    variance: Variance = "beta",
+) -> dict[str, Tensor]:
+    """diag G, G = sum_t 2 w_t E[J_t' J_t], J = d eps_theta / d theta: KL(paths) = 1/2 D' G D near theta (theory.md 3.4).
+
+    `samples` yields (x_t, t, cond) with x_t from the model's *own* chains and t uniform on 1..T-1. For random signs v, the mean
+    of (J' v)_i^2 is (J' J)_ii (Hutchinson), so one backward pass per batch is enough: the cross terms of a batch have mean zero.
+    Unit: nats per squared parameter. This is EWC's importance; no pretraining data is needed.
+    """
+    weights = 2 * (len(schedule) - 1) * schedule.path_weights(variance)
+    total = {name: torch.zeros_like(p) for name, p in theta.items()}
+    count = 0
+    for x_t, t, cond in samples:
+        eps = schedule.eps_from(predict(x_t, schedule.timesteps[t], cond), x_t, t)
+        sign = torch.randint(0, 2, eps.shape, generator=rng, device=rng.device).to(eps) * 2 - 1
+        scale = weights[t].sqrt().to(eps.dtype).reshape(*t.shape, *[1] * (eps.ndim - t.ndim))
+        grads = torch.autograd.grad((eps * sign * scale).sum(), list(theta.values()))
+        for name, g in zip(theta, grads, strict=True):
+            total[name] += g**2
+        count += t.shape[-1]
+    if not count:
+        raise ValueError("fisher_diagonal: no samples")
+    return {name: f / count for name, f in total.items()}

@@ -1,0 +1,11 @@
+"""Random numbers: one independent generator for each role, so that objectives share their noise."""
+
+import hashlib
+
+import torch
+
+
+def generator(seed: int, role: str) -> torch.Generator:
+    """An independent stream for (seed, role): "data", "init", "instance", "prior", "output", "probe", "sample"."""
+    digest = hashlib.sha256(f"{seed}/{role}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,0 +1,1 @@
+"""Figures of a toy run, drawn from its files."""

@@ -1,0 +1,59 @@
+"""Figures of points: samples of every prompt, and true points at several noise levels."""
+
+import math
+
+import torch
+
+from toy2d.data import World
+from toy2d.figures.style import CLASS_COLOURS, plt
+from toy2d.runs.statistics import best_at_equal_adaptation
+
+MAX_SHOTS = 30  # drawn as crosses
+
+
+def draw_samples(samples: dict, metrics: dict, config: dict):
+    best = best_at_equal_adaptation(metrics["runs"])
+    panels = {"truth": "the world", "base": "base model"}
+    panels |= {same[0]["run"]: same[0]["run"] for same in best.values()}
+    panels = {k: v for k, v in panels.items() if k in samples}
+    columns = min(5, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.25 * rows), sharex=True, sharey=True, squeeze=False)  # fmt: skip
+    cond = samples["cond"]
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (key, title) in zip(axes.flat, panels.items(), strict=False):
+        samples_panel(ax, samples, key)
+        ax.set_title(title, fontsize=9, parse_math=False)
+    figure.supxlabel("x (data units)", fontsize=9)
+    figure.supylabel("y (data units)", fontsize=9)
+    n, shots = int((cond == cond[0]).sum()), config["shots"]
+    shown = f"the {shots}" if shots <= MAX_SHOTS else f"{MAX_SHOTS} of the {shots}"
+    caption = (
+        f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, + {shown} shots of the new class. "
+        "Each objective at its best weight for equal adaptation."
+    )
+    return figure, caption
+
+
+def samples_panel(ax, samples: dict, key: str) -> None:
+    """Samples of every prompt by the run `key`, one colour per prompt; + shots of the new class, which the base never saw."""
+    cond = samples["cond"]
+    for i, c in enumerate(cond.unique().tolist()):
+        x = samples[key][cond == c]
+        ax.scatter(x[:, 0], x[:, 1], s=3, alpha=0.6, color=CLASS_COLOURS[i % 8], linewidths=0, rasterized=True)  # fmt: skip
+    if key != "base":
+        dark = plt.rcParams["text.color"]
+        ax.scatter(*samples["shots"][:MAX_SHOTS].T, s=26, marker="+", color=dark, linewidths=0.9)
+    ax.set(aspect="equal", xlim=(-5.2, 5.2), ylim=(-5.2, 5.2))
+
+
+def draw_noising(world: World, steps: tuple[int, ...], rng: torch.Generator):
+    """True points of every old prompt, 300 each, noised to these steps of the world's schedule: one panel a step."""
+    figure, axes = plt.subplots(1, len(steps), figsize=(2.3 * len(steps), 2.5), sharex=True, sharey=True)  # fmt: skip
+    for ax, t in zip(axes, steps, strict=True):
+        for c, colour in zip(world.old, CLASS_COLOURS, strict=False):
+            ax.scatter(*world.sample(c, 300, rng, t=t).T, s=2, color=colour, linewidths=0)
+        ax.set_title(f"t = {t}, noise ratio {float(world.schedule.noise_ratio[t]):.2g}")
+        ax.set_aspect("equal")
+    return figure

@@ -1,0 +1,162 @@
+"""Figures of `toy2d verify`, from verify.json only. Colours and markers are the course's (toy2d.figures.style.STYLES)."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from toy2d.figures.style import plt, style
+
+
+def draw_all(folder: Path) -> dict[str, str]:
+    """Draw what the rows allow into `folder`; returns {file stem: caption}, also in captions.json."""
+    record = json.loads((Path(folder) / "verify.json").read_text())
+    rows = [r for r in record["rows"] if r["applies"]]
+    seeds = f"seeds {', '.join(map(str, record['seeds']))}"
+    drawn = {
+        "bounds": draw_bounds(rows, seeds),
+        "evolution": draw_evolution(rows),
+        "local_law": draw_local_law(rows),
+        "certificate": draw_certificate(rows, seeds),
+        "paper_theorem_2": draw_paper_theorem_2(rows, seeds),
+    }
+    captions = {}
+    for stem, (figure, caption) in {k: v for k, v in drawn.items() if v}.items():
+        temporary = Path(folder) / f".{stem}.tmp.png"
+        figure.savefig(temporary)
+        plt.close(figure)
+        temporary.replace(Path(folder) / f"{stem}.png")
+        captions[stem] = caption
+    (Path(folder) / "captions.json").write_text(json.dumps(captions, indent=1))
+    return captions
+
+
+def objective(run: str) -> str:
+    return run.split(":")[0]
+
+
+def _points(ax, rows, x, y, least):
+    """One marker a row, one style an objective; values below `least` are drawn at it."""
+    groups = defaultdict(list)
+    for r in rows:
+        groups[objective(r["curve"]["run"])].append((max(r[x], least), max(r[y], least)))
+    for name, xy in groups.items():
+        ax.plot(*np.array(xy).T, **style(name) | {"linestyle": "none"}, label=name, alpha=0.75)
+    ends = np.array([least, max(r[x] for r in rows) * 1.5])
+    ax.plot(ends, ends, color="#999999", linewidth=1, zorder=0)
+    ax.annotate("equal", (ends[1], ends[1]), fontsize=7, color="#666666", ha="right", va="bottom")
+    ax.set(xscale="log", yscale="log")
+
+
+def draw_bounds(rows, seeds):
+    final = [r for r in rows if r["label"] == "lower_bound" and "after" not in r["curve"]["run"]]
+    upper = [r for r in rows if r["label"] == "path_bound" and "prompt" in r["curve"]]
+    if not final or not upper:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    _points(axes[0], [r for r in final if r["curve"]["set"] == "a half-plane"], "lhs", "rhs", 1e-4)
+    axes[0].set(xlabel="KL(world || tuned) (nats)", ylabel="kl(p*(D) || p_theta(D)) (nats)")
+    axes[0].set_title("lower bound: D = a half-plane, counted", fontsize=9)
+    _points(axes[1], upper, "lhs", "rhs", 3e-3)
+    axes[1].set(xlabel="KL(base || tuned), k-nearest neighbours (nats)", ylabel="path KL (nats)")
+    axes[1].set_title("upper bound: path KL, ancestral sampler", fontsize=9)
+    axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    caption = (
+        f"One point a run, old prompt and seed ({seeds}). Left: exact KL of the flow's law against a bound that needs one set and two counts (chosen on other samples); "
+        "points must lie below the line. Right: the ancestral sampler's KL, estimated, against path KL; points must lie above. Values below the "
+        "axes' ends are drawn at them (k-nearest neighbours cannot see less than about 0.02 nats)."
+    )
+    return figure, caption
+
+
+def draw_evolution(rows):
+    """Theorem 1 along training: the law that training fits, and the old prompts' mixture."""
+    found = defaultdict(list)
+    start = {}
+    for r in rows:
+        if r["label"] != "theorem_1" or r["kind"] == "proved":
+            continue
+        run, step = re.fullmatch(r"(.+?)(?: after (\d+) steps)?", r["curve"]["run"]).groups()
+        if step:
+            found[r["curve"]["reading"], run].append((int(step), r["rhs"], r["curve"]["needed"]))
+            start[r["curve"]["reading"]] = r["lhs"]
+    if not found:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.5))
+    for ax, reading in zip(axes, ("target prompt's law", "mixture of old prompts"), strict=True):
+        for (what, run), points in found.items():
+            if what == reading:
+                step, kl, low = np.array(sorted(points)).T
+                look = style(objective(run))
+                ax.plot(step, kl, label=f"{run}: KL(world || tuned)", **look)
+                ax.plot(step, np.maximum(low, 1e-5), **look | {"linestyle": ":", "markerfacecolor": "none"},
+                        label=f"{run}: kl(delta || gamma)")  # fmt: skip
+        ax.axhline(start[reading], color="#999999", linewidth=1)
+        ax.annotate("KL(world || base)", (0.98, start[reading]), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel="training step", ylabel="nats")
+        ax.set_title(reading, fontsize=9)
+    axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    caption = (
+        "Theorem 1 along training, one seed, against the world's mixture of old prompts. It is a theorem where kl(delta || gamma) (open, dotted; "
+        "values below 1e-5 drawn there) is above the grey line. Left: the one law that training fits; right: what the old prompts became."
+    )
+    return figure, caption
+
+
+def draw_local_law(rows):
+    curves = [r["curve"] for r in rows if r["label"] == "local_law" and r["curve"].get("h")]
+    if not curves:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.5), sharey=True)
+    for ax, key, factor, title in (
+        (axes[0], "kl", "F", "exact KL(base || moved), flow's law"),
+        (axes[1], "path", "G", "path KL, ancestral sampler"),
+    ):
+        for c, (colour, marker) in zip(curves, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v")), strict=False):  # fmt: skip
+            h = np.array(c["h"])
+            ax.plot(h, c[key], marker, color=colour, markersize=5, label=c["direction"])
+            ax.plot(h, c[factor] * h**2 / 2, color=colour, linewidth=1)
+        ax.set(xscale="log", yscale="log", xlabel="||D||, distance from the base")
+        ax.set_title(f"{title}; lines: 1/2 ||D||² {factor}", fontsize=9)
+    axes[0].set_ylabel("nats")
+    axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure, "Local law, one seed: points measured, lines predicted from the base alone (F: variance of the score of the flow's law; G by forward- then reverse-mode products on the base's chains). Slope 2 near 0."  # fmt: skip
+
+
+def draw_certificate(rows, seeds):
+    curves = [r["curve"] for r in rows if r["label"] == "certificate" and r["curve"]]
+    if not curves:
+        return None
+    figure, ax = plt.subplots(figsize=(5, 3.5))
+    for key, look in (("guaranteed", ("#D55E00", "v", "--")), ("measured", ("#0072B2", "^", "-"))):
+        by_lam = defaultdict(list)
+        for c in curves:
+            by_lam[c["lam"]].append(c[key])
+        lam = sorted(by_lam)
+        mean = [np.exp(np.mean(np.log(by_lam[x]))) for x in lam]
+        colour, marker, line = look
+        ax.plot(lam, mean, color=colour, marker=marker, linestyle=line, label=key)
+        for x in lam:
+            ax.plot([x] * len(by_lam[x]), by_lam[x], marker, color=colour, alpha=0.3, markersize=3)
+    ax.set(xscale="log", yscale="log", xlabel="lam (loss per squared distance)", ylabel="path KL (nats)")  # fmt: skip
+    ax.legend(fontsize=8)
+    return figure, f"What the knob lam guarantees, (sum w L²) loss(theta*) / lam, against what was measured; geometric means, small markers: {seeds}."  # fmt: skip
+
+
+def draw_paper_theorem_2(rows, seeds):
+    curves = [r["curve"] for r in rows if r["label"] == "paper_theorem_2" and r["curve"]]
+    if not curves:
+        return None
+    figure, ax = plt.subplots(figsize=(5.6, 3.8))
+    points = [p for p in curves[0]["points"] if p[0] > 0 and p[1] > 0]
+    for name in dict.fromkeys(p[2] for p in points):
+        xy = np.array([p[:2] for p in points if p[2] == name])
+        ax.plot(*xy.T, **style(name) | {"linestyle": "none"}, label=name, alpha=0.75)
+    x = np.geomspace(min(p[0] for p in points) / 2, max(p[0] for p in points) * 1.3, 50)
+    for c, line, label in zip(curves, ("-", "--"), ("lam D", "lam' D²"), strict=False):
+        ax.plot(x, c["constant"] * x ** c["power"], line, color="#555555", linewidth=1, label=f"{label}, least constant")  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="D = ||theta - theta*||", ylabel="KL(base || tuned), mean of old prompts (nats)")  # fmt: skip
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure, f"Theorem 2 as printed: the least constants under which every trained model obeys it ({seeds}). Distance alone does not order the objectives."  # fmt: skip
