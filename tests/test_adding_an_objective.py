@@ -88,7 +88,7 @@ def test_at_full_scale_most_weights_of_the_denoiser_stay_exactly_the_bases(page,
     with folder.open():
         experiment = page["SixthExperiment"](config, pictures, folder, make_accelerator(config), print)  # fmt: skip
         experiment.run(config.command())
-    star = experiment.loop.anchors["anchor"].theta_star
+    star = experiment.loop.anchors["l2"].theta_star
     same = sum((p.detach() == star[k]).sum().item() for k, p in experiment.theta.items())
     total = sum(p.numel() for p in experiment.theta.values())
     assert 0.5 < same / total < 1

@@ -40,7 +40,7 @@ class Group:
     def __post_init__(self):
         self.theta = {k: v.detach().clone().requires_grad_() for k, v in self.theta.items()}
         self.anchors = {
-            "anchor": Anchor(self.theta, self.theta_star, None, self.objective.reduction, runs=1)
+            "l2": Anchor(self.theta, self.theta_star, None, self.objective.reduction, runs=1)
         }
         if self.fisher is not None:
             self.anchors["fisher"] = Anchor(self.theta, self.theta_star, self.fisher, runs=1)

@@ -129,7 +129,7 @@ def anchors_for(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> dict[str, AdapterAnchor | Anchor | AnchorSum]:
-    """{"anchor": distance of theta from where it is now}. Call it right after `choose`.
+    """{"l2": distance of theta from where it is now}. Call it right after `choose`.
 
     Adapters store nothing. For other parameters a copy in `dtype` on `device` (default: where they are) is kept; a bfloat16 copy is
     off by up to 2^-9 of each weight, so the distance starts above zero: fine for training, too coarse for reporting delta theta.
@@ -139,7 +139,7 @@ def anchors_for(
         parts.append(AdapterAnchor(changed, reduction))
     if plain := plain_parameters(theta):
         parts.append(Anchor(plain, copy_of(plain, dtype, device), reduction=reduction))
-    return {"anchor": parts[0] if len(parts) == 1 else AnchorSum(tuple(parts))}
+    return {"l2": parts[0] if len(parts) == 1 else AnchorSum(tuple(parts))}
 
 
 def plain_parameters(theta: Params) -> dict[str, Tensor]:

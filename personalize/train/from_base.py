@@ -82,7 +82,7 @@ def make_anchors(
     device = model.device if config.anchor_device == "train" else torch.device("cpu")
     if config.uses("l2"):
         anchors = anchors_for(model, theta, config.reg_reduction, dtype, device)
-        star = _theta_star(anchors["anchor"])
+        star = _theta_star(anchors["l2"])
     if config.uses("fisher"):
         F = importance(config, model, theta, predict, shape, cache)
         anchors["fisher"] = fisher_anchor(model, theta, F, star, dtype, device)

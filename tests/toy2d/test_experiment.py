@@ -59,7 +59,7 @@ def test_history_has_every_snapshot_of_every_run(done):
     assert len(rows) == 2 * len(TINY.runs) * len(TINY.seeds)
     assert all("kl_base/mixture" in r and "path_kl" in r for r in rows)
     l2 = [r for r in rows if r["objective"] == "l2" and r["step"] == 8]
-    assert all(r["loss_anchor"] > 0 for r in l2)
+    assert all(r["loss_l2"] > 0 for r in l2)
 
 
 def test_the_report_stands_alone(done):
@@ -262,4 +262,4 @@ def test_an_unknown_objective_in_a_sum():
         parse_run("prior:1+replay_all:1")
     both = parse_run("prior:1+l2:0.01")
     assert both.value.prior == 1.0
-    assert both.value.anchor == 0.01
+    assert both.value.l2 == 0.01

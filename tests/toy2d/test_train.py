@@ -61,8 +61,8 @@ def test_the_l2_stack_moves_as_autograd_says():
     """The distance in the loss and its gradient in place give the same run (30 steps, to rounding)."""
     in_place = train([group([L2(0.3)], [0])])[0]
     g = group([STANDARD], [0])
-    terms, anchor = g.terms, g.anchors["anchor"]
-    g.terms = lambda s, b: terms(s, b) | {"anchor": 0.3 * anchor.squared_distance()}
+    terms, anchor = g.terms, g.anchors["l2"]
+    g.terms = lambda s, b: terms(s, b) | {"l2": 0.3 * anchor.squared_distance()}
     by_autograd = train([g])[0]
     for name in in_place:
         torch.testing.assert_close(in_place[name], by_autograd[name], rtol=0, atol=1e-5)

@@ -2,7 +2,7 @@
 
     loss = instance                                                                      denoise the subject's examples
          + prior  * denoise the frozen base's own class samples                          DreamBooth (Ruiz et al. 2023)
-         + anchor * ||theta - theta_star||^2                                             Lipschitz L2 (Kim et al. 2026)
+         + l2     * ||theta - theta_star||^2                                             Lipschitz L2 (Kim et al. 2026)
          + output * mean ||eps_theta - eps_star||^2 on the base's samples and prompts    base-output preservation
          + fisher * sum_i F_i (theta_i - theta_star_i)^2                                 EWC (Kirkpatrick et al. 2017)
 
@@ -28,7 +28,7 @@ from toy2d.core.schedule import Schedule
 
 Weight = float | Tensor
 Weights = Float[Tensor, " T"]  # what each node's error counts, e.g. schedule.min_snr_weights(5.0)
-TERMS = ("prior", "anchor", "output", "fisher")  # beside "instance"
+TERMS = ("prior", "l2", "output", "fisher")  # beside "instance"
 
 
 class Example(NamedTuple):
@@ -157,7 +157,7 @@ class Objective:
     """
 
     prior: Weight = 0.0
-    anchor: Weight = 0.0
+    l2: Weight = 0.0
     output: Weight = 0.0
     fisher: Weight = 0.0
     reduction: Reduction = "sum"
@@ -173,9 +173,9 @@ class Objective:
 
     def __add__(self, other: "Objective") -> "Objective":
         mine, theirs = ((o.reduction, o.decoupled) for o in (self, other))
-        if self.uses("anchor", "fisher") and other.uses("anchor", "fisher") and mine != theirs:
+        if self.uses("l2", "fisher") and other.uses("l2", "fisher") and mine != theirs:
             raise ValueError("a sum of two distance terms needs one reduction and one coupling")
-        distance = other if other.uses("anchor", "fisher") else self
+        distance = other if other.uses("l2", "fisher") else self
         added = {name: getattr(self, name) + getattr(other, name) for name in TERMS}
         return replace(distance, **added)
 
@@ -231,7 +231,7 @@ class Objective:
         return terms
 
     def anchor_terms(self, anchors: Mapping[str, Distance]) -> dict[str, Float[Tensor, " *R"]]:
-        """weight * squared distance for "anchor" and "fisher" where in use (differentiable)."""
+        """weight * squared distance for "l2" and "fisher" where in use (differentiable)."""
         return {n: getattr(self, n) * a.squared_distance() for n, a in self._used(anchors)}
 
     def add_anchor_gradients_(self, anchors: Mapping[str, Distance]) -> None:
@@ -247,7 +247,7 @@ class Objective:
                 anchor.pull_(learning_rate * getattr(self, name))
 
     def _used(self, anchors: Mapping[str, Distance]):
-        for name in ("anchor", "fisher"):
+        for name in ("l2", "fisher"):
             if self.uses(name):
                 if name not in anchors:
                     raise ValueError(
@@ -266,7 +266,7 @@ def PRIOR(weight: Weight = 1.0) -> Objective:
 
 def L2(lam: Weight, reduction: Reduction = "sum", decoupled: bool = False) -> Objective:
     """+ lam * ||theta - theta_star||^2. Unit of lam: loss per squared parameter distance (per mean square for tensor_mean)."""
-    return Objective(anchor=lam, reduction=reduction, decoupled=decoupled)
+    return Objective(l2=lam, reduction=reduction, decoupled=decoupled)
 
 
 def OUTPUT(weight: Weight = 1.0) -> Objective:

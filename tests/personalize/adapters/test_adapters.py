@@ -217,7 +217,7 @@ def test_changes_are_what_peft_would_merge(model, rng, train, targets):
 @pytest.mark.parametrize("text", [False, True])
 def test_anchor_starts_at_zero_and_counts_the_effective_change(model, rng, train, text):
     theta = choose(model, train, train_text_encoder=text, rank=3, lora_alpha=7)
-    anchor = anchors_for(model, theta)["anchor"]
+    anchor = anchors_for(model, theta)["l2"]
     assert isinstance(anchor, AdapterAnchor)  # no weight is stored
     assert anchor.squared_distance() == 0
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_gradient_of_every_adapter_equals_autograds(model, rng, train):
     expected = torch.autograd.grad(2.5 * dense(changes(model.parts)), list(theta.values()))
     for p in theta.values():
         p.grad = torch.zeros_like(p)
-    anchors_for(model, theta)["anchor"].add_gradient_(2.5)
+    anchors_for(model, theta)["l2"].add_gradient_(2.5)
     for p, g in zip(theta.values(), expected, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-3, atol=1e-5 * float(g.abs().max()))
 
@@ -243,7 +243,7 @@ def test_gradient_of_every_adapter_equals_autograds(model, rng, train):
 def test_a_rotation_cannot_be_pulled(model, rng, train):
     theta = trained(model, rng, train)
     with pytest.raises(NotImplementedError, match="rotation"):
-        anchors_for(model, theta)["anchor"].pull_(0.1)
+        anchors_for(model, theta)["l2"].pull_(0.1)
 
 
 def test_oft_keeps_the_length_of_every_row_and_boft_scales_it(model, rng):
@@ -258,7 +258,7 @@ def test_adapters_and_plain_weights_together_are_summed(model, rng):
     theta = trained(model, rng)
     bias = model.denoiser.conv_out.bias.requires_grad_(True)
     theta["unet.conv_out.bias"] = bias
-    anchor = anchors_for(model, theta)["anchor"]
+    anchor = anchors_for(model, theta)["l2"]
     assert isinstance(anchor, AnchorSum)
     with torch.no_grad():
         bias += 0.5
@@ -275,7 +275,7 @@ def test_adapters_and_plain_weights_together_are_summed(model, rng):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_full_training_keeps_one_anchor_in_the_dtype_asked_for(model, dtype):
     theta = choose(model, "full")
-    anchor = anchors_for(model, theta, dtype=dtype, device="cpu")["anchor"]
+    anchor = anchors_for(model, theta, dtype=dtype, device="cpu")["l2"]
     assert {a.dtype for a in anchor.theta_star.values()} == {dtype}
     distance, norm = anchor.squared_distance(), sum((p**2).sum() for p in theta.values())
     # bfloat16 keeps 8 bits: each weight is off by at most 2^-9 of itself

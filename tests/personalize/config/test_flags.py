@@ -328,7 +328,7 @@ def test_the_anchor_waits_where_it_is_told_to(base, monkeypatch):
     from personalize.train import from_base as prepare
 
     asked = []
-    monkeypatch.setattr(prepare, "anchors_for", lambda m, theta, reduction, dtype, device: asked.append(device) or {"anchor": None})  # fmt: skip
+    monkeypatch.setattr(prepare, "anchors_for", lambda m, theta, reduction, dtype, device: asked.append(device) or {"l2": None})  # fmt: skip
     monkeypatch.setattr(prepare, "_theta_star", lambda anchor: None)
     for where in ("train", "cpu"):
         c = config("unused", "l2", "full", anchor_device=where)

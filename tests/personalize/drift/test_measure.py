@@ -133,7 +133,7 @@ def test_a_run_writes_the_toys_columns_and_its_blocks(tmp_path, kind):
     assert toy <= set(rows[-1])
     assert rows[0]["delta_theta"] == rows[0]["path_kl"] == 0
     assert rows[-1]["delta_theta"] > rows[2]["delta_theta"] > 0
-    assert rows[-1]["loss_anchor"] == pytest.approx(c.l2_reg_weight * rows[-1]["delta_theta"] ** 2, rel=1e-4)  # fmt: skip
+    assert rows[-1]["loss_l2"] == pytest.approx(c.l2_reg_weight * rows[-1]["delta_theta"] ** 2, rel=1e-4)  # fmt: skip
     import json
 
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -108,7 +108,7 @@ def test_decoupled_pull_stops_with_it():
     ill, well = Line(fault_at=4), Line()
     for line, steps in ((well, 3), (ill, 6)):
         run, state = loop(line, steps, objective="l2", reg_decoupled=True, log_every=6, probe_steps=6)  # fmt: skip
-        run.anchors = {"anchor": Anchor(line.theta, {k: v + 1.0 for k, v in values(Line()).items()})}  # fmt: skip
+        run.anchors = {"l2": Anchor(line.theta, {k: v + 1.0 for k, v in values(Line()).items()})}  # fmt: skip
         try:
             go(run, state)
         except RunFailure:
@@ -135,7 +135,7 @@ def test_each_group_is_pulled_at_its_own_rate():
         pull = {"reg_decoupled": True, "l2_reg_weight": 3.0} if objective == "l2" else {}
         run, state = loop(line, 1, objective=objective, train_text_encoder=True, text_encoder_lr=1e-1, **pull)  # fmt: skip
         star = {k: v + 1.0 for k, v in values(line).items()}
-        run.anchors = {"anchor": Anchor(line.theta, star)}
+        run.anchors = {"l2": Anchor(line.theta, star)}
         go(run, state)
     free, pulled = values(lines["standard"]), values(lines["l2"])
     for name, lr in rates.items():

@@ -127,7 +127,7 @@ def test_pull_is_the_proximal_step():
 def test_coupled_adds_gradients_and_decoupled_pulls(objective):
     theta = {"a": torch.tensor([3.0], requires_grad=True)}
     theta["a"].grad = torch.zeros(1)
-    anchors = {"anchor": Anchor(theta, {"a": torch.tensor([1.0])})}
+    anchors = {"l2": Anchor(theta, {"a": torch.tensor([1.0])})}
     objective.add_anchor_gradients_(anchors)
     objective.pull_to_anchors_(anchors, learning_rate=0.1)
     if objective.decoupled:
@@ -155,13 +155,13 @@ def test_what_is_missing_is_named():
             objective.terms(lambda x, t, c: net(x), SCHEDULE, {"instance": BATCH["instance"]})
     with pytest.raises(ValueError, match="pass predict_star"):
         OUTPUT(1.0).terms(lambda x, t, c: net(x), SCHEDULE, BATCH)
-    with pytest.raises(ValueError, match="no 'anchor' anchor"):
+    with pytest.raises(ValueError, match="no 'l2' anchor"):
         L2(1.0).anchor_terms({})
 
 
 def test_sums_keep_every_weight():
     both = PRIOR(1.0) + L2(0.1, "tensor_mean") + OUTPUT(2.0)
-    assert (both.prior, both.anchor, both.output, both.reduction) == (1.0, 0.1, 2.0, "tensor_mean")
+    assert (both.prior, both.l2, both.output, both.reduction) == (1.0, 0.1, 2.0, "tensor_mean")
     with pytest.raises(ValueError, match="one reduction"):
         L2(0.1) + L2(0.1, "tensor_mean")
 
