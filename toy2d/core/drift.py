@@ -4,15 +4,20 @@
     delta_eps   = sqrt(E ||eps_theta - eps_star||^2)             outputs, on a fixed probe (x_t, t, cond)
     path_kl     = sum_t w_t E ||eps_theta - eps_star||^2  >=  KL(p_star || p_theta)  of the ancestral sampler, in nats
 
-None of the three needs a density: the same functions measure a two-dimensional toy and Stable Diffusion.
+and what it has learnt, in the same unit, on examples that it was not trained on:
+
+    gain        = sum_t w_t E (||eps - eps_star||^2 - ||eps - eps_theta||^2)         evidence bound gained, in nats
+
+None of the four needs a density: the same functions measure a two-dimensional toy and Stable Diffusion.
 Shapes: R stack of runs (nothing at full scale), B batch, D data, N chains, T nodes of the schedule.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from toy2d.core.schedule import Schedule, Variance
@@ -118,6 +123,69 @@ def path_kl(
     if count < 2:
         raise ValueError("path_kl: a standard error needs at least 2 chains")
     return total.mean(-1), total.std(-1) / count**0.5
+
+
+# ---- what has been learnt
+BANDS = {"detail": (1.0, math.inf), "shape": (-1.0, 1.0), "identity": (-math.inf, -1.0)}
+
+
+def noise_error(
+    predict: Predict,
+    schedule: Schedule,
+    x0: Float[Tensor, " *B_D"],
+    t: Int[Tensor, " *B"],
+    eps: Float[Tensor, " *B_D"],
+    cond: Any,
+) -> Float64[Tensor, " *B"]:
+    """||eps - eps_theta(x_t, t, cond)||^2 per sample, x_t = add_noise(x0, t, eps): summed over D, in eps, float64."""
+    output = predict(schedule.add_noise(x0, t, eps), schedule.timesteps[t], cond)
+    apart = schedule.target(x0, t, eps) - output  # eps is linear in the output at fixed x_t
+    return ((schedule.eps_per_output(t, apart) * apart).double() ** 2).flatten(t.ndim).sum(-1)
+
+
+@torch.no_grad()
+def gain(
+    predict: Predict,
+    predict_star: Predict,
+    schedule: Schedule,
+    x0: Float[Tensor, " *R_N_D"],
+    noise: Iterable[Float[Tensor, " *R_N_D"]],
+    cond: Any,
+    variance: Variance = "beta",
+    runs: int = 0,
+) -> Float64[Tensor, " T *R_N"]:
+    """w_t (||eps - eps_star||^2 - ||eps - eps_theta||^2) of N examples at every node t, in nats; row 0 is zero.
+
+    `noise[t]` is the eps of node t. The sum over T, in the mean over examples, is the gain: by how much the ancestral
+    model's evidence bound of the example, noised to t = 0's level, has grown since star; positive means learnt
+    (lectures/06_path_kl.md, Proposition 6.11). Rows within a band of `log_snr_bands` add up to that band's share.
+    Give every model that is compared the same noise. Independent noise at each node makes an example's sum one draw, so
+    the standard error over repeated noise is that of independent draws.
+    Raises ValueError for weights that are not finite, or noise for another number of nodes.
+    """
+    weights = schedule.path_weights(variance)
+    if not torch.isfinite(weights).all():
+        raise ValueError("gain: infinite weights w_t; the schedule's noise must be clipped")
+    noise = list(noise)
+    if len(noise) != len(schedule):
+        raise ValueError(
+            f"gain: noise for {len(noise)} nodes, but the schedule has {len(schedule)}"
+        )
+    rows = [torch.zeros(x0.shape[: runs + 1], dtype=torch.float64, device=x0.device)]
+    for n in range(1, len(schedule)):
+        asked = x0, torch.full_like(rows[0], n, dtype=torch.long), noise[n], cond
+        star = noise_error(predict_star, schedule, *asked)
+        rows.append(weights[n] * (star - noise_error(predict, schedule, *asked)))
+    return torch.stack(rows)
+
+
+def log_snr_bands(schedule: Schedule) -> dict[str, Bool[Tensor, " T"]]:
+    """Which nodes belong to each of BANDS: log(ab / (1 - ab)) above `low`, at most `high`.
+
+    At much signal only fine detail is undecided, at little the picture as a whole; the borders are SNR = e and 1/e.
+    """
+    log_snr = torch.logit(schedule.alpha_bar)
+    return {name: (log_snr > low) & (log_snr <= high) for name, (low, high) in BANDS.items()}
 
 
 def fisher_diagonal(
