@@ -1,7 +1,9 @@
-"""Draw the lectures' figures from the runs on disk: `make figures`. They are committed, so that the lectures show them on a Git host too.
+"""Draw the lectures' figures from the runs on disk: `make figures`.
 
-From runs/toy2d/course (make demo) and its verify/ (toy2d verify), from the tables in _data, and from the recorded runs of the mini model.
-Every figure is drawn by the package's own functions; only published numbers are plotted here.
+The figures are committed, so that the lectures show them on a Git host too. They come from
+runs/toy2d/course (`make demo`) and its verify/ (`toy2d verify`), from the tables in _data, and from
+the recorded runs of the mini model. The package's own functions draw every figure of a run; only
+published numbers are plotted here.
 """
 
 import io
@@ -36,11 +38,14 @@ from toy2d.theorems.verify import Course
 HERE = Path(__file__).parent
 FIGURES, DATA = HERE / "_static" / "figures", HERE / "_data"
 TITLE = 22  # pixels above each grid of the mini model
+TILE, GAP, LABEL = 64, 4, 14  # pixels of a recorded grid: picture, gap, line of text
 VERIFIED = ("bounds", "evolution", "local_law", "certificate", "paper_theorem_2")
 
 
 def of_course(folder: Path) -> dict:
-    metrics, config = (json.loads((folder / f"{n}.json").read_text()) for n in ("metrics", "config"))  # fmt: skip
+    """The figures of a course run, as its report draws them."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     rows = read_csv(folder / "history.csv")
     return {
         "samples": draw_samples(load_tensors(folder / "samples.safetensors"), metrics, config)[0],
@@ -52,7 +57,7 @@ def of_course(folder: Path) -> dict:
     }
 
 
-def densities(folder: Path, seed: int = 1):
+def densities(folder: Path, seed: int = 1) -> dict:
     """Standard fine-tuning and one L2, one picture each: contours before (grey) and after."""
     c = Course(folder, seeds=(seed,))
     prompts = (*c.world.old, c.world.new)
@@ -62,7 +67,8 @@ def densities(folder: Path, seed: int = 1):
         after = on_grid(c.net.bind(members(c.tuned, [i])), c.probe.ode, prompts)[0]
         title = f"{name}: KL(base || tuned) {old_kl(c.metrics['runs'][i], 'kl_base'):.2f} nats"
         drawn[f"density_{name.split(':')[0]}"] = draw_densities(after, title, c.shots(seed), before)
-    return drawn
+    pictures = [rasterized(figure) for figure in drawn.values()]
+    return drawn | {"first_toy": side_by_side(pictures)}
 
 
 def noising():
@@ -76,10 +82,12 @@ def published():
     sweep = read_csv(DATA / "published_lambda_sweep.csv")
     prior = read_csv(DATA / "published_main_table.csv")[0]
     figure, ax = plt.subplots(figsize=(4.6, 3.3))
-    ax.plot([r["dino"] for r in sweep], [r["clip_t"] for r in sweep], "^-", label="L2 along lambda (their figure)")  # fmt: skip
+    dino, clip_t = ([row[key] for row in sweep] for key in ("dino", "clip_t"))
+    ax.plot(dino, clip_t, "^-", label="L2 along lambda (their figure)")
     ax.plot(prior["dino"], prior["clip_t"], "s", label="prior preservation (their table)")
-    for r in sweep:
-        ax.annotate(f"{r['lambda']:g}", (r["dino"], r["clip_t"]), fontsize=7, xytext=(4, 3), textcoords="offset points")  # fmt: skip
+    beside = {"fontsize": 7, "xytext": (4, 3), "textcoords": "offset points"}
+    for row in sweep:
+        ax.annotate(f"{row['lambda']:g}", (row["dino"], row["clip_t"]), **beside)
     ax.set(xlabel="DINO (subject)", ylabel="CLIP-T (prompt)")
     ax.legend(fontsize=7)
     return figure
@@ -99,52 +107,95 @@ def differences():
     return figure
 
 
+# ---- the mini model's recorded grids
+def recorded_runs() -> list[dict]:
+    """The records of lectures/_data/mini; [] where nothing was recorded."""
+    file = DATA / "mini" / "runs.json"
+    return json.loads(file.read_text())["runs"] if file.exists() else []
+
+
+def title_of(record: dict) -> str:
+    return record["objective"] + (f" {record['weight']:g}" if record["weight"] else "")
+
+
 def mini(objectives: tuple[str, ...]) -> Image.Image:
-    """The recorded grids of the mini model beside each other, each under its run's name; a plain card where nothing was recorded."""
-    record = DATA / "mini" / "runs.json"
-    runs = json.loads(record.read_text())["runs"] if record.exists() else []
-    shown = [r for r in runs if r["objective"] in objectives and r["shown"]]
+    """The recorded grids beside each other, each under its run's name."""
+    shown = [r for r in recorded_runs() if r["objective"] in objectives and r["shown"]]
     if not shown:
-        figure, ax = plt.subplots(figsize=(6, 0.6))
-        ax.axis("off")
-        ax.text(
-            0, 0.5, "not recorded yet: personalize pretrain, then python lectures/mini_figures.py"
-        )
-        return figure
+        return not_recorded()
     pictures = [Image.open(DATA / "mini" / r["file"]).convert("RGB") for r in shown]
+    return side_by_side(pictures, [title_of(r) for r in shown])
+
+
+def first_mini() -> Image.Image:
+    """README's picture: "a sks bear" above "a bear" after three objectives, two pictures each."""
+    wanted = [("standard", None), ("prior", 1.0), ("output", 1.0)]
+    found = {(r["objective"], r["weight"]): r for r in recorded_runs()}
+    if not all(key in found for key in wanted):
+        return not_recorded()
+    sheets = []
+    for key in wanted:
+        page = Image.open(DATA / "mini" / found[key]["file"]).convert("RGB")
+        rows = [page.crop((0, y, 4 * TILE + 5 * GAP, y + LABEL + TILE + GAP)) for y in (4, 168)]
+        sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
+        for i, row in enumerate(rows):
+            sheet.paste(row, (0, i * row.height))
+        sheets.append(sheet)
+    return side_by_side(sheets, [title_of(found[key]) for key in wanted])
+
+
+def side_by_side(pictures: list[Image.Image], titles: list[str] | None = None) -> Image.Image:
+    top = TITLE if titles else 0
     width, height = sum(p.width + 12 for p in pictures), max(p.height for p in pictures)
-    sheet = Image.new("RGB", (width, height + TITLE), "white")
+    sheet = Image.new("RGB", (width, height + top), "white")
     pen, x = ImageDraw.Draw(sheet), 0
-    for r, p in zip(shown, pictures, strict=True):
-        name = f"{r['objective']} {r['weight']:g}" if r["weight"] else r["objective"]
-        pen.text((x + 4, 2), name, fill="#0969da", font_size=15)
-        sheet.paste(p, (x, TITLE))
-        x += p.width + 12
+    for i, picture in enumerate(pictures):
+        if titles:
+            pen.text((x + 4, 2), titles[i], fill="#0969da", font_size=15)
+        sheet.paste(picture, (x, top))
+        x += picture.width + 12
     return sheet
+
+
+def not_recorded():
+    """A plain card in the place of pictures that nobody has recorded yet."""
+    figure, ax = plt.subplots(figsize=(6, 0.6))
+    ax.axis("off")
+    ax.text(0, 0.5, "not recorded yet: python lectures/mini_figures.py records it")
+    return figure
+
+
+# ---- files
+def rasterized(figure) -> Image.Image:
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110)
+    return Image.open(data).convert("RGB")
 
 
 def save(figure, file: Path, colours: int = 128) -> None:
     """PNG with a palette: a third of the bytes in the repository."""
-    if not isinstance(figure, Image.Image):
-        data = io.BytesIO()
-        figure.savefig(data, dpi=110)
-        plt.close(figure)
-        figure = Image.open(data).convert("RGB")
+    picture = figure if isinstance(figure, Image.Image) else rasterized(figure)
     out = io.BytesIO()
-    figure.quantize(colours).save(out, "PNG", optimize=True)
+    picture.quantize(colours).save(out, "PNG", optimize=True)
     write_atomic(file, out.getvalue())
 
 
 def draw_all(folder: Path, out: Path) -> list[str]:
-    """Every figure that the lectures show; those of `toy2d verify` only where it was run. Returns the stems."""
+    """Draw every figure that the lectures show into `out`; returns their stems.
+
+    The figures of `toy2d verify` are there only if it was run on `folder`.
+    """
     torch.manual_seed(0)
     drawn = of_course(folder) | densities(folder)
     drawn |= {"noising": noising(), "published": published(), "differences": differences()}
-    drawn |= {"mini_lambda": mini(("standard", "l2")), "mini_gallery": mini(("standard", "prior", "l2", "output"))}  # fmt: skip
+    drawn["mini_lambda"] = mini(("standard", "l2"))
+    drawn["mini_gallery"] = mini(("standard", "prior", "l2", "output"))
+    drawn["first_mini"] = first_mini()
     verified = {n: folder / "verify" / f"{n}.png" for n in VERIFIED}
     drawn |= {n: Image.open(f).convert("RGB") for n, f in verified.items() if f.exists()}
     for stem, figure in drawn.items():
         save(figure, out / f"{stem}.png")
+    plt.close("all")
     return sorted(drawn)
 
 
