@@ -13,7 +13,7 @@ from torch import nn
 
 from personalize.adapters.deltas import FACTORS
 from personalize.adapters.words import add_words
-from personalize.config.kinds import KINDS, Kind, Word
+from personalize.config.kinds import TRAINING_KINDS, Kind, Word
 from personalize.pipeline.model import Model
 from toy2d.runs.files import UserError
 
@@ -43,7 +43,7 @@ def choose(
     if model.trained != "nothing":
         raise ValueError("choose was called before on this model; load it anew")
     model.hash()  # of the base, before anything changes
-    kind = KINDS[train]
+    kind = TRAINING_KINDS[train]
     settings = SimpleNamespace(
         rank=rank,
         lora_alpha=rank if lora_alpha is None else lora_alpha,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from personalize.config.compare_config import (
-    KINDS,
+    OBJECTIVE_FLAGS,
     CompareConfig,
     each_run,
     mini_compare,
@@ -22,7 +22,7 @@ from personalize.config.rules import RULES, resolve
 from personalize.config.train_config import TrainConfig
 from personalize.data.photos import scan
 from personalize.data.prompts import PromptSet, prompt_set, with_article
-from personalize.evaluate.command import is_mini
+from personalize.mini.shipped import is_mini
 from personalize.sample.gallery import Sampling
 from personalize.sample.sampler import image_seed
 from toy2d.runs.files import UserError
@@ -161,11 +161,11 @@ def flags_of(run: str) -> dict:
     flags = {"objective": []}
     for term in run.split("+"):
         kind, _, weight = term.partition(":")
-        if kind not in KINDS:
+        if kind not in OBJECTIVE_FLAGS:
             raise UserError(
-                f"run {run!r}: {kind} is the toy's only; choose from {', '.join(KINDS)}"
+                f"run {run!r}: {kind} is the toy's only; choose from {', '.join(OBJECTIVE_FLAGS)}"
             )
-        objective, flag, more = KINDS[kind]
+        objective, flag, more = OBJECTIVE_FLAGS[kind]
         if objective in flags["objective"]:
             raise UserError(f"run {run!r} has the term {objective} twice; write it once")
         flags["objective"].append(objective)

@@ -38,9 +38,10 @@ from personalize.compare.record import NOTHING, judged, measured
 from personalize.compare.table import terminal, time_table
 from personalize.config.compare_config import CompareConfig
 from personalize.data.photos import scan
-from personalize.evaluate.command import is_mini, open_model
+from personalize.evaluate.command import open_model
 from personalize.evaluate.judges import Evaluators, evaluators_of
 from personalize.evaluate.model import Evaluation, evaluate_model
+from personalize.mini.shipped import is_mini
 from personalize.pipeline.libraries import quiet_libraries
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
@@ -267,6 +268,11 @@ def tidy(job: Job) -> None:
 
 
 # ---- results
+def compare(config: CompareConfig) -> None:
+    """`personalize compare`: the comparison, then its tables."""
+    show(run(config))
+
+
 def show(path: Path) -> None:
     """The tables at the terminal, and where to go from here."""
     metrics = json.loads((path / "metrics.json").read_text())

@@ -1,121 +1,223 @@
-"""What each command of `personalize` is asked: one frozen dataclass a command. Nothing heavy is imported."""
+"""The commands of `personalize`: one frozen dataclass each, with help texts. Nothing heavy is imported."""
 
+import json
+import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from personalize.config.kinds import TRAINING_KINDS
 from personalize.config.rules import OBJECTIVES
 from personalize.mini.shipped import WEIGHTS
+from toy2d.runs.files import readable
+
+SD15_WEIGHTS = 1_066_000_000  # denoiser, VAE and text encoder of SD-1.5
+
+
+def below(command, **least: float) -> list[str]:
+    """The flags whose number is not finite or is below the least that makes sense."""
+    values = {name: getattr(command, name) for name in least}
+    return [
+        f"--{name} {value}: at least {least[name]}"
+        for name, value in values.items()
+        if value is not None and not least[name] <= value < math.inf
+    ]
+
+
+def memory_here() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class Command:
+    """A command's flags. Comments above or beside a field are its help text."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the flags, in the user's words: asked before anything heavy is imported."""
+        return []
 
 
 @dataclass(frozen=True)
-class Check:
-    """Look at a folder of photos as `train` would, and say everything that is wrong with it. Changes nothing.
+class Check(Command):
+    """Look at a folder of photos as `train` would, and list everything that is wrong with it. Changes nothing.
 
     $ personalize check photos/ --resolution 512
+
+    Exit code 0: all pictures can be used; 2: some cannot.
     """
 
-    folder: tyro.conf.Positional[str]
+    folder: tyro.conf.Positional[str]  # the folder of photos
     resolution: int | None = None  # pixels: marks pictures that are smaller
     ignore_captions: bool = False  # do not read .txt files
+    json: bool = False  # print the result as JSON, for scripts
+
+    def problems(self) -> list[str]:
+        return below(self, resolution=1)
 
 
 @dataclass(frozen=True)
-class Generate:
-    """Pictures from a finished run: one row for each prompt, one column for each seed; --base adds the base model's row above.
+class Generate(Command):
+    """Draw pictures from a finished run: one row for each prompt, one column for each seed.
 
     $ personalize generate runs/rex --prompt "a photo of sks dog in the snow" "a photo of a dog" --base
     """
 
     run: tyro.conf.Positional[str]  # the run folder
-    prompt: tuple[str, ...]
-    base: bool = False  # the base model's pictures too, from the same seeds
+    prompt: tuple[str, ...]  # what to draw, one row each
+    base: bool = False  # the base model's pictures too, from the same seeds, in a row above
     images: int = 4  # for each prompt
-    seed: int = 0
-    steps: int = 25
-    guidance: float = 7.5  # 1: none
-    sampler: str = "dpmsolver++"
-    negative_prompt: str = ""
-    sample_batch_size: int = 4
-    resolution: int | None = None  # default: the run's
-    out: str | None = None  # a PNG; default: figures/ of the run
+    seed: int = 0  # of the first picture; the others follow from it
+    steps: int = 25  # steps of the sampler
+    # classifier-free guidance; 1: none; default: the base's own (7.5; the mini's is 2)
+    guidance: float | None = None
+    sampler: str = "dpmsolver++"  # dpmsolver++, unipc, ddim, euler or pndm
+    negative_prompt: str = ""  # what the pictures are guided away from
+    sample_batch_size: int = 4  # pictures made at once
+    resolution: int | None = None  # pixels; default: the run's
+    out: str | None = None  # a PNG file; default: figures/ of the run
+
+    def problems(self) -> list[str]:
+        return below(self, images=1, steps=1, guidance=1, sample_batch_size=1, resolution=1)
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Scores of a model's pictures, and how far it moved from its base: DINO, CLIP-I, CLIP-T, PRES, DIV, memorization, drift, path KL.
+class Evaluate(Command):
+    """Score a model's pictures (DINO, CLIP, PRES, DIV, memorization) and measure its drift from the base.
 
     $ personalize evaluate --model runs/rex --reference photos/ --prompts dreambooth
-    $ personalize evaluate --model runs/bench --reference dreambooth/        all of the benchmark's subjects that have a run
+    $ personalize evaluate --model runs/bench --reference dreambooth/
+
+    The second form scores all subjects of the DreamBooth benchmark that have a run in runs/bench.
     """
 
-    model: str  # run folder, pipeline folder, hub id or mini; a folder of runs for the benchmark
-    reference: str  # folder of the subject's pictures, or the benchmark's root
-    prompts: str | None = None  # dreambooth, dreambooth-live, dreambooth-object, mini or a file
-    class_word: str | None = None  # default: of the run's prompts or the benchmark's folder
+    model: str  # run folder, pipeline folder, hub id or mini; for the benchmark a folder of runs
+    reference: str  # folder of the subject's pictures, or the benchmark's folder
+    # dreambooth, dreambooth-live, dreambooth-object, mini or a file with one prompt a line
+    prompts: str | None = None
+    class_word: str | None = None  # default: from the run's prompts or the benchmark's folder
     identifier: str | None = None  # e.g. sks; default: from the run's prompts
-    base: str | None = None  # what drift is measured from; default: the run's own base
-    training: str | None = None  # pictures that may be memorized; default: the run's own
-    images: int = 4  # for each prompt, from as many seeds
-    seed: int = 0
-    steps: int = 25
-    guidance: float = 7.5  # 1: none
-    sampler: str = "dpmsolver++"
-    sample_batch_size: int = 8
-    resolution: int | None = None  # default: the run's
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # of the pictures
-    chains: int = 4  # base chains of path KL for each prompt; 0: none
+    base: str | None = None  # the model from which drift is measured; default: the run's base
+    training: str | None = None  # pictures that may be memorized; default: those of the run
+    images: int = 4  # for each prompt, each from its own seed
+    seed: int = 0  # of the first picture; the others follow from it
+    steps: int = 25  # steps of the sampler
+    # classifier-free guidance; 1: none; default: the base's own (7.5; the mini's is 2)
+    guidance: float | None = None
+    sampler: str = "dpmsolver++"  # dpmsolver++, unipc, ddim, euler or pndm
+    sample_batch_size: int = 8  # pictures made at once
+    resolution: int | None = None  # pixels; default: the run's
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # precision in which pictures are made
+    chains: int = 4  # sampling chains of the base for path KL, for each prompt; 0: no path KL
     clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
     dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
-    out: str | None = None  # default: evaluation/ in the model's folder
+    out: str | None = None  # a folder; default: evaluation/ in the model's folder
+    json: bool = False  # print the result as JSON, for scripts
+
+    def problems(self) -> list[str]:
+        wrong = below(
+            self, images=1, steps=1, guidance=1, sample_batch_size=1, resolution=1, chains=0
+        )
+        if self.chains == 1:
+            wrong.append(
+                "--chains 1: one chain has no standard error; use at least 2, or 0 for none"
+            )
+        return wrong
 
 
 @dataclass(frozen=True)
-class Export:
-    """A finished run's weights in the format that another program opens; opened again by its loader, to be sure. LoHa, LoKr, OFT and
-    BOFT go as peft or merged: diffusers loads none of them.
+class Export(Command):
+    """Write a finished run's weights in the format of another program, and open them again to be sure.
 
     $ personalize export runs/rex --format kohya
-    $ personalize export delta.bin --format merged --pretrained_model_name_or_path sd14/     Custom Diffusion's own file
+    $ personalize export delta.bin --format merged --pretrained_model_name_or_path sd14/
+
+    The second form reads Custom Diffusion's own file. diffusers loads no LoHa, LoKr, OFT or BOFT:
+    those go as peft or merged.
     """
 
     source: tyro.conf.Positional[str]  # the run folder, or a delta.bin
+    # the program that shall open it: see the table in personalize/export/formats.py
     format: Literal["diffusers", "kohya", "peft", "custom_diffusion", "token", "merged"]
     out: str | None = None  # a folder; default: export/FORMAT of the run
-    pretrained_model_name_or_path: str | None = None  # of a delta.bin: the base it was trained from
+    pretrained_model_name_or_path: str | None = None  # for a delta.bin: the base it belongs to
+
+    def problems(self) -> list[str]:
+        return [*_wrong_format(self), *_wrong_base(self)]
+
+
+def _wrong_format(c: Export) -> list[str]:
+    """The format against the kind of training that the run's config.json names."""
+    try:
+        trained = json.loads(Path(c.source, "config.json").expanduser().read_text())["train"]
+        kind = TRAINING_KINDS[trained]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []  # the export itself says what is wrong with the folder
+    if c.format in kind.formats:
+        return []
+    fit = " or ".join(kind.formats)
+    return [f"--format {c.format} cannot hold --train {trained}: {kind.hint}; use {fit}"]
+
+
+def _wrong_base(c: Export) -> list[str]:
+    source, base = Path(c.source).expanduser(), c.pretrained_model_name_or_path
+    if source.is_dir() and base:
+        return ["--pretrained_model_name_or_path has no effect: a run names its own base"]
+    if source.is_file() and not base:
+        return [f"{source} needs --pretrained_model_name_or_path: the base it was trained from"]
+    return [] if source.exists() else [f"{source} is neither a run folder nor a file"]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Times and memory of the objectives, side by side in one process, as ratios to standard.
+class Bench(Command):
+    """Time and memory of the objectives, side by side in one process, as ratios to standard.
 
     $ personalize bench                                               a random model, minutes on a CPU
-    $ personalize bench --model runwayml/stable-diffusion-v1-5        the real thing, on a GPU
-    $ personalize bench --memory --width 320 --resolution 512         every preset's peak at full size, on a GPU
+    $ personalize bench --model runwayml/stable-diffusion-v1-5        the published model, on a GPU
+    $ personalize bench --memory --width 320 --resolution 512         every preset's peak, on a GPU
     """
 
     model: str | None = None  # pipeline folder or hub id; default: a random one of --width
-    width: int = 32  # of the random model's first level; at 320 it is SD-1.5 (--memory: SDXL, SD-3)
+    # of the random model's first level; 320 is SD-1.5 (with --memory also SDXL, SD-3)
+    width: int = 32
     resolution: int = 256  # pixels
-    batch_size: int = 1
-    steps: int = 6  # timed for each objective, in three rounds after one that is not
-    kinds: tuple[Literal["full", "lora"], ...] = ("full", "lora")  # what trains
+    batch_size: int = 1  # pictures of a minibatch
+    steps: int = 6  # timed for each objective, in three rounds after one that is not timed
+    kinds: tuple[Literal["full", "lora"], ...] = ("full", "lora")  # kinds of training
     objectives: tuple[str, ...] = OBJECTIVES  # ratios are to the first
+    # what to time: our steps, the usual script's loop, making class images
     parts: tuple[Literal["steps", "usual", "class_images"], ...] = (
         "steps",
         "usual",
         "class_images",
     )
-    mixed_precision: str = "no"
-    memory: bool = False  # instead: peak memory and time of every preset, foretold and measured
-    presets: tuple[str, ...] = ()  # of --memory; default: all
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # precision of the computation
+    # instead: peak memory and time of every preset, predicted and measured
+    memory: bool = False
+    presets: tuple[str, ...] = ()  # the presets of --memory; default: all
     out: str | None = None  # a JSON file for the numbers
+
+    def problems(self) -> list[str]:
+        wrong = below(self, width=8, resolution=8, batch_size=1, steps=1)
+        return wrong or too_wide(self)
+
+
+def too_wide(c: Bench) -> list[str]:
+    """Weights of a random model of this width against the machine's memory, in float32."""
+    need = 4 * SD15_WEIGHTS * (c.width / 320) ** 2
+    if c.model or need < memory_here():
+        return []
+    return [
+        f"--width {c.width} needs about {readable(need)} for the weights alone; "
+        f"this machine has {readable(memory_here())}"
+    ]
 
 
 @dataclass(frozen=True)
-class Report:
-    """One page: a toy run and a comparison side by side. Self-contained; open it in any browser.
+class Report(Command):
+    """One page of a toy run and a comparison side by side. Self-contained: open it in any browser.
 
     $ personalize report --toy runs/toy2d/course --full runs/personalize/compare
     """
@@ -126,8 +228,8 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Presets:
-    """What --preset of `personalize train` knows: name, what for, source."""
+class Presets(Command):
+    """List the presets of `personalize train --preset`: name, purpose, source."""
 
 
 Part = Literal["vae", "clip", "unet", "dino", "classifier"]
@@ -137,21 +239,23 @@ PARTS: tuple[Part, ...] = ("vae", "clip", "unet", "dino", "classifier")
 
 
 @dataclass(frozen=True)
-class Pretrain:
-    """Train the mini base model from openly licensed drawings (fetched once by npm). Hours on two cores; continues where it stopped.
+class Pretrain(Command):
+    """Train the mini base model from openly licensed drawings. Hours on two cores; it continues where it stopped.
 
-    $ personalize pretrain                          all parts, then the folders that --pretrained_model_name_or_path mini opens
-    $ personalize pretrain --parts unet             only this one; those it needs must be trained
-    $ personalize pretrain --parts unet --start personalize/mini/weights      train the published UNet further, publish it again
+    $ personalize pretrain                     all parts, then the folders that `mini` names
+    $ personalize pretrain --parts unet        only this one; those it needs must be trained
+    $ personalize pretrain --parts unet --start personalize/mini/weights
+
+    The last form trains the published UNet further and publishes it again. npm fetches the drawings once.
     """
 
-    parts: tuple[Part, ...] = PARTS
-    out: str = "runs/pretrain"  # checkpoints, losses and data
-    artwork: str = "runs/pretrain/artwork"  # the npm packages, fetched if absent
-    weights: str = str(WEIGHTS)  # where the fp16 folders go once all parts are trained
-    pictures: int = 2000  # generated to measure the model; 0: none
-    # published weights: --parts begin with them (warm-up anew), all others are taken from there as they are
+    parts: tuple[Part, ...] = PARTS  # what to train
+    out: str = "runs/pretrain"  # folder of checkpoints, losses and data
+    artwork: str = "runs/pretrain/artwork"  # folder of the npm packages; fetched if absent
+    weights: str = str(WEIGHTS)  # folder for the fp16 weights, once all parts are trained
+    pictures: int = 2000  # number of generated pictures that measure the model; 0: none
+    # published weights: --parts start from them, the other parts are taken from there as they are
     start: str | None = None
-    steps: int | None = None  # of each of --parts; default: the plan's
-    seed: int = 0
-    threads: int = 0  # 0: torch's default
+    steps: int | None = None  # steps of each of --parts; default: as planned (pretrain/plan.py)
+    seed: int = 0  # of data, weights and noise
+    threads: int = 0  # torch's threads; 0: its default

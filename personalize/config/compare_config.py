@@ -4,9 +4,7 @@ Nothing heavy is imported here: jobs.py says what is to be done, comparison.py d
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Annotated
-
-import tyro
+from typing import ClassVar
 
 from personalize.config.presets import PRESETS as TRAIN_PRESETS
 from personalize.config.rules import RULES
@@ -15,7 +13,7 @@ from personalize.mini.shipped import GUIDANCE
 from toy2d.runs.files import UserError
 
 # run kind -> (objective, flag of its weight, what else it says): the toy's words in `personalize train`'s flags
-KINDS = {
+OBJECTIVE_FLAGS = {
     "standard": ("standard", None, {}),
     "prior": ("prior", "prior_loss_weight", {}),
     "l2": ("l2", "l2_reg_weight", {}),
@@ -34,42 +32,51 @@ DECIDED = {  # flags of `train` that a comparison fills in itself
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """Train every objective from one base on the same subjects, with the same noise and budget; evaluate all; one table.
+class ComparePlan:
+    """What is compared. Every other flag is one of `personalize train` and holds for all runs."""
 
-    $ personalize compare               the mini model: 3 subjects x 3 seeds x 5 objectives, under 25 minutes on two cores
-    $ personalize compare --quick       1 subject, 1 seed, fewer pictures: under 4 minutes
-    $ personalize compare --pretrained_model_name_or_path sd15/ --subjects photos/rex:dog photos/tea:teapot
-        --preset paper_sd15_lora --runs standard prior:1 l2:1e-3 output:1 fisher:1 --output_dir runs/personalize/sd15
+    title: ClassVar = "comparison"
 
-    Killed, it goes on with the same command. Every flag of `personalize train` that is not decided here is passed to each run.
-    """
-
-    each: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]  # what all runs share
     # FOLDER:CLASS, e.g. photos/rex:dog; or names of the mini's subjects. Default: three of the mini's
     subjects: tuple[str, ...] = ()
-    # objectives and weights. An objective's first weight is run on every seed, its further ones on --sweep_seeds of them
+    # objectives and weights; the first weight of an objective runs on every seed
     runs: tuple[str, ...] = ("standard",)
     seeds: tuple[int, ...] = (0, 1, 2)  # each has its own noise, order and class images
-    sweep_seeds: int = 1  # how many of them an objective's further weights get
+    sweep_seeds: int = 1  # number of seeds on which an objective's further weights run
     quick: bool = False  # one subject, one seed, at most 100 steps, fewer pictures
-    # one seed, each objective's first weight times 0.03 to 30: the bold rows of its table are the tuned weights
+    # one seed, each objective's first weight times 0.03 to 30: choose weights by its table
     tune: bool = False
     identifier: str = "sks"  # the word for the subject
-    # dreambooth, mini or a text file; default: the model's own (see `personalize evaluate --help`)
+    # dreambooth, mini or a text file; default: the model's own (`personalize evaluate --help`)
     prompts: str | None = None
-    prompts_each: int = 4  # so many of the subject's, context and unrelated prompts; 0: all
+    prompts_each: int = 4  # number of subject, context and unrelated prompts each; 0: all
     images: int = 4  # for each prompt, from the same seeds for every run
-    inference_steps: int = 25  # of dpmsolver++, for these pictures
-    guidance: float = 7.5  # of these pictures; 1: none
-    # "learnt as well as standard": this share of what standard gained in fidelity over the base
+    inference_steps: int = 25  # steps of dpmsolver++ for these pictures
+    guidance: float = 7.5  # classifier-free guidance of these pictures; 1: none
+    # a run has learnt as well as standard if it gained this share of standard's fidelity
     equal_fidelity: float = 0.9
     clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
     dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
-    keep_weights: bool = False  # full training's pipelines too; adapters always stay
+    keep_weights: bool = False  # keep full training's pipelines too; adapters are always kept
     engine: str = "local"  # local, dask:ADDRESS, ray:ADDRESS or slurm[:PARTITION]
     workers: int | None = None  # runs at a time; default: 1 with a GPU, else one for each core
     threads: int = 1  # torch threads of a run; another number may round differently
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(ComparePlan):
+    """Train every objective from one base on the same subjects, with the same noise and budget; evaluate all; one table.
+
+    $ personalize compare               the mini model: 3 subjects x 3 seeds x 5 objectives
+    $ personalize compare --quick       1 subject, 1 seed, fewer pictures
+    $ personalize compare --pretrained_model_name_or_path sd15/
+        --subjects photos/rex:dog photos/tea:teapot --preset paper_sd15_lora
+        --runs standard prior:1 l2:1e-3 output:1 fisher:1 --output_dir runs/personalize/sd15
+
+    Killed, it goes on with the same command.
+    """
+
+    each: TrainConfig  # what all runs share
 
 
 def completed(c: CompareConfig, given: set[str]) -> CompareConfig:

@@ -1,11 +1,14 @@
-"""What a preset becomes under the flags that were given beside it: they win, and what then has no effect is left out."""
+"""What a preset becomes under the flags beside it: they win, and settings that then have no effect are left out."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import get_type_hints
+from typing import Any
 
-from personalize.config.presets import PRESETS
+from personalize.config.presets import MINI_CLASS_IMAGES, MINI_LEARNING_RATES, MINI_SUBJECT, PRESETS
 from personalize.config.rules import RULES
 from personalize.config.train_config import TrainConfig
+from personalize.mini.shipped import is_mini
 from toy2d.runs.files import UserError
 
 
@@ -17,30 +20,53 @@ def preset(name: str, **given) -> TrainConfig:
 def with_preset(config: TrainConfig, given: set[str]) -> TrainConfig:
     """`config` with its preset's settings for every field that is not in `given`, unless they would do nothing.
 
-    So `--preset paper_sd15_full --objective prior` is the same run with another objective. Raises UserError for a preset that does not exist.
+    So `--preset paper_sd15_full --objective prior` is the same run with another objective.
+    Raises UserError for a preset that does not exist.
     """
     if config.preset is None:
         return config
     if config.preset not in PRESETS:
         raise UserError(f"--preset {config.preset} is none of {', '.join(PRESETS)}")
-    settings = {k: v for k, v in PRESETS[config.preset]().items() if k not in given}
+    return _filled(config, PRESETS[config.preset](), given)
+
+
+def _filled(config: TrainConfig, settings: Mapping[str, Any], given: set[str]) -> TrainConfig:
+    settings = {k: v for k, v in settings.items() if k not in given}
     filled = replace(config, **settings)
     default = {f.name: f.default for f in fields(config)}
     idle = [r.field for r in RULES if r.field in settings and not r.when(filled)]
     return replace(filled, **{name: default[name] for name in idle})
 
 
-def given_flags(arguments: list[str]) -> set[str]:
-    """The fields that a command line names, by whichever of their names."""
-    hints = get_type_hints(TrainConfig, include_extras=True)
-    other = {
-        alias.lstrip("-"): name
-        for name, hint in hints.items()
-        for mark in getattr(hint, "__metadata__", ())
-        for alias in getattr(mark, "aliases", None) or ()
-    }
-    words = [a.split("=")[0].lstrip("-").replace("-", "_") for a in arguments if a.startswith("--")]
-    return {other.get(w, w) for w in words}
+def completed(config: TrainConfig, given: set[str]) -> tuple[TrainConfig, list[str]]:
+    """(`config` with its preset's settings, notes). The mini base brings its own preset where none is named.
+
+    Its learning rate is that of --train, its pictures and prompts are left out where you name yours.
+    """
+    if config.preset not in (None, "mini") or not is_mini(config.pretrained_model_name_or_path):
+        return with_preset(config, given), []
+    config = replace(config, preset="mini")
+    yours = {"learning_rate": MINI_LEARNING_RATES.get(config.train)}
+    prompt, classes = config.instance_prompt, config.class_prompt
+    if {*MINI_SUBJECT, "concepts_list"} & given:
+        shown = tuple(p for p in (prompt, classes) if p)
+        yours |= {k: getattr(config, k) for k in MINI_SUBJECT} | {"validation_prompt": shown}
+    settings = PRESETS["mini"]() | yours
+    settings |= MINI_CLASS_IMAGES
+    kind = re.sub(r"\W+", "-", settings["class_prompt"] or "class")
+    size = f"{config.seed}-{config.resolution or 64}"
+    settings["class_data_dir"] = f"runs/personalize/mini-class/{kind}-{size}"
+    filled = _filled(
+        config, settings, given | ({"class_data_dir"} if config.concepts_list else set())
+    )
+    applied = [k for k in settings if k not in given and getattr(filled, k) not in (None, ())]
+    applied = [k for k in applied if getattr(filled, k) == settings[k]]
+    shown = ", ".join(f"{k} {_shown(getattr(filled, k))}" for k in applied)
+    return filled, [f"--preset mini, because the base is the mini: {shown}. A flag beside it wins"]
+
+
+def _shown(value: Any) -> str:
+    return " | ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def split_negations(arguments: list[str]) -> tuple[list[str], set[str]]:

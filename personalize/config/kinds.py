@@ -60,7 +60,7 @@ class Kind:
         return dict(self.fixed) | {k: getattr(settings, name) for k, name in self.flags.items()}
 
 
-def words_of(placeholders: str | None, initializers: str | None, vectors: int) -> tuple[Word, ...]:
+def new_words(placeholders: str | None, initializers: str | None, vectors: int) -> tuple[Word, ...]:
     """The words of "<new1>+<new2>": one initializer serves all, or there is one for each (rules.py sees to it)."""
     if not placeholders:
         return ()
@@ -90,7 +90,7 @@ def wrong_words(placeholders: str | None, initializers: str | None) -> list[str]
 
 
 PRODUCT = {"r": "rank", "alpha": "lora_alpha"}
-KINDS = {
+TRAINING_KINDS = {
     "full": Kind(
         5e-6,
         weights="all",

@@ -10,7 +10,39 @@ tensor: --reg_reduction tensor_mean. DF: the READMEs of huggingface/diffusers ex
 this course starts from, sections 4 to 6.
 """
 
+from personalize.mini.shipped import FOLDER, GUIDANCE
+
 Settings = dict[str, object]
+
+
+# ---- the small model that comes with driftlab
+MINI_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "custom_diffusion": 2e-4}
+MINI_SUBJECT = {
+    "instance_data_dir": str(FOLDER / "subjects" / "polar_bear"),
+    "instance_prompt": "a photo of sks bear",
+    "class_prompt": "a photo of a bear",
+}
+MINI_CLASS_IMAGES = {"num_class_images": 32, "class_steps": 12, "class_guidance": GUIDANCE}
+
+
+def mini() -> Settings:
+    """The mini base and its polar bear, about a minute on two cores. Applied by itself where the base is mini.
+
+    Learning rate and steps: lab log, 22 and 25 November 2026. Another --train has a learning rate of its own.
+    """
+    return MINI_SUBJECT | {
+        "train": "full",
+        "objective": "standard",
+        "learning_rate": MINI_LEARNING_RATES["full"],
+        "max_train_steps": 100,
+        "train_batch_size": 2,
+        "center_crop": True,
+        "checkpointing_steps": 50,
+        "unrelated_prompts": ("a photo of a panda", "a pig at night"),
+        "validation_prompt": (MINI_SUBJECT["instance_prompt"], MINI_SUBJECT["class_prompt"]),
+        "validation_guidance": GUIDANCE,
+        "sample_batch_size": 16,
+    }
 
 
 # ---- the paper's, by backbone and kind of training
@@ -197,9 +229,15 @@ def monster_toy() -> Settings:
 PRESETS = {
     f.__name__: f
     for f in (
-        paper_sd15_full, paper_sd15_lora, paper_sd15_custom_diffusion, paper_sdxl_lora, paper_sdxl_custom_diffusion, paper_sd3_lora,
+        mini, paper_sd15_full, paper_sd15_lora, paper_sd15_custom_diffusion, paper_sdxl_lora, paper_sdxl_custom_diffusion, paper_sd3_lora,
         paper_sd3_custom_diffusion, diffusers_full, diffusers_prior, diffusers_prior_16gb, diffusers_prior_text_encoder, diffusers_lora,
         diffusers_sdxl_lora, diffusers_sdxl_lora_16gb, diffusers_sd3_full, diffusers_sd3_lora, diffusers_custom_diffusion,
         diffusers_custom_diffusion_face, diffusers_textual_inversion, overfit, underfit, balanced, face, face_first_look, monster_toy,
     )
 }  # fmt: skip
+
+
+def show(command) -> None:
+    """`personalize presets`: each name, and what its docstring says."""
+    for name, settings in PRESETS.items():
+        print(f"{name}\n    {' '.join(settings.__doc__.split())}")

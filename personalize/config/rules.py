@@ -262,6 +262,15 @@ def refuse_for_model(c: TrainConfig, flow: bool) -> None:
         raise UserError("; ".join(f"--{n} has no effect: {why}" for n in names))
 
 
+def refuse_missing_folders(c: TrainConfig) -> None:
+    """Raises UserError for a folder of pictures that is not there."""
+    for concept in c.concepts:
+        if not Path(concept.instance_data_dir).expanduser().is_dir():
+            raise UserError(
+                f"{concept.instance_data_dir} is not a folder; pass the folder that holds the pictures"
+            )
+
+
 def _is_folder(c: TrainConfig) -> bool:
     return Path(c.pretrained_model_name_or_path).is_dir()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from personalize.config.commands import Bench
 from personalize.config.flags import preset
 from personalize.config.presets import PRESETS
 from personalize.config.train_config import TrainConfig
@@ -30,15 +31,15 @@ SHORT = {
 MIB = 2**20
 
 
-def memory_of_presets(asked) -> dict[str, dict]:
+def memory_of_presets(command: Bench) -> dict[str, dict]:
     """Estimate, measurement and relative error of the peak (bytes), of a step and of a whole run without its export (seconds)."""
     out = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "photos").mkdir()
         save_photograph(folder / "photos" / "0.jpg")
-        for name in asked.presets or PRESETS:
-            config = small_run(asked, name, folder)
+        for name in command.presets or PRESETS:
+            config = small_run(command, name, folder)
             foretold, took = alone(foretell, config), alone(measure, config)
             out[name] = {
                 quantity: {"estimate": foretold[quantity], "measured": took[quantity], "error": foretold[quantity] / took[quantity] - 1}
@@ -47,16 +48,16 @@ def memory_of_presets(asked) -> dict[str, dict]:
     return out
 
 
-def small_run(asked, name: str, folder: Path) -> TrainConfig:
+def small_run(command: Bench, name: str, folder: Path) -> TrainConfig:
     settings, family = PRESETS[name](), family_of(name)
     word = settings.get("placeholder_token", "sks")
     given = SHORT | {
-        "pretrained_model_name_or_path": str(_model(asked, family, folder)),
+        "pretrained_model_name_or_path": str(_model(command, family, folder)),
         "instance_data_dir": str(folder / "photos"),
         "instance_prompt": f"a photo of {word} dog",
         "class_prompt": "a photo of a dog",
         "output_dir": str(folder / name),
-        "resolution": asked.resolution,
+        "resolution": command.resolution,
     }
     if settings.get("lr_warmup_steps"):
         given["lr_warmup_steps"] = 1
@@ -75,10 +76,10 @@ def family_of(name: str) -> str:
     return next((f for f in ("sdxl", "sd3") if f in name), "sd15")
 
 
-def _model(asked, family: str, folder: Path) -> Path:
+def _model(command: Bench, family: str, folder: Path) -> Path:
     path = folder / f"model-{family}"
     if not path.exists():
-        random_pipeline(family, asked.width).save_pretrained(path)
+        random_pipeline(family, command.width).save_pretrained(path)
     return path
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from personalize.adapters.anchors import anchors_for, copy_of, plain_parameters
 from personalize.adapters.trainable import choose
+from personalize.config.commands import Bench
 from personalize.config.train_config import TrainConfig
 from personalize.data.latents import Prompts, instance_set
 from personalize.data.photos import scan
@@ -24,12 +25,12 @@ from personalize.train.loop import Run, StoredAnswers, Streams, objective_of
 ROLES = {"instance": "a photo of sks dog", "prior": "a photo of a dog", "output": "a photo of a dog"}  # fmt: skip
 
 
-def open_model(asked, kind: str = "full") -> Model:
-    dtype = DTYPES[asked.mixed_precision] if kind == "lora" else torch.float32
+def open_model(command: Bench, kind: str = "full") -> Model:
+    dtype = DTYPES[command.mixed_precision] if kind == "lora" else torch.float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.model:
-        return load(asked.model, dtype=dtype).to(device)
-    model = Model(random_pipeline(width=asked.width), SD15)
+    if command.model:
+        return load(command.model, dtype=dtype).to(device)
+    model = Model(random_pipeline(width=command.width), SD15)
     model.denoiser.to(dtype)
     return model.to(device)
 
@@ -49,18 +50,18 @@ class RandomPool:
         return self.x0[indices], [self.prompt] * len(indices)
 
 
-def configuration(asked, objective: str, kind: str, steps: int) -> TrainConfig:
+def configuration(command: Bench, objective: str, kind: str, steps: int) -> TrainConfig:
     return TrainConfig(
-        pretrained_model_name_or_path=asked.model or "random",
+        pretrained_model_name_or_path=command.model or "random",
         instance_data_dir="",
         objective=objective,
         train=kind,
-        train_batch_size=asked.batch_size,
+        train_batch_size=command.batch_size,
         max_train_steps=steps,
         lr_warmup_steps=0,
         learning_rate=1e-6,
         log_every=10**6,
-        mixed_precision=asked.mixed_precision,
+        mixed_precision=command.mixed_precision,
         checkpointing_steps=0,
     )
 
@@ -69,12 +70,12 @@ def configuration(asked, objective: str, kind: str, steps: int) -> TrainConfig:
 class Stand:
     """One model of one kind, on which every objective's loop can be put together, as `experiment` would."""
 
-    asked: object  # __main__.Bench
+    command: Bench
     kind: str
     accelerator: Accelerator
 
     def __post_init__(self):
-        self.model = open_model(self.asked, self.kind)
+        self.model = open_model(self.command, self.kind)
         self.theta = choose(self.model, self.kind)
         self.prompts = Prompts(self.model).add(list(ROLES.values()))
         self.model.unload("vae")
@@ -90,9 +91,9 @@ class Stand:
 
     def run(self, objective: str) -> Run:
         """The loop's parts; all runs of a stand share its weights."""
-        config = configuration(self.asked, objective, self.kind, 2)
+        config = configuration(self.command, objective, self.kind, 2)
         wanted = {r: p for r, p in ROLES.items() if r == "instance" or config.uses(r)}
-        pools = {r: RandomPool(self.model, self.asked.resolution, p) for r, p in wanted.items()}
+        pools = {r: RandomPool(self.model, self.command.resolution, p) for r, p in wanted.items()}
         streams, base = Streams(pools, config, len(self.model.schedule)), None
         if config.uses("output"):
             base = self.predict_base
@@ -111,12 +112,12 @@ class Stand:
 
     def usual(self, folder: Path) -> Run:
         """The standard run as the field's example scripts do it: in every step the photo is read, cut and encoded, and the prompt too."""
-        model, dtype = self.model, DTYPES[self.asked.mixed_precision]
+        model, dtype = self.model, DTYPES[self.command.mixed_precision]
         for part in (model.vae, *model.text_encoders):
             part.to(model.device, dtype)
         save_photograph(folder / "photo.jpg")
         records, live = scan(folder).require(), Prompts(model, cache=False)
-        photos = instance_set(model, records, ROLES["instance"], self.asked.resolution)
+        photos = instance_set(model, records, ROLES["instance"], self.command.resolution)
 
         def predict(x_t, t, texts):
             with self.accelerator.autocast():

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from personalize.config.commands import Bench
 from personalize.cost import memory
 from personalize.cost.rig import Stand, open_model
 from personalize.sample.sampler import generate
@@ -44,73 +45,73 @@ RECIPE = {
 ROUNDS = 3
 
 
-def bench(asked, console: Console | None = None) -> dict:
-    """`asked`: __main__.Bench. Prints the tables; returns (and with --out writes) the numbers."""
+def bench(command: Bench, console: Console | None = None) -> dict:
+    """Prints the tables; returns (and with --out writes) the numbers."""
     console = console or Console()
     numbers = {
         "command": "personalize bench " + " ".join(sys.argv[2:]),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        **{k: v for k, v in vars(asked).items() if k != "out"},
+        **{k: v for k, v in vars(command).items() if k != "out"},
         "environment": environment(PACKAGES),
-        "matmul_flops": matmul_rate(DTYPES[asked.mixed_precision]),
+        "matmul_flops": matmul_rate(DTYPES[command.mixed_precision]),
     }
-    kinds = asked.kinds
-    if asked.memory:
-        numbers["memory"] = memory.memory_of_presets(asked)
-    elif asked.presets:
+    kinds = command.kinds
+    if command.memory:
+        numbers["memory"] = memory.memory_of_presets(command)
+    elif command.presets:
         raise UserError("--presets has no effect without --memory")
-    parts = () if asked.memory else asked.parts
+    parts = () if command.memory else command.parts
     if "steps" in parts:
-        numbers["steps_by_kind"] = {kind: step_times(asked, kind) for kind in kinds}
+        numbers["steps_by_kind"] = {kind: step_times(command, kind) for kind in kinds}
     if "usual" in parts:
-        numbers["usual_example"] = {kind: usual_example(asked, kind) for kind in kinds}
+        numbers["usual_example"] = {kind: usual_example(command, kind) for kind in kinds}
     if "class_images" in parts:
-        numbers["class_images"] = class_image_rates(asked)
+        numbers["class_images"] = class_image_rates(command)
     if {"steps", "usual", "class_images"} <= set(parts):
         numbers["to_a_model"] = times_to_a_model(numbers)
     for table in tables(numbers):
         console.print(table)
-    if asked.out:
-        write_json(asked.out, numbers)
+    if command.out:
+        write_json(command.out, numbers)
     return numbers
 
 
 # ---- what is measured
-def step_times(asked, kind: str) -> dict[str, dict]:
+def step_times(command: Bench, kind: str) -> dict[str, dict]:
     """Seconds of a step by objective: the fastest of ROUNDS after one that is not timed, in turns; bytes held and, on a GPU, at the peak.
 
     All objectives move one network, so a slow minute of the machine meets them all alike; `held` leaves out what the others hold.
     """
-    accelerator = Accelerator(mixed_precision=asked.mixed_precision)
-    stand, runs, own = Stand(asked, kind, accelerator), {}, {}
-    for objective in asked.objectives:
+    accelerator = Accelerator(mixed_precision=command.mixed_precision)
+    stand, runs, own = Stand(command, kind, accelerator), {}, {}
+    for objective in command.objectives:
         before = held_bytes()
         runs[objective] = stand.run(objective)
         own[objective] = held_bytes() - before
-    state = make_state(stand.theta, runs[asked.objectives[0]].config, accelerator.scaler)
-    seconds, peaks = in_turns(runs, state, accelerator, asked.steps)
+    state = make_state(stand.theta, runs[command.objectives[0]].config, accelerator.scaler)
+    seconds, peaks = in_turns(runs, state, accelerator, command.steps)
     unet = sum(p.numel() * p.element_size() for p in stand.model.denoiser.parameters())
     common, out = held_bytes() - sum(own.values()), {}
     for objective, took in seconds.items():
         others = sum(own.values()) - own[objective]
         out[objective] = {
             "seconds": took,
-            "ratio": took / seconds[asked.objectives[0]],
+            "ratio": took / seconds[command.objectives[0]],
             "held": (common + own[objective]) / unet,
             "peak_bytes": peaks[objective] - others if peaks[objective] else None,
         }
-    out[asked.objectives[0]]["flops"] = step_flops(runs[asked.objectives[0]], stand.theta)
+    out[command.objectives[0]]["flops"] = step_flops(runs[command.objectives[0]], stand.theta)
     return out
 
 
-def usual_example(asked, kind: str) -> dict[str, float]:
+def usual_example(command: Bench, kind: str) -> dict[str, float]:
     """Seconds of the standard step, ours against the example scripts': the same network, loop and update, nothing cached."""
-    accelerator = Accelerator(mixed_precision=asked.mixed_precision)
-    stand = Stand(asked, kind, accelerator)
+    accelerator = Accelerator(mixed_precision=command.mixed_precision)
+    stand = Stand(command, kind, accelerator)
     with tempfile.TemporaryDirectory() as folder:
         runs = {"seconds": stand.run("standard"), "usual_seconds": stand.usual(Path(folder))}
         state = make_state(stand.theta, runs["seconds"].config, accelerator.scaler)
-        seconds, _ = in_turns(runs, state, accelerator, asked.steps)
+        seconds, _ = in_turns(runs, state, accelerator, command.steps)
     return {**seconds, "ratio": seconds["seconds"] / seconds["usual_seconds"]}
 
 
@@ -149,19 +150,19 @@ def step_flops(run: Run, theta: dict) -> int:
     return counter.get_total_flops()
 
 
-def class_image_rates(asked) -> dict[str, float]:
+def class_image_rates(command: Bench) -> dict[str, float]:
     """Images per second: dpmsolver++ 20 in batches of 16 against PNDM 50 in fours, guidance 7.5 both; on a CPU both in twos."""
-    model = open_model(asked, "lora")
+    model = open_model(command, "lora")
     batch = 16 if model.device.type == "cuda" else 2
 
     def rate(sampler, steps, size):
         def make(steps):
-            generate(model, ["a photo of a dog"], list(range(size)), steps, 7.5, sampler, size, resolution=asked.resolution)  # fmt: skip
+            generate(model, ["a photo of a dog"], list(range(size)), steps, 7.5, sampler, size, resolution=command.resolution)  # fmt: skip
 
         make(2)
         return size / _seconds(lambda: make(steps))
 
-    with torch.autocast(model.device.type, DTYPES[asked.mixed_precision], enabled=asked.mixed_precision != "no"):  # fmt: skip
+    with torch.autocast(model.device.type, DTYPES[command.mixed_precision], enabled=command.mixed_precision != "no"):  # fmt: skip
         ours, usual = rate("dpmsolver++", 20, batch), rate("pndm", 50, min(batch, 4))
     return {"images_per_second": ours, "usual_images_per_second": usual, "speedup": ours / usual}
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from personalize.config.commands import Check
 from toy2d.runs.files import UserError, file_digest
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # phones' MPO is a JPEG with a second picture behind it
@@ -126,6 +127,14 @@ def _cell(text: str, style: str = "") -> Text:
 def print_scan(found: Scan) -> None:
     """The table on standard output; plain when that is no terminal."""
     Console().print(found.table())
+
+
+def check(command: Check) -> None:
+    """`personalize check`. Raises UserError if a picture cannot be used."""
+    found = scan(command.folder, command.resolution, not command.ignore_captions)
+    print_scan(found)
+    if found.problems:
+        raise UserError(f"{command.folder}: {len(found.problems)} problem(s), listed above")
 
 
 class Unusable(Exception):

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from personalize.config.rules import CONTEXTS
-from personalize.config.train_config import UNRELATED
+from personalize.config.topics import UNRELATED
 from toy2d.runs.files import UserError
 
 PLACES = (

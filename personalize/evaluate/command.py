@@ -1,7 +1,6 @@
 """`personalize evaluate`: a run folder, a pipeline or the whole DreamBooth benchmark, from the command line to evaluation.json."""
 
 import json
-import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from personalize.config.commands import Evaluate
 from personalize.data.prompts import (
     PromptSet,
     benchmark_class,
@@ -20,9 +20,10 @@ from personalize.data.prompts import (
 from personalize.data.subjects import training_pictures
 from personalize.evaluate.judges import Evaluators, evaluators_of
 from personalize.evaluate.metrics import interval
-from personalize.evaluate.model import ONE_CHAIN, Evaluation, evaluate_model, has_its_base
+from personalize.evaluate.model import Evaluation, evaluate_model, has_its_base
 from personalize.export.model_card import public_name
 from personalize.export.write import load_run
+from personalize.mini.shipped import is_mini, usual_guidance
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
 from personalize.sample.gallery import Sampling
@@ -33,15 +34,16 @@ from toy2d.runs.files import RunFailure, UserError, write_json
 LIST = "prompts_and_classes.txt"  # what marks the root of the benchmark
 
 
-def evaluate(asked, say: Callable[[str], None] = print) -> Path:
-    """`asked`: __main__.Evaluate. Returns the path of evaluation.json, or of benchmark.json for the benchmark's root."""
-    refuse(asked)
+def evaluate(command: Evaluate, say: Callable[[str], None] = print) -> Path:
+    """Returns the path of evaluation.json, or of benchmark.json for the benchmark's root."""
+    if problems := command.problems():
+        raise UserError("; ".join(problems))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    judges = cache(lambda mini: evaluators_of(mini, asked.clip, asked.dino, device))
-    if (Path(asked.reference) / LIST).is_file():
-        return benchmark(asked, judges, say)
-    folder = Path(asked.out) if asked.out else default_folder(asked.model)
-    found = one(asked, asked.model, Path(asked.reference), folder, judges, say)
+    judges = cache(lambda mini: evaluators_of(mini, command.clip, command.dino, device))
+    if (Path(command.reference) / LIST).is_file():
+        return benchmark(command, judges, say)
+    folder = Path(command.out) if command.out else default_folder(command.model)
+    found = one(command, command.model, Path(command.reference), folder, judges, say)
     Console().print(table(found))
     for note in found.about["left_out"]:
         say(f"note: {note}")
@@ -49,70 +51,67 @@ def evaluate(asked, say: Callable[[str], None] = print) -> Path:
     return folder / "evaluation.json"
 
 
-def refuse(asked) -> None:
-    """Raises UserError for every number that could only fail later, when models are loaded or pictures drawn."""
-    allowed = {
-        "images": (asked.images >= 1, "at least 1"),
-        "chains": (asked.chains == 0 or asked.chains > 1, ONE_CHAIN),
-        "steps": (asked.steps >= 1, "at least 1"),
-        "guidance": (1 <= asked.guidance < math.inf, "a number from 1 (none) on"),
-        "sample_batch_size": (asked.sample_batch_size >= 1, "at least 1"),
-        "resolution": (asked.resolution is None or asked.resolution >= 1, "at least 1"),
-    }
-    wrong = [f"--{k} {getattr(asked, k)}: {why}" for k, (fine, why) in allowed.items() if not fine]
-    if wrong:
-        raise UserError("; ".join(wrong))
-
-
 Judges = Callable[[bool], Evaluators]  # is it the mini? -> who judges it, loaded once
 
 
 def one(
-    asked, name: str, reference: Path, folder: Path, judges: Judges, say, shared: Path | None = None
+    command: Evaluate,
+    name: str,
+    reference: Path,
+    folder: Path,
+    judges: Judges,
+    say,
+    shared: Path | None = None,
 ) -> Evaluation:
     """One model on one subject. `shared`: where runs of one base keep its pictures together."""
-    dtype = DTYPES[asked.mixed_precision]
+    dtype = DTYPES[command.mixed_precision]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, base, config = open_model(name, asked.base, device, dtype)
+    model, base, config = open_model(name, command.base, device, dtype)
     mini = is_mini(config.get("pretrained_model_name_or_path") or name)
-    prompts = prompts_of(asked, config, reference, mini)
-    training, unsure = training_pictures(asked.training, config, Path(name).expanduser(), reference)
-    size = asked.resolution or config.get("resolution")
+    prompts = prompts_of(command, config, reference, mini)
+    training, unsure = training_pictures(
+        command.training, config, Path(name).expanduser(), reference
+    )
+    named = command.base or config.get("pretrained_model_name_or_path") or name
+    guidance = command.guidance or usual_guidance(named)
+    size = command.resolution or config.get("resolution")
     found = evaluate_model(
         model,
         reference,
         prompts,
         judges(mini),
-        [image_seed(asked.seed, i) for i in range(asked.images)],
+        [image_seed(command.seed, i) for i in range(command.images)],
         folder,
         base,
         base_folder=shared and shared / f"{(base or model).hash()}-{size or 'own'}",
         training=training,
         sampling=Sampling(
-            asked.steps,
-            asked.guidance,
-            asked.sampler,
+            command.steps,
+            guidance,
+            command.sampler,
             size,
-            asked.sample_batch_size,
+            command.sample_batch_size,
         ),
-        chains=asked.chains,
+        chains=command.chains,
         say=say,
     )
     found.about["model"] = public_name(name)  # as it was asked for, not the folder inside the run
-    found.about["base_model"] = public_name(asked.base or config.get("pretrained_model_name_or_path"))  # fmt: skip
+    found.about["base_model"] = public_name(command.base or config.get("pretrained_model_name_or_path"))  # fmt: skip
     found.about["left_out"] += unsure
     found.write(folder)
     return found
 
 
-def prompts_of(asked, config: dict, reference: Path, mini: bool) -> PromptSet:
+def prompts_of(command: Evaluate, config: dict, reference: Path, mini: bool) -> PromptSet:
     """The run's own words and drift prompts where it has them, so that its path KL and these are about the same prompts."""
     class_prompt = config.get("class_prompt")
-    word = asked.class_word or benchmark_class(reference)
-    identifier, word = words_of(config.get("instance_prompt"), class_prompt, asked.identifier, word)
+    word = command.class_word or benchmark_class(reference)
+    identifier, word = words_of(
+        config.get("instance_prompt"), class_prompt, command.identifier, word
+    )
     kept = {"contexts": config.get("context_prompts"), "unrelated": config.get("unrelated_prompts")}
     kept = {k: tuple(v) for k, v in kept.items() if v}
-    name = asked.prompts or ("mini" if mini else "dreambooth")
+    name = command.prompts or ("mini" if mini else "dreambooth")
     return prompt_set(name, identifier, word, class_prompt, **kept)
 
 
@@ -129,13 +128,6 @@ def open_model(
     if is_run and not has_its_base(model):  # full training left no base behind: load it
         return model, load_run(folder, base=True, dtype=dtype).to(device), config
     return model, None, config
-
-
-def is_mini(name: str) -> bool:
-    """Is it the mini base model, by its name or its folder? Nothing is opened: `mini.model_folder` would hash every weight."""
-    from personalize.mini.shipped import WEIGHTS
-
-    return name == "mini" or Path(name).expanduser().resolve() == (WEIGHTS / "model").resolve()
 
 
 def default_folder(name: str) -> Path:
@@ -176,12 +168,12 @@ def _cells(value: dict | None) -> tuple[str, str]:
 
 
 # ---- the whole benchmark
-def benchmark(asked, judges: Judges, say) -> Path:
+def benchmark(command: Evaluate, judges: Judges, say) -> Path:
     """Each subject of the benchmark whose run lies in --model under the subject's name; benchmark.json holds the means over subjects.
 
     Runs of one base share its pictures. A subject that fails stops no other: RunFailure names all of them at the end.
     """
-    root, runs = Path(asked.reference), Path(asked.model).expanduser()
+    root, runs = Path(command.reference), Path(command.model).expanduser()
     subjects = read_benchmark(root / LIST).classes
     ready = [s for s in subjects if (root / s).is_dir() and (runs / s / "config.json").is_file()]
     if not ready:
@@ -189,12 +181,12 @@ def benchmark(asked, judges: Judges, say) -> Path:
             f"{runs} holds no run named as a subject of {root} (e.g. {next(iter(subjects))}); "
             f"train into {runs}/SUBJECT, or pass one subject's folder as --reference"
         )
-    out = Path(asked.out) if asked.out else runs / "evaluation"
+    out = Path(command.out) if command.out else runs / "evaluation"
     headlines, failed, notes = {}, {}, {}
     for i, subject in enumerate(ready):
         say(f"{subject} ({i + 1} of {len(ready)})")
         try:
-            found = one(asked, str(runs / subject), root / subject, out / subject, judges, say, out / "base")  # fmt: skip
+            found = one(command, str(runs / subject), root / subject, out / subject, judges, say, out / "base")  # fmt: skip
         except (UserError, RunFailure) as e:
             say(f"{subject} failed: {e}")
             failed[subject] = str(e)

@@ -2,62 +2,63 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from personalize.config.kinds import KINDS
+from personalize.config.commands import Generate
+from personalize.config.kinds import TRAINING_KINDS
 from personalize.export.write import load_run
+from personalize.mini.shipped import usual_guidance
 from personalize.pipeline.model import Model
 from personalize.sample.sampler import generate, grid, image_seed
 from personalize.sample.validate import save_picture
 from toy2d.runs.files import UserError
 
 
-def pictures_of_run(asked) -> Path:
-    """`asked`: __main__.Generate. Returns the PNG's path. Raises UserError for a folder that is no finished run."""
-    if asked.images < 1:
-        raise UserError(f"--images {asked.images}: at least 1")
+def pictures_of_run(command: Generate, say: Callable[[str], None] = print) -> Path:
+    """Returns the PNG's path. Raises UserError for a folder that is no finished run."""
+    if problems := command.problems():
+        raise UserError("; ".join(problems))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_run(asked.run).to(device)
-    seeds = [image_seed(asked.seed, i) for i in range(asked.images)]
-    rows = {"": _draw(model, asked, seeds, base=False)}
-    if asked.base:
-        rows = {" (base)": _base_pictures(model, asked, seeds, device), **rows}
-    images, labels, n = [], [], asked.images
-    for i, prompt in enumerate(asked.prompt):
+    model = load_run(command.run).to(device)
+    seeds = [image_seed(command.seed, i) for i in range(command.images)]
+    rows = {"": _draw(model, command, seeds, base=False)}
+    if command.base:
+        rows = {" (base)": _base_pictures(model, command, seeds, device), **rows}
+    images, labels, n = [], [], command.images
+    for i, prompt in enumerate(command.prompt):
         for name, made in rows.items():
             images += made[i * n : (i + 1) * n]
             labels.append(prompt + name)
-    file = Path(asked.out) if asked.out else _new_name(Path(asked.run) / "figures")
-    return save_picture(grid(images, n, labels), file)
+    file = Path(command.out) if command.out else _new_name(Path(command.run) / "figures")
+    save_picture(grid(images, n, labels), file)
+    say(str(file))
+    return file
 
 
-def _base_pictures(model: Model, asked, seeds: list[int], device: str):
-    if KINDS[model.trained].keeps_base:
-        return _draw(model, asked, seeds, base=True)
-    base = load_run(asked.run, base=True).to(device)  # full training left no base behind: load it
-    return _draw(base, asked, seeds, base=False)
+def _base_pictures(model: Model, command: Generate, seeds: list[int], device: str):
+    if TRAINING_KINDS[model.trained].keeps_base:
+        return _draw(model, command, seeds, base=True)
+    base = load_run(command.run, base=True).to(device)  # full training left no base behind: load it
+    return _draw(base, command, seeds, base=False)
 
 
-def _draw(model: Model, asked, seeds: list[int], base: bool):
+def _draw(model: Model, command: Generate, seeds: list[int], base: bool):
+    config = json.loads((Path(command.run) / "config.json").read_text())
     return generate(
         model,
-        list(asked.prompt),
+        list(command.prompt),
         seeds,
-        asked.steps,
-        asked.guidance,
-        asked.sampler,
-        asked.sample_batch_size,
-        asked.negative_prompt,
+        command.steps,
+        command.guidance or usual_guidance(config.get("pretrained_model_name_or_path", "")),
+        command.sampler,
+        command.sample_batch_size,
+        command.negative_prompt,
         base,
-        asked.resolution or _resolution(Path(asked.run)),
+        command.resolution or config.get("resolution"),
     )
-
-
-def _resolution(run: Path) -> int | None:
-    """What the run was trained at; None means the model's own."""
-    return json.loads((run / "config.json").read_text()).get("resolution")
 
 
 def _new_name(folder: Path) -> Path:

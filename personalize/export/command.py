@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from personalize.config.commands import Export
 from personalize.export.delta_bin import read_delta
 from personalize.export.formats import FORMATS, checked, save_as
 from personalize.export.write import load_run
@@ -12,32 +13,32 @@ from personalize.pipeline.model import Model
 from toy2d.runs.files import RunFailure, UserError
 
 
-def export_run(asked, say: Callable[[str], None] = print) -> Path:
-    """`asked`: __main__.Export. Returns the folder. Raises UserError for what cannot be, RunFailure if the export does not answer as the run."""
-    source = Path(asked.source).expanduser()
-    model, base = _of_file(asked, source) if source.is_file() else _of_run(asked, source)
+def export_run(command: Export, say: Callable[[str], None] = print) -> Path:
+    """Returns the folder. Raises UserError for what cannot be, RunFailure if the export does not answer as the run."""
+    source = Path(command.source).expanduser()
+    model, base = _of_file(command, source) if source.is_file() else _of_run(command, source)
     usual = source.with_suffix("") if source.is_file() else source / "export"
-    out = Path(asked.out).expanduser() if asked.out else usual / asked.format
-    save_as(model, asked.format, out)
+    out = Path(command.out).expanduser() if command.out else usual / command.format
+    save_as(model, command.format, out)
     try:
-        check = checked(model, asked.format, out, base)
+        check = checked(model, command.format, out, base)
     except RunFailure:
         shutil.rmtree(out)
         raise
-    say(f"{out}: {FORMATS[asked.format].how}; opened so, its answer differs by {check.difference:.1g} of the run's")  # fmt: skip
+    say(f"{out}: {FORMATS[command.format].how}; opened so, its answer differs by {check.difference:.1g} of the run's")  # fmt: skip
     if not check.tells:
         say(f"training has moved that answer by {check.moved:.1g} of it, hardly more than rounding: the comparison would not see a part that is missing")  # fmt: skip
     return out
 
 
-def _of_run(asked, source: Path) -> tuple[Model, Callable[[], Model]]:
-    if asked.pretrained_model_name_or_path:
+def _of_run(command: Export, source: Path) -> tuple[Model, Callable[[], Model]]:
+    if command.pretrained_model_name_or_path:
         raise UserError("--pretrained_model_name_or_path has no effect: a run names its own base")
     return load_run(source), lambda: load_run(source, base=True)
 
 
-def _of_file(asked, source: Path) -> tuple[Model, Callable[[], Model]]:
-    name = asked.pretrained_model_name_or_path
+def _of_file(command: Export, source: Path) -> tuple[Model, Callable[[], Model]]:
+    name = command.pretrained_model_name_or_path
     if not name:
         raise UserError(f"{source} needs --pretrained_model_name_or_path: the base it was trained from")  # fmt: skip
     model = load(name)

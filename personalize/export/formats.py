@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from personalize.adapters.words import learnt_rows
-from personalize.config.kinds import KINDS
+from personalize.config.kinds import TRAINING_KINDS
 from personalize.export.official import (
     KOHYA,
     open_custom_diffusion,
@@ -182,17 +182,17 @@ FORMATS = {
 
 def leave(model: Model, run: Path) -> None:
     """What a run folder holds of its trained weights."""
-    for name in KINDS[model.trained].leaves:
+    for name in TRAINING_KINDS[model.trained].leaves:
         FORMATS[name].save(model, run / FORMATS[name].place)
 
 
 def formats_for(model: Model) -> list[str]:
-    return [f for f in KINDS[model.trained].formats if not FORMATS[f].lacks(model)]
+    return [f for f in TRAINING_KINDS[model.trained].formats if not FORMATS[f].lacks(model)]
 
 
 def save_as(model: Model, name: str, folder: str | Path) -> None:
     """Write the trained weights as `name`. Raises UserError for a format that cannot hold them, saying which can."""
-    kind, fit = KINDS[model.trained], " or ".join(formats_for(model))
+    kind, fit = TRAINING_KINDS[model.trained], " or ".join(formats_for(model))
     if name not in kind.formats:
         raise UserError(f"--format {name} cannot hold --train {model.trained}: {kind.hint}; use {fit}")  # fmt: skip
     if lack := FORMATS[name].lacks(model):
@@ -236,7 +236,7 @@ def checked(model: Model, name: str, folder: str | Path, base: Callable[[], Mode
     words = next(iter(learnt_rows(model).values()), {})
     prompt = " ".join(["a photo of", *words, "dog"])
     ours, theirs = (_answer(m, prompt) for m in (model, Model(pipeline, model.family)))
-    with model.base() if KINDS[model.trained].keeps_base else nullcontext(base()) as start:
+    with model.base() if TRAINING_KINDS[model.trained].keeps_base else nullcontext(base()) as start:
         before = _answer(start, prompt)
     difference, moved = (float((ours - x).abs().max() / ours.abs().max()) for x in (theirs, before))
     check = Check(difference, moved, ROUNDING * torch.finfo(model.compute_dtype).eps)

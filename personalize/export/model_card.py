@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from personalize.config.kinds import KINDS
+from personalize.config.kinds import TRAINING_KINDS
 from toy2d.runs.files import write_atomic
 
 CARD = """---
@@ -67,7 +67,7 @@ def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mappi
         "library_name": "diffusers",
         "tags": ["text-to-image", "diffusers", "driftlab", f"objective-{config.get('objective')}"],
     }
-    kind = KINDS.get(config.get("train"))
+    kind = TRAINING_KINDS.get(config.get("train"))
     code = CODE[kind.leaves[0]] if kind else ""
     if kind and kind.words and config.get("train_text_encoder"):  # no other file holds that
         code = "# first: personalize export RUN --format merged --out pipeline\n" + CODE["merged"]

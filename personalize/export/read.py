@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from personalize.adapters.words import add_words, set_rows
-from personalize.config.kinds import KINDS, words_of
+from personalize.config.kinds import TRAINING_KINDS, new_words
 from personalize.pipeline.model import Model
 from toy2d.runs.files import UserError
 
@@ -60,13 +60,15 @@ def read_peft(model: Model, folder: Path, config: dict) -> str:
         if report.unexpected_keys:
             raise UserError(f"{part} holds {report.unexpected_keys[0]!r}, which the base has no place for")  # fmt: skip
         _all_placed(str(part), state, [model.parts[part.name]])
-    return next(name for name, kind in KINDS.items() if kind.adapter == adapter.peft_type.value)
+    return next(
+        name for name, kind in TRAINING_KINDS.items() if kind.adapter == adapter.peft_type.value
+    )
 
 
 def read_words(model: Model, folder: Path, config: dict) -> str:
     """The words of config.json, with the rows they have learnt."""
     names = config.get("placeholder_token"), config.get("initializer_token")
-    if words := words_of(*names, config.get("num_vectors", 1)):
+    if words := new_words(*names, config.get("num_vectors", 1)):
         add_words(model, words)
     encoders = {f"{part}.safetensors": part for part in model.trainable_text_encoders}
     files = [f for f in sorted(folder.glob("*.safetensors")) if f.name not in (CROSS_ATTENTION, *encoders)]  # fmt: skip

@@ -13,7 +13,8 @@ from toy2d.runs.files import UserError, verify_manifest
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
-GUIDANCE = 2.0  # of its pictures; with less they are more diverse and more often of another class (weights/quality.json)
+# of its pictures; with less they are more diverse, and more often of another class (quality.json)
+GUIDANCE = 2.0
 CLASSES = (
     "dog", "cat", "fox", "bear", "panda", "koala", "tiger", "lion",
     "cow", "pig", "frog", "monkey", "penguin", "rabbit", "mouse", "owl",
@@ -31,6 +32,16 @@ class Subject:
     name: str
     class_word: str
     folder: Path  # 00.png ... 04.png, 64 x 64
+
+
+def is_mini(name: str) -> bool:
+    """Is it the mini base, by its name or its folder? Nothing is opened or hashed."""
+    return name == "mini" or Path(name).expanduser().resolve() == (WEIGHTS / "model").resolve()
+
+
+def usual_guidance(base: str) -> float:
+    """Classifier-free guidance of pictures of a base: the mini's own, else 7.5."""
+    return GUIDANCE if is_mini(base) else 7.5
 
 
 def model_folder() -> Path:
@@ -57,7 +68,8 @@ def _folder(name: str) -> Path:
     folder = WEIGHTS / name
     if not folder.is_dir():
         raise UserError(
-            f"the mini base has no weights in {folder}: install driftlab whole, or train them with `personalize pretrain`"
+            f"the mini base has no weights in {folder}: install driftlab whole, "
+            "or train them with `personalize pretrain`"
         )
     if not verify_manifest(folder):
         raise UserError(

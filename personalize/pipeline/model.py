@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from personalize.config.kinds import KINDS
+from personalize.config.kinds import TRAINING_KINDS
 from personalize.pipeline.families import Cond, Family
 from toy2d.core.schedule import Schedule
 from toy2d.runs.files import RunFailure, UserError
@@ -207,7 +207,7 @@ class Model:
 
         Raises RuntimeError after `choose(train="full")`: those weights are gone; cache the base's outputs before training.
         """
-        if self.trained in KINDS and not KINDS[self.trained].keeps_base:
+        if self.trained in TRAINING_KINDS and not TRAINING_KINDS[self.trained].keeps_base:
             raise RuntimeError(
                 "full training overwrites the base: cache its outputs before the first step"
             )

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from personalize.compare.table import COLUMNS, common, costs, rows, times
+from personalize.config.commands import Report
 from personalize.data.photos import scan
 from personalize.report import sentences as readings
 from personalize.report.figures import figure, kept_pictures, strip
@@ -52,6 +53,11 @@ def write(toy: Path | str, full: Path | str, out: Path | str | None = None) -> P
     file = Path(out) if out else full.path / "report.html"
     write_atomic(file, render(**page(toy, full)))
     return file
+
+
+def report(command: Report) -> None:
+    """`personalize report`: write the page and say where it is."""
+    print(f"report: {write(command.toy, command.full, command.out)}")
 
 
 def page(toy: Run, full: Run) -> dict:

@@ -1,9 +1,18 @@
-"""What every command of driftlab shares: one line for a fault, exit code 2 for the user's, 1 for the machine's."""
+"""What every command of driftlab shares: one line for a fault, and the exit codes.
+
+0     done
+1     the machine refused: disk, memory, numbers that are not finite
+2     the command was wrong: the line says what to write instead
+130   interrupted (Ctrl-C); 143 ended by SIGTERM; the same command goes on
+141   whoever read the output has gone (`| head`): nothing is said, as the shell expects
+"""
 
 import contextlib
 import functools
 import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +20,8 @@ from typing import Any
 import tyro
 
 from toy2d.runs.files import RunFailure, UserError
+
+BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def parse(
@@ -45,37 +56,64 @@ def _deferred(command: Callable) -> Callable:
     return bind
 
 
-def one_line(box: str) -> str:
+def one_line(box: str, help_command: str = "--help") -> str:
     """tyro's box without its frame: the complaint and the first suggestion or list of choices."""
     text = [re.sub(r"[│╭╮╰╯─|+]|--+(?![a-z])", "", line).strip() for line in box.splitlines()]
     lines = [line for line in text if line]
     if not lines:
-        return "the command line was not understood; see --help"
+        return f"the command line was not understood; see {help_command}"
     title, body = lines[0], lines[1:] or lines[:1]
     body = [b for b in body if not b.startswith(("in ", "(default"))]
     kept = body[: 3 if any(b.startswith(("Perhaps", "Available")) for b in body) else 1]
     kept = [k for k in kept if not k.startswith("For full")]
-    return (
-        f"{title}: {' '.join(kept)}; see --help"
-        if title not in kept[0]
-        else f"{' '.join(kept)}; see --help"
-    )
+    if kept and kept[0].startswith("Missing from"):
+        missing = [b.split()[0] for b in body if b.startswith("--")]
+        return f"{' and '.join(missing)} is missing; see {help_command}"
+    said = " ".join(kept)
+    return f"{said if title in kept[0] else f'{title}: {said}'}; see {help_command}"
 
 
 def guard(main: Callable[[], Any], prog: str) -> int:
     """Run `main`; a fault that a person can mend is one line on stderr, not a traceback. Returns the exit code."""
+    with_open_streams()
+    try:
+        code = _guarded(main, prog)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nobody_reads()
+        return BROKEN_PIPE
+    return code
+
+
+def _guarded(main: Callable[[], Any], prog: str) -> int:
     try:
         main()
     except UserError as e:
-        print(f"{prog}: {e}", file=sys.stderr)
-        return 2
-    except RunFailure as e:
-        print(f"{prog}: {e}", file=sys.stderr)
-        return 1
+        return _end(prog, e, 2)
+    except RunFailure as e:  # a signal that was obeyed ends as the shell expects
+        return _end(prog, e, 128 + e.number if hasattr(e, "number") else 1)
+    except MemoryError:
+        return _end(prog, "the memory of this machine does not suffice", 1)
     except KeyboardInterrupt:
-        print(
-            f"{prog}: interrupted; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 130
+        return _end(prog, "interrupted; the same command goes on from the last checkpoint", 130)
     return 0
+
+
+def _end(prog: str, reason: Any, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{prog}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def with_open_streams() -> None:
+    """Stand in for streams that were closed before we began (`>&-`): what is said then goes nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def nobody_reads() -> None:
+    """Point stdout to nowhere: Python would complain once more when it flushes it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(null, sys.stdout.fileno())

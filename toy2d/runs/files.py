@@ -21,6 +21,15 @@ class RunFailure(Exception):
     """Something the machine refused (disk, permission, divergence of everything): one line. Exit code 1."""
 
 
+def readable(size: float) -> str:
+    """Bytes in the largest unit that leaves at least 1: "60.0 kB", "1.2 GB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it becomes `path` when the body ends, and goes when the body raises.

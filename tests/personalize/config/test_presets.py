@@ -6,7 +6,8 @@ import pytest
 from small import trained, workshop
 
 from personalize.__main__ import main
-from personalize.config.flags import given_flags, preset, split_negations
+from personalize.config.command_line import refuse_unknown
+from personalize.config.flags import preset, split_negations
 from personalize.config.presets import PRESETS
 from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
@@ -30,17 +31,18 @@ def words(settings: dict) -> dict:
     """The prompt, and what a new word starts from, which only the user knows."""
     new = settings.get("placeholder_token")
     start = {"initializer_token": "dog"} if new and "initializer_token" not in settings else {}
-    return {"instance_prompt": f"a photo of {new or 'sks'} dog"} | start
+    prompt = settings.get("instance_prompt", f"a photo of {new or 'sks'} dog")
+    return {"instance_prompt": prompt} | start
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_sound_as_it_stands(name):
     """Nothing in it is refused, idle or unknown: exactly its own settings come out, beside what the user names."""
     settings = PRESETS[name]()
-    places = dict(PLACES)
+    places = {k: v for k, v in PLACES.items() if k not in settings}
     if "prior" not in settings["objective"]:
-        del places["class_data_dir"]
-    c = preset(name, **places | words(settings))
+        places.pop("class_data_dir", None)
+    c = preset(name, **words(settings) | places)
     assert {k: getattr(c, k) for k in settings} == settings
     assert c.preset == name
     resolved = asdict(resolve(c))
@@ -82,7 +84,7 @@ def once_for_each_path():
         seen.add(path)
 
 
-@pytest.mark.parametrize("name", once_for_each_path())
+@pytest.mark.parametrize("name", list(once_for_each_path()))
 def test_every_preset_trains_two_steps(name, tmp_path):
     c = small(name, tmp_path / "run")
     run(c, say=lambda text: None)
@@ -103,23 +105,28 @@ def test_the_command_line_of_a_preset_gives_the_same_configuration(monkeypatch, 
 
     seen = []
     monkeypatch.setattr(experiment, "run", seen.append)
+    folder = str(workshop() / "photos")
     words = ["--preset", "balanced", "--no-gradient_checkpointing", "--prior-loss-weight", "0.7"]
-    words += ["--pretrained_model_name_or_path", "m", "--instance_data_dir", "p", "--seed=0"]
+    words += ["--pretrained_model_name_or_path", "m", "--instance_data_dir", folder, "--seed=0"]
+    words += ["--class_prompt", "dog", "--class_data_dir", "c"]
     assert main(["train", *words]) == 0
-    expected = preset("balanced", pretrained_model_name_or_path="m", instance_data_dir="p", seed=0, prior_loss_weight=0.7, gradient_checkpointing=False)  # fmt: skip
+    places = {"instance_data_dir": folder, "class_prompt": "dog", "class_data_dir": "c"}
+    more = {"seed": 0, "prior_loss_weight": 0.7, "gradient_checkpointing": False}
+    expected = preset("balanced", pretrained_model_name_or_path="m", **places, **more)
     assert seen[0] == expected
     assert main(expected.command().split()[1:]) == 0
     assert seen[1] == expected
 
 
 def test_names_and_aliases_of_flags():
-    words = ["train", "--l2_weight", "3", "--no-pad", "--lr-warmup-steps=5", "-x"]
-    assert given_flags(words) == {"l2_reg_weight", "no_pad", "lr_warmup_steps"}
-    assert split_negations(words) == ([w for w in words if w != "--no-pad"], {"pad"})
+    words = ["--l2_weight", "3", "--no-pad", "--lr-warmup-steps=5", "-x"]
+    kept, off = split_negations(words)
+    assert (kept, off) == ([w for w in words if w != "--no-pad"], {"pad"})
+    assert refuse_unknown("train", TrainConfig, kept) == {"l2_reg_weight", "lr_warmup_steps"}
 
 
 def test_an_unknown_preset_is_named_with_those_there_are():
-    with pytest.raises(UserError, match="--preset paper is none of paper_sd15_full"):
+    with pytest.raises(UserError, match="--preset paper is none of mini, paper_sd15_full"):
         preset("paper", pretrained_model_name_or_path="m")
 
 

@@ -15,7 +15,7 @@ from small import moved as shake
 
 from personalize.__main__ import main
 from personalize.adapters.trainable import choose
-from personalize.config.kinds import KINDS, Word
+from personalize.config.kinds import TRAINING_KINDS, Word
 from personalize.export.command import export_run
 from personalize.export.delta_bin import read_delta
 from personalize.export.formats import CROSS_ATTENTION, KOHYA, checked, leave, save_as
@@ -27,7 +27,7 @@ from toy2d.runs.files import RunFailure, UserError, write_json
 
 WORDS = (Word("<new1>", "dog"), Word("<new2>", "cat", 3))
 PROMPT = "a photo of <new1> <new2> dog"
-PAIRS = [(kind, form) for kind in KINDS for form in KINDS[kind].formats]
+PAIRS = [(kind, form) for kind in TRAINING_KINDS for form in TRAINING_KINDS[kind].formats]
 KV = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 
 
@@ -48,7 +48,7 @@ def folders(tmp_path_factory):
 def moved(folder, kind, words=WORDS, text=True, **options):
     """A model that has trained, as far as anyone can see."""
     model = load(str(folder))
-    what = {"words": words} if KINDS[kind].words else {"train_text_encoder": text}
+    what = {"words": words} if TRAINING_KINDS[kind].words else {"train_text_encoder": text}
     theta = choose(model, kind, **(what | options))
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -123,12 +123,12 @@ def test_so_does_sdxl(folders, tmp_path, kind, form):
 ELSEWHERE = [("lora", "kohya"), ("custom_diffusion", "custom_diffusion"), ("token", "token")]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "custom_diffusion" else pytest.mark.slow) for k in KINDS])  # fmt: skip
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "custom_diffusion" else pytest.mark.slow) for k in TRAINING_KINDS])  # fmt: skip
 def test_so_does_sd3_and_says_which_formats_diffusers_cannot_open(folders, tmp_path, kind):
     base = folders("sd3")
     model = moved(base, kind, (Word("<new1>", "dog"),))
     expected = answer(model)
-    for form in KINDS[kind].formats:
+    for form in TRAINING_KINDS[kind].formats:
         if (kind, form) in ELSEWHERE:
             with pytest.raises(UserError, match=f"--format {form} is of no use here: diffusers"):
                 save_as(model, form, tmp_path / form)
@@ -239,7 +239,7 @@ def test_a_format_that_cannot_hold_it_is_refused_with_those_that_can(folders, tm
 # ---- what a run left is put back
 def run_of(folders, tmp_path, kind, words=WORDS, family="sd15", **options):
     model = moved(folders(family), kind, words, **options)
-    names = "+".join(w.placeholder for w in words) if KINDS[kind].words else None
+    names = "+".join(w.placeholder for w in words) if TRAINING_KINDS[kind].words else None
     run = tmp_path / "run"
     leave(model, run)
     write_json(run / "config.json", {"pretrained_model_name_or_path": str(folders(family)), "train": kind, "placeholder_token": names, "initializer_token": "dog", "num_vectors": 2})  # fmt: skip
@@ -249,7 +249,7 @@ def run_of(folders, tmp_path, kind, words=WORDS, family="sd15", **options):
 TWO = (Word("<new1>", "dog", 2), Word("<new2>", "dog", 2))
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("full", "lora")])
+@pytest.mark.parametrize("kind", [k for k in TRAINING_KINDS if k not in ("full", "lora")])
 def test_a_run_of_every_kind_opens_with_its_weights_and_its_base(folders, tmp_path, kind):
     run, model = run_of(folders, tmp_path, kind, TWO)
     again = load_run(run)
@@ -258,7 +258,7 @@ def test_a_run_of_every_kind_opens_with_its_weights_and_its_base(folders, tmp_pa
     with model.base(), again.base():
         assert torch.equal(answer(again), answer(model))
     assert not [p for part in again.parts.values() for p in part.parameters() if p.requires_grad]
-    for form in KINDS[kind].formats:
+    for form in TRAINING_KINDS[kind].formats:
         save_as(again, form, tmp_path / form)
         assert (
             checked(again, form, tmp_path / form, lambda: load(str(folders("sd15")))).difference

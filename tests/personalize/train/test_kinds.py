@@ -24,7 +24,7 @@ from personalize.adapters.deltas import changes
 from personalize.adapters.trainable import choose
 from personalize.adapters.words import learnt_rows
 from personalize.config.concepts import read_concepts
-from personalize.config.kinds import KINDS, Word
+from personalize.config.kinds import TRAINING_KINDS, Word
 from personalize.config.rules import resolve
 from personalize.cost.dry_run import dry_run
 from personalize.data.subjects import Together, scan_subjects
@@ -44,7 +44,7 @@ def fresh() -> Model:
 
 def chosen(train, **options):
     model = fresh()
-    kind = KINDS[train]
+    kind = TRAINING_KINDS[train]
     options = {"words": WORDS} | options if kind.words else options
     return model, choose(model, train, **options)
 
@@ -55,20 +55,20 @@ def answer(model, prompt="a photo of <new1> <new2> dog"):
 
 
 # ---- every kind
-@pytest.mark.parametrize("train", KINDS)
+@pytest.mark.parametrize("train", TRAINING_KINDS)
 def test_every_kind_starts_as_its_base_and_moves(train):
     """New words start as the words they are made of, so the base under those words is the reference."""
     model, theta = chosen(train)
     before = opened()
     prompt = "a photo of <new1> <new2> dog"
-    spoken = prompt.replace("<new1>", "dog").replace("<new2>", "cat cat cat") if KINDS[train].words else prompt  # fmt: skip
+    spoken = prompt.replace("<new1>", "dog").replace("<new2>", "cat cat cat") if TRAINING_KINDS[train].words else prompt  # fmt: skip
     torch.testing.assert_close(answer(model, prompt), answer(before, spoken), rtol=0, atol=1e-5)
     moved(theta)
     assert (answer(model, prompt) - answer(before, spoken)).abs().max() > 1e-3
     assert all(p.dtype == torch.float32 and p.requires_grad for p in theta.values())
 
 
-@pytest.mark.parametrize("train", [k for k, kind in KINDS.items() if kind.keeps_base])
+@pytest.mark.parametrize("train", [k for k, kind in TRAINING_KINDS.items() if kind.keeps_base])
 def test_inside_base_every_kind_answers_as_its_base_did(train):
     model, theta = chosen(train)
     star = answer(model)
@@ -94,7 +94,7 @@ def test_asking_the_base_within_a_step_changes_no_gradient(train):
     assert all(torch.equal(a, b) for a, b in zip(gradients(False), gradients(True), strict=True))
 
 
-@pytest.mark.parametrize("train", [k for k, kind in KINDS.items() if kind.adapter])
+@pytest.mark.parametrize("train", [k for k, kind in TRAINING_KINDS.items() if kind.adapter])
 def test_adapters_depend_on_the_seed_alone_and_leave_the_global_generator(train):
     def factors(seed):
         torch.rand(17)
@@ -145,7 +145,10 @@ def test_words_that_cannot_be_learnt_are_refused(words, said):
 @pytest.mark.parametrize("train", ["lokr", "boft", "custom_diffusion", "token"])
 def test_half_precision_trains_in_float32_beside_a_half_precision_rest(train):
     """Under autocast, as accelerate runs it: gradients are float32 and near those of the float32 model."""
-    prompts, words = ["a photo of <new1> <new2> dog", "a cat"], WORDS if KINDS[train].words else ()
+    prompts, words = (
+        ["a photo of <new1> <new2> dog", "a cat"],
+        WORDS if TRAINING_KINDS[train].words else (),
+    )
     half, whole = (gradient(d, workshop() / "sd", train, prompts, words=words) for d in (torch.bfloat16, torch.float32))  # fmt: skip
     assert torch.cosine_similarity(half, whole, 0) > 0.98
 

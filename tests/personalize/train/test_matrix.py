@@ -17,7 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from small import MORE_KINDS, OBJECTIVES, config, load_quickly, workshop
 
-from personalize.config.kinds import KINDS
+from personalize.config.kinds import TRAINING_KINDS
 from personalize.export.formats import FORMATS, checked, formats_for, save_as
 from personalize.export.write import load_run
 from personalize.pipeline.families import FAMILIES
@@ -59,7 +59,7 @@ def picture(base, form, folder, words) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRAINING_KINDS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_three_steps_export_reload_picture(tmp_path, backbone, kind, objective):
@@ -68,7 +68,7 @@ def test_three_steps_export_reload_picture(tmp_path, backbone, kind, objective):
     with tempfile.TemporaryDirectory() as classes:  # another base, other class images
         chosen = {"class_data_dir": classes} if objective in ("prior", "output") else {}
         c = config(tmp_path / "run", objective, kind if kind in MORE_KINDS else {"full": "full", "lora": "lora+text"}[kind], max_train_steps=3, pretrained_model_name_or_path=str(base), instance_data_dir=photos, **chosen)  # fmt: skip
-        if objective not in (*KINDS[kind].objectives, "standard"):
+        if objective not in (*TRAINING_KINDS[kind].objectives, "standard"):
             with pytest.raises(UserError, match="has no effect"):
                 run(c, say=lambda text: None)
             write(backbone, kind, objective, "refused: no effect", "", "", "", "")
@@ -82,6 +82,8 @@ def test_three_steps_export_reload_picture(tmp_path, backbone, kind, objective):
         save_as(model, form, tmp_path / form)
         off = checked(model, form, tmp_path / form, lambda: load_quickly(str(base))).difference
         shown.append(f"{form} {off:.0e}")
-        spread = picture(base, form, tmp_path / form, "<new1>" if KINDS[kind].words else "sks")
+        spread = picture(
+            base, form, tmp_path / form, "<new1>" if TRAINING_KINDS[kind].words else "sks"
+        )
     assert spread > 1
     write(backbone, kind, objective, f"{last['delta_theta']:.3g}", f"{last['delta_eps']:.3g}", ", ".join(shown), f"spread {spread:.0f}", f"{time.perf_counter() - start:.1f}")  # fmt: skip
