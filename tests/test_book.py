@@ -1,0 +1,64 @@
+"""The book: every page is in its table of contents, every link leads somewhere, no warning."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LECTURES = ROOT / "lectures"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES += sorted(LECTURES.glob("*.md"))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def toctree() -> list[str]:
+    text = (LECTURES / "index.md").read_text()
+    return re.search(r"```\{toctree\}\n(.*?)```", text, re.DOTALL)[1].split()
+
+
+def test_every_page_is_in_the_table_of_contents():
+    stems = {p.stem for p in LECTURES.glob("*.md")} - {"index"}
+    notebooks = {f"../notebooks/{p.stem}" for p in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    assert stems | notebooks == {entry for entry in toctree() if not entry.startswith(":")}
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a Git host gives to the page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for link in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        if not link.startswith("http"):
+            name, _, heading = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not heading or heading in anchors(target), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_prose_is_wrapped_and_numbers_have_a_leading_zero(page):
+    """Tables, pictures, formulas, code and links may be longer."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for line in text.splitlines():
+        free = not line.startswith(("|", "!")) and not re.search(r"\$|`|\]\(", line)
+        assert len(line) <= 100 or not free, f"{page.name}: {line}"
+        assert not re.search(r"(?<![\w.:%])\.\d", re.sub(r"`[^`]*`", "", line)), line
+
+
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning_and_ask_the_network_nothing(tmp_path):
+    command = "-m sphinx -b html -c lectures -W -n --keep-going -q".split()
+    where = ["-d", str(tmp_path / "doctrees"), ".", str(tmp_path / "pages")]
+    offline = os.environ | {"BOOK_EXECUTION": "off"}
+    subprocess.run([sys.executable, *command, *where], cwd=ROOT, env=offline, check=True)
+    remote = r'<(script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*href="(https?:)?//'
+    built = list((tmp_path / "pages").rglob("*.html"))
+    assert len(built) > 20
+    assert not [p for p in built if re.search(remote, p.read_text())]
