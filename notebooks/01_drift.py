@@ -16,12 +16,16 @@
 # %% [markdown]
 # # Notebook 1: the drift problem
 #
-# Beside [lecture 1](../lectures/01_drift.md). A model of five classes is taught a sixth from six points. What becomes of the five?
+# Beside [lecture 1](../lectures/01_drift.md). A model of five classes is taught a sixth from six
+# points. What becomes of the five?
 #
-# Run the cells in order. The first makes the course's experiment (two minutes, once); everything after it reads that run.
+# Run the cells in order. The first makes the course's experiment (two minutes, once); everything
+# after it reads that run.
 #
-# A run is written kind:weight: `prior:10` adds ten times the loss on replayed samples, `l2:0.1` a tenth of the squared distance from the base's
-# parameters ([lecture 3](../lectures/03_objectives.md) has all kinds). `kl_truth` is KL(world ‖ model), `kl_base` is KL(base ‖ model), in nats.
+# A run's name is kind:weight. `prior:10` adds ten times the loss on replayed samples; `l2:0.1` adds
+# a tenth of the squared distance from the base's parameters. [Lecture
+# 3](../lectures/03_objectives.md) has all kinds. `kl_truth` is KL(world ‖ model), `kl_base` is
+# KL(base ‖ model), in nats.
 
 # %%
 import json
@@ -40,15 +44,17 @@ metrics, config = (
 )
 
 # %% [markdown]
-# One base model, the same six points, the same noise to the bit: nothing but the objective differs between the panels after the first two. Of every
-# objective one weight is shown: the least drift among those that learnt the new class at least as well as standard did.
+# After the first two panels only the objective differs: base model, six points and noise are the
+# same to the bit. For each objective the figure shows the weight with the least drift among those
+# that learned the new class at least as well as standard did. This is seed 0, the mildest of three.
 
 # %%
 show(draw_samples(load_tensors(folder / "samples.safetensors"), metrics, config))
 
 # %% [markdown]
-# **Claim.** Standard fine-tuning never sees an old prompt, and in every seed the old classes end more than five times further from the world than the
-# base was (KL in nats of the probability-flow ODE's law, mean over the five classes).
+# **Claim.** Standard fine-tuning never sees an old prompt, and in every seed the old classes end
+# more than five times further from the world than the base was (KL in nats of the probability-flow
+# ODE's law, mean over the five classes).
 
 # %%
 standard = {r["seed"]: old_kl(r, "kl_truth") for r in metrics["runs"] if r["run"] == "standard"}
@@ -58,7 +64,8 @@ for seed, after in standard.items():
     assert after > 5 * base[seed]
 
 # %% [markdown]
-# **Claim.** Prior preservation replays class 0 and keeps it better than the mean of the others, in every seed.
+# **Claim.** Prior preservation replays class 0 and keeps it better than the mean of the others, in
+# every seed.
 
 # %%
 for r in metrics["runs"]:
@@ -74,9 +81,10 @@ show(draw_kl_per_class(metrics, config))
 # %% [markdown]
 # ## The knob lambda
 #
-# L2 adds lambda times the squared distance from the base's parameters. Move the slider: contours of the exact density of every prompt (seed 1),
-# grey where the base had it, + the shots. The number is KL(base ‖ tuned), mean over the old classes. The densities are computed once (ten
-# seconds); the slider only chooses.
+# L2 adds lambda times the squared distance from the base's parameters. Move the slider. It shows
+# contours of the exact density of every prompt (seed 1), in grey where the base had it; + marks the
+# shots. The number is KL(base ‖ tuned), the mean over the old classes. The densities are computed
+# once, in ten seconds, and the slider chooses among them.
 
 # %%
 from toy2d.figures.density import draw_densities, on_grid, total_mass
@@ -106,7 +114,8 @@ for p, r in zip(density, records, strict=True):
 Slider("lambda", frames)
 
 # %% [markdown]
-# **Claim.** In this run the drift falls at every step up in lambda, in every seed (lecture 7 says why that is not a theorem).
+# **Claim.** In this run the drift falls at every step up in lambda, in every seed (lecture 7 says
+# why that is not a theorem).
 
 # %%
 drift = {(r["run"], r["seed"]): old_kl(r, "kl_base") for r in metrics["runs"]}
@@ -118,7 +127,8 @@ for seed in config["seeds"]:
 # %% [markdown]
 # ## The same in pictures
 #
-# The mini model is a real text-to-image model of Stable Diffusion's classes, 64 x 64, that runs on a laptop. `sks` is a word that it never saw: its bears are brown.
+# The mini model is a real text-to-image model of Stable Diffusion's classes, 64 x 64, that runs on
+# a laptop. `sks` is a word that it never saw: its bears are brown.
 
 # %%
 import mini_lab
@@ -129,7 +139,9 @@ if mini_lab.available():
     display(mini_lab.draw(model, prompts, mini_lab.SEEDS, steps=15))
 
 # %% [markdown]
-# And after personalization with five pictures of a polar bear, along lambda (recorded from the same picture seeds; the caption has commit, steps and training seed).
+# The next slider shows the pictures after personalization with five pictures of a polar bear, along
+# lambda. They were recorded from the same picture seeds; the caption has commit, steps and training
+# seed.
 
 # %%
 display(mini_lab.recorded_slider("l2"))
@@ -137,8 +149,8 @@ display(mini_lab.recorded_slider("l2"))
 # %% [markdown]
 # ## Exercises
 #
-# **1.1** Why do the old classes move, although no example of theirs is in the loss? (a) the sampler is random; (b) the prompts share parameters;
-# (c) Adam's moments are carried over.
+# **1.1** Why do the old classes move, although no example of theirs is in the loss? (a) the sampler
+# is random; (b) the prompts share parameters; (c) Adam's moments are carried over.
 
 # %%
 from exercises import check

@@ -16,7 +16,8 @@
 # %% [markdown]
 # # Notebook 2: diffusion in one page
 #
-# Beside [lecture 2](../lectures/02_diffusion.md): noise, score, samplers, and an exact likelihood, each checked against a closed form.
+# Beside [lecture 2](../lectures/02_diffusion.md): noise, score, samplers, and an exact likelihood,
+# each checked against a closed form.
 
 # %%
 import torch
@@ -36,7 +37,8 @@ rng = generator(0, "notebook 02")
 # %% [markdown]
 # ## Noise
 #
-# A schedule is one table. A table that would put a division by zero into a sampler is refused, and the message says where.
+# A schedule is one table. A table with which a sampler would divide by zero is refused, and the
+# message says where.
 
 # %%
 try:
@@ -51,8 +53,8 @@ except ValueError as refused:
 show(draw_noising(world, (0, 25, 45, 99), rng), "300 points a class at four steps of the schedule")
 
 # %% [markdown]
-# **Claim** (Proposition 2.4). The exact noise prediction is minus the score times b: eps* = -b grad log p. The right side by automatic
-# differentiation of the density.
+# **Claim** (Proposition 2.4). The exact noise prediction is minus the score times b: eps* = -b grad
+# log p. The cell computes the right side by automatic differentiation of the density.
 
 # %%
 x = (3 * torch.randn(500, 2, generator=rng, dtype=torch.float64)).requires_grad_()
@@ -63,7 +65,8 @@ print(f"largest difference {float(gap.detach()):.1e}")
 assert gap < 1e-10
 
 # %% [markdown]
-# **Claim** (Proposition 2.3). The least denoising loss is not zero: even the exact predictor leaves the variance of the noise given x_t.
+# **Claim** (Proposition 2.3). The least denoising loss is not zero: even the exact predictor leaves
+# the variance of the noise given x_t.
 
 # %%
 from toy2d.core.objectives import Example, denoising_loss
@@ -81,8 +84,9 @@ assert abs(more - 0.1**2) < 2e-3  # by the proposition's Pythagoras
 # %% [markdown]
 # ## Likelihood
 #
-# **Claim** (Theorem 2.7). The probability-flow ODE gives the log density of the exact predictor's law: off by less than .01 nats at each of 2,000 points,
-# by about .001 on average (100 nodes; more nodes, less error).
+# **Claim** (Theorem 2.7). The probability-flow ODE gives the log density of the exact predictor's
+# law: off by less than 0.01 nats at each of 2,000 points, by about 0.001 on average (100 nodes;
+# more nodes, less error).
 
 # %%
 x = world.sample(1, 2000, rng, t=0).double()
@@ -95,8 +99,10 @@ assert gap < 1e-2
 # %% [markdown]
 # ## Samplers
 #
-# **Claim.** Three samplers, one exact predictor: their means agree with the world's within Monte-Carlo error, their standard deviations to a tenth (a
-# hundred steps are not infinitely many). They agree with each other only because the predictor is exact.
+# **Claim.** With the exact predictor, three samplers draw from nearly one law: their means agree
+# with the world's within Monte Carlo error, their standard deviations within a tenth, because a
+# hundred steps are not infinitely many. They agree with each other only because the predictor is
+# exact.
 
 # %%
 n, c = 4000, torch.tensor(1)
@@ -114,8 +120,9 @@ for name, x in draws.items():
     assert (x.std(0) / truth.std(0) - 1).abs().max() < 0.1
 
 # %% [markdown]
-# **Claim. Two samplers of one network have two laws.** A trained network is no exact predictor: its ancestral points have another law than its ODE's
-# points. Where the two clouds of class 4 are, after standard fine-tuning (seed 1):
+# **Claim. Two samplers of one network have two laws.** A trained network is not an exact predictor,
+# so its ancestral samples and its ODE samples follow different laws. The cell draws class 4 with
+# both samplers after standard fine-tuning (seed 1):
 
 # %%
 from toy2d.config import course

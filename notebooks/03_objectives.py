@@ -16,7 +16,8 @@
 # %% [markdown]
 # # Notebook 3: three objectives and two more
 #
-# Beside [lecture 3](../lectures/03_objectives.md). One file, [`toy2d/core/objectives.py`](../toy2d/core/objectives.py): four weights beside the instance loss.
+# Beside [lecture 3](../lectures/03_objectives.md). One file,
+# [`toy2d/core/objectives.py`](../toy2d/core/objectives.py): four weights beside the instance loss.
 
 # %%
 from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD
@@ -72,7 +73,8 @@ standard = STANDARD.terms(predict, schedule, batch)
 assert zero.keys() == standard.keys() and torch.equal(zero["instance"], standard["instance"])
 
 # %% [markdown]
-# **Claim** (Proposition 3.2). The L2 term needs no graph: its gradient, added in place, equals automatic differentiation.
+# **Claim** (Proposition 3.2). The L2 term needs no autograd graph: its gradient, added in place,
+# equals that of automatic differentiation.
 
 # %%
 from toy2d.core.objectives import Anchor
@@ -88,8 +90,8 @@ print(f"largest difference {worst:.1e}")
 assert worst < 1e-6
 
 # %% [markdown]
-# **Claim** (Proposition 3.4 d). At the base nothing has drifted, and output preservation does not pull; prior preservation does, by the noise in its
-# targets.
+# **Claim** (Proposition 3.4 d). At the base nothing has drifted, so output preservation has
+# gradient zero. Prior preservation has a gradient even there, from the noise in its targets.
 
 
 # %%
@@ -108,8 +110,8 @@ assert output == 0 and prior > 0.01
 # %% [markdown]
 # ## Which distance, for LoRA?
 #
-# **Claim** (Proposition 3.5). The norm of B A comes from two r x r matrices; the factors' own penalty is another number, and changes when the same
-# product is split differently.
+# **Claim** (Proposition 3.5). The norm of B A comes from two r x r matrices; the factors' own
+# penalty is another number, and changes when the same product is split differently.
 
 # %%
 A, B = (
@@ -126,7 +128,7 @@ assert abs(small / dense - 1) < 1e-4 and factors[1] > 10 * factors[0]
 # %% [markdown]
 # ## All five, over their weights
 #
-# Geometric means over three seeds, bands one standard error (the course's run).
+# The course's run: geometric means over three seeds; bands are one standard error.
 
 # %%
 from toy2d.figures.display import show
@@ -140,11 +142,13 @@ show(draw_tradeoff(c.metrics, {"seeds": c.config.seeds}))
 # %% [markdown]
 # ## A sixth
 #
-# [How to add an objective](../lectures/adding_an_objective.md) does it in fourteen lines and trains it at both scales.
+# [How to add an objective](../lectures/adding_an_objective.md) does it in fourteen lines and trains
+# it at both scales.
 #
 # ## Exercises
 #
-# **3.1** A weight of 10^6 entries under `tensor_mean` and lambda = 500: what lambda (sum) acts on it?
+# **3.1** A weight of 10^6 entries under `tensor_mean` and lambda = 500: what lambda (sum) acts on
+# it?
 
 # %%
 from exercises import check

@@ -16,31 +16,32 @@
 # %% [markdown]
 # # Notebook 4: a lower bound that anyone can count
 #
-# Beside [lecture 4](../lectures/04_lower_bound.md). For every set D: KL(p* ‖ q) >= kl(p*(D) ‖ q(D)). The left side is exact here, the right side
-# two counts.
+# Beside [lecture 4](../lectures/04_lower_bound.md). For every set D: KL(p* ‖ q) >= kl(p*(D) ‖
+# q(D)). The left side can be computed exactly here; the right side needs two counts.
 
 # %%
 from toy2d.theorems.estimators import Mass, binary_kl, counted_kl
 
 print(
-    f"kl(.1 || .9) = {binary_kl(0.1, 0.9):.3f}, kl(.01 || .99) = {binary_kl(0.01, 0.99):.3f} nats"
+    f"kl(0.1 || 0.9) = {binary_kl(0.1, 0.9):.3f}, kl(0.01 || 0.99) = {binary_kl(0.01, 0.99):.3f} nats"
 )
 
 # %% [markdown]
-# **Claim** (Example 4.5). "Much larger" is not enough: with gamma / delta = 100 the bound may be a hundredth of a nat.
+# **Claim** (Example 4.5). "Much larger" is not enough: with gamma / delta = 100 the bound may be a
+# hundredth of a nat.
 
 # %%
 adapted, base = binary_kl(1e-4, 0.01), binary_kl(1e-4, 0.02)
 print(
-    f"kl(.0001 || .01) = {adapted:.4f}; a base with mass .02 is {base:.4f} away, and began further"
+    f"kl(0.0001 || 0.01) = {adapted:.4f}; a base with mass 0.02 is {base:.4f} away, and began further"
 )
 assert adapted < 0.01 < base
 
 # %% [markdown]
 # ## Both sides, on trained models
 #
-# The course's run: exact KL of the ODE's law by quadrature, samples of the same law counted. D is the best half-plane, chosen on one half of
-# the samples and counted on the other.
+# The course's run: exact KL of the ODE's law by quadrature, samples of the same law counted. D is
+# the best half-plane, chosen on one half of the samples and counted on the other.
 
 # %%
 import torch
@@ -64,8 +65,9 @@ rows = lower_bound.lower_bound(
 )
 
 # %% [markdown]
-# **Claim** (Theorem 4.3). No row of 90 (three runs, three seeds, five prompts, two sets) breaks the bound beyond four standard errors, and for
-# standard fine-tuning the half-plane sees more than a third of the KL on average.
+# **Claim** (Theorem 4.3). No row of 90 (three runs, three seeds, five prompts, two sets) breaks the
+# bound beyond four standard errors, and for standard fine-tuning the half-plane's bound is more
+# than a third of the KL on average.
 
 # %%
 assert len(rows) == 90 and all(row.holds for row in rows)
@@ -79,7 +81,8 @@ print(f"standard: the half-plane gives {min(shares):.2f} to {max(shares):.2f} of
 assert sum(shares) / len(shares) > 1 / 3
 
 # %% [markdown]
-# One case drawn: class 1, seed 1, standard fine-tuning. Everything right or left of the line is one bit; the bit alone proves that many nats.
+# The figure shows one case: class 1, seed 1, standard fine-tuning. On which side of the line a
+# point lies is one bit, and this bit alone proves the number of nats in the title.
 
 # %%
 from toy2d.figures.display import show
@@ -103,10 +106,11 @@ ax.legend(loc="lower right")
 show(figure, "One half-plane, two counts: a lower bound on the drift of class 1")
 
 # %% [markdown]
-# ## What it makes of Theorem 1
+# ## What this means for Theorem 1
 #
-# **Claim.** As printed ("fine-tuning ends further from the reference than it began") the conclusion is false for some old prompts. Where condition
-# (4.1) is met, it holds without exception.
+# **Claim.** As printed ("fine-tuning ends further from the reference than the base was") the
+# conclusion is false for some old prompts. Where condition (4.1) is met, it holds without
+# exception.
 
 # %%
 bases = lower_bound.laws_of(
@@ -136,7 +140,7 @@ assert broken and proved and all(row.holds for row in proved)
 # %% [markdown]
 # ## Exercises
 #
-# **4.1** Compute kl(.1 ‖ .9) by hand.
+# **4.1** Compute kl(0.1 ‖ 0.9) by hand.
 
 # %%
 from exercises import check
@@ -145,7 +149,8 @@ answer = ...
 check("4.1", answer)
 
 # %% [markdown]
-# **4.2** One class of five is replayed; the tuned law gives the other four together mass .01. How many nats at least, for the mixture?
+# **4.2** One class of five is replayed; the tuned law gives the other four together mass 0.01. How
+# many nats at least, for the mixture?
 
 # %%
 answer = ...

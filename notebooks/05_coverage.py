@@ -16,7 +16,8 @@
 # %% [markdown]
 # # Notebook 5: prior preservation and coverage
 #
-# Beside [lecture 5](../lectures/05_coverage.md). What is replayed is kept; what is not replayed is not protected; the number of pictures is not the cause.
+# Beside [lecture 5](../lectures/05_coverage.md). What is replayed is kept; what is not replayed is
+# not protected; the number of pictures is not the cause.
 
 # %%
 from toy2d.config import course
@@ -27,8 +28,8 @@ c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 records = c.metrics["runs"]
 
 # %% [markdown]
-# **Claim.** The same 200 samples: all of class 0 (`prior:10`), or spread over all five classes (`replay_all:1`). In every seed the worst class is
-# kept better when they are spread.
+# **Claim.** The same 200 samples: all of class 0 (`prior:10`), or spread over all five classes
+# (`replay_all:1`). In every seed the worst class is kept better when they are spread.
 
 # %%
 kls = {
@@ -41,7 +42,8 @@ for seed in c.seeds:
     assert max(all_five) < max(one)
 
 # %% [markdown]
-# **Claim.** Coverage is bought with depth: class 0 itself is kept better when all samples are its own.
+# **Claim.** Covering more classes has a price: class 0 itself is kept better when all samples are
+# its own.
 
 # %%
 for seed in c.seeds:
@@ -72,8 +74,9 @@ show(figure, f"Class by class: prior replays class 0 only; quadrature errors are
 # %% [markdown]
 # ## The lower bound for what is not covered
 #
-# **Claim** (Corollary 5.1). With E the region that neither subject nor replay covers, KL >= kl(p*(E) ‖ q(E)): holds in every row, and says nothing
-# where everything is replayed. Printed: the target prompt's law against the mixture of all old prompts.
+# **Claim** (Corollary 5.1). With E the region that neither subject nor replay covers, KL >=
+# kl(p*(E) ‖ q(E)). It holds in every row, and it is nearly empty where everything is replayed. The
+# cell prints the law of the target prompt against the mixture of all old prompts.
 
 # %%
 from toy2d.measure import gauss_hermite, truth_points
@@ -104,8 +107,9 @@ assert max(silent) < 0.2  # with everything replayed the bound has next to nothi
 # %% [markdown]
 # ## The upper bound for what is covered
 #
-# **Claim** (Proposition 5.2). Mixing the subject into the base's own law costs at most ln 1/(1 - w), whatever the subject is: five pictures among 205
-# cost at most .025 nats. Both sides for the exact Pentagon: base = five classes, subject = the new class.
+# **Claim** (Proposition 5.2). Mixing the subject into the base's own law costs at most ln 1/(1 -
+# w), whatever the subject is: five pictures among 205 cost at most 0.025 nats. The cell computes
+# both sides for the exact Pentagon: the base has the five classes, the subject is the new class.
 
 # %%
 import math

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Notebook 6: path KL
 #
-# Beside [lecture 6](../lectures/06_path_kl.md). An upper bound on drift, with its constant, that needs no density: the number that the course
-# computes at both scales.
+# Beside [lecture 6](../lectures/06_path_kl.md). An upper bound on drift, with its constant, that
+# needs no density: the number that the course computes at both scales.
 
 # %%
 from toy2d.core.schedule import Schedule
@@ -31,7 +31,8 @@ for name, schedule in (
     print(f"{name:26s} largest weight {float(w.max()):8.3f} at t = {1 + int(w.argmax())}")
 
 # %% [markdown]
-# **Claim** (the trap). The clipped last step of the cosine schedule weighs 499.5, a thousand times what the linear schedule's heaviest step weighs.
+# **Claim** (the trap). The clipped last step of the cosine schedule weighs 499.5, a thousand times
+# what the linear schedule's heaviest step weighs.
 
 # %%
 heavy = float(Schedule.cosine(100).path_weights().max())
@@ -42,8 +43,9 @@ assert abs(heavy - 499.5) < 0.1 and heavy > 1000 * linear
 # %% [markdown]
 # ## A pair with a closed form
 #
-# **Claim** (Proposition 6.6). Two Gaussians, std .5, means 3 apart: path KL lies above the sampler's own KL, and tends to 18 with the number of steps
-# (`==` is up to the extrapolation's error, which the row states).
+# **Claim** (Proposition 6.6). Two Gaussians, std 0.5, means 3 apart: path KL lies above the
+# sampler's own KL, and tends to 18 with the number of steps (`==` is up to the extrapolation's
+# error, which the row states).
 
 # %%
 from toy2d.theorems.path_bound import gaussian_pair
@@ -56,7 +58,8 @@ assert all(row.holds for row in rows)
 # %% [markdown]
 # ## Trained models: the bound, and what it is about
 #
-# The bases' own ancestral chains were sampled once. Path KL of standard and L2, seed by seed, beside the KL of the *ODE's* law.
+# The bases' own ancestral chains were sampled once. The cell prints path KL of standard and L2 for
+# each seed, beside the KL of the *ODE's* law.
 
 # %%
 from toy2d.config import course
@@ -80,7 +83,8 @@ for i, name, seed in c.which("standard", "l2:0.1"):  # i: the place in the stack
     print(f"{name}, seed {seed}: {path}; KL of the ODE's law {ode:.3f}")
 
 # %% [markdown]
-# **Claim.** Path KL is no bound on the ODE's law: in two of three seeds of standard the ODE drifted further.
+# **Claim.** Path KL does not bound the KL of the ODE's law: in two of three seeds of standard
+# fine-tuning the ODE's KL is larger.
 
 # %%
 above = [
@@ -92,8 +96,9 @@ print("seeds in which the ODE's KL is above path KL:", above)
 assert len(above) == 2
 
 # %% [markdown]
-# **Claim** (Theorem 6.2). For the law that it is about, the ancestral one, it holds: k-nearest-neighbour KL of each class (1,000 samples of either
-# law, bias stated) lies below path KL. One run here; `toy2d verify --only path_bound` does all.
+# **Claim** (Theorem 6.2). For the ancestral law, which the theorem is about, the bound holds: an
+# estimate of each class's KL by k nearest neighbours (1,000 samples of each law, its bias stated)
+# lies below path KL. The cell checks one run; `toy2d verify --only path_bound` checks all.
 
 # %%
 from toy2d.theorems import path_bound
@@ -108,7 +113,8 @@ assert all(row.holds for row in rows)
 # %% [markdown]
 # ## The chain of quantities
 #
-# Distance, output change, path KL, KL: every run of the course, log-log. Slope 1, slope 2, and the line that is a bound for another sampler.
+# Distance, output change, path KL and KL of every run of the course, on logarithmic axes. The first
+# pair has slope 1 and the second slope 2; the line in the last panel bounds another sampler's KL.
 
 # %%
 from toy2d.figures.display import show
@@ -119,7 +125,8 @@ show(draw_chain(c.metrics, {"seeds": c.config.seeds}))
 # %% [markdown]
 # ## Near the base
 #
-# **Claim** (Theorem 6.8). Path KL is quadratic from the start: halving the distance quarters it. Along the direction of the standard run, seed 0:
+# **Claim** (Theorem 6.8). Path KL is quadratic from the start: halving the distance quarters it.
+# Along the direction of the standard run, seed 0:
 
 # %%
 star, i = c.base(0), c.which("standard")[0][0]
@@ -143,8 +150,8 @@ assert all(abs(r - 4) < 0.1 for r in ratios)
 # %% [markdown]
 # ## What lambda guarantees
 #
-# **Claim** (Theorem 6.9). The certificate C loss(theta*) / lambda is true and far too large: at lambda = 1 it promises more than ten nats where less
-# than a tenth was measured.
+# **Claim** (Theorem 6.9). The certificate C loss(theta*) / lambda is true and far too large: at
+# lambda = 1 it promises more than ten nats where less than a tenth was measured.
 
 # %%
 from toy2d.core.rng import generator

@@ -16,7 +16,8 @@
 # %% [markdown]
 # # Notebook 7: what the bounds do not say
 #
-# Beside [lecture 7](../lectures/07_what_bounds_do_not_say.md). Counter-examples that run.
+# Beside [lecture 7](../lectures/07_what_bounds_do_not_say.md). Every counter-example runs in a
+# cell.
 
 # %%
 import torch
@@ -31,7 +32,8 @@ c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 # %% [markdown]
 # ## Far away without drift
 #
-# **Claim** (Proposition 7.1). Train only the new word's row: the old prompts do not drift at all, whatever the distance.
+# **Claim** (Proposition 7.1). Train only the new word's row: the old prompts do not drift at all,
+# whatever the distance.
 
 # %%
 learnt = {}
@@ -45,7 +47,8 @@ for seed in c.seeds:
     assert row.lhs == 0.0
 
 # %% [markdown]
-# **Claim.** And it learns the new class, here better than standard fine-tuning of everything, in every seed.
+# **Claim.** And it learns the new class, here better than standard fine-tuning of everything, in
+# every seed.
 
 # %%
 from toy2d.measure import compare
@@ -73,7 +76,8 @@ for row in rows:
 assert all(row.holds for row in rows)
 
 # %% [markdown]
-# **Claim.** Distance does not rank: `output:0.1` moved further than standard in seeds 0 and 1 and drifted at least ten times less in all three.
+# **Claim.** Distance does not rank: `output:0.1` moved further than standard in seeds 0 and 1 and
+# drifted at least ten times less in all three.
 
 # %%
 from toy2d.runs.statistics import old_kl
@@ -91,8 +95,9 @@ for seed in c.seeds:
 # %% [markdown]
 # ## LoRA's factors
 #
-# **Claim.** Penalizing the factors is not penalizing the change: the penalty bounds the change from above (first row), but one change split two ways
-# has two penalties, and at the start of training the change is zero and the penalty is not (the rows that fail).
+# **Claim.** Penalizing the factors is not penalizing the change: the penalty bounds the change from
+# above (first row), but one change that is split in two ways has two penalties, and at the start of
+# training the change is zero while the penalty is not (the rows that fail).
 
 # %%
 rows = counterexamples.lora_factors()
@@ -105,8 +110,8 @@ assert rows[0].holds and not rows[1].holds and not rows[2].holds
 # %% [markdown]
 # ## The ODE needs more
 #
-# **Claim** (Proposition 7.4). eps = theta sin(omega x): Lipschitz in theta with constant 1, and yet the ODE's log density at 0 changes by theta
-# times anything you like.
+# **Claim** (Proposition 7.4). eps = theta sin(omega x): Lipschitz in theta with constant 1, and yet
+# the ODE's log density at 0 changes by theta times a factor that grows with omega without bound.
 
 # %%
 from toy2d.core.likelihood import log_prob
@@ -133,8 +138,9 @@ assert abs(found[16.0] / found[1.0] - 16) < 0.1
 # %% [markdown]
 # ## The published lambda sweep
 #
-# Read off the authors' figure (+-.0005; SD-1.5, full fine-tuning, tensor mean), one run a row; lecture 7 draws it. **Claim.** At lambda = 0, with neither
-# penalty nor prior, both scores already beat the prior-preservation row of the main table, and L2 only trades one for the other.
+# Read off the authors' figure (+-0.0005; SD-1.5, full fine-tuning, tensor mean), one run a row;
+# lecture 7 draws it. **Claim.** At lambda = 0, with neither penalty nor prior, both scores already
+# beat the prior-preservation row of the main table, and L2 only trades one for the other.
 
 # %%
 import itertools
@@ -159,7 +165,8 @@ assert without > 0.75 * gain
 # %% [markdown]
 # ## Exercises
 #
-# **7.1** Prompt world, "V dog" = (dog, no context, V). Which rows may be trained with zero drift on all old prompts? (a) dog; (b) dog and V; (c) V.
+# **7.1** Prompt world, "V dog" = (dog, no context, V). Which rows may be trained with zero drift on
+# all old prompts? (a) dog; (b) dog and V; (c) V.
 
 # %%
 from exercises import check

@@ -16,8 +16,9 @@
 # %% [markdown]
 # # Notebook 8: from toy to full
 #
-# Beside [lecture 8](../lectures/08_from_toy_to_full.md). The file whose theorems you checked in the plane trains a pipeline of Stable Diffusion's
-# classes: here a tiny one with random weights (offline, seconds), then the mini model.
+# Beside [lecture 8](../lectures/08_from_toy_to_full.md). The file whose theorems you checked in the
+# plane trains a pipeline of Stable Diffusion's classes: here a tiny one with random weights
+# (offline, seconds), then the mini model.
 
 # %%
 from personalize.pipeline.libraries import quiet_libraries
@@ -69,7 +70,8 @@ assert gap < 1e-6
 # %% [markdown]
 # ## One loss
 #
-# The term `denoising_loss` of the toy, fed with latents and a text prompt instead of points and a class number.
+# The term `denoising_loss` of the toy, fed with latents and a text prompt instead of points and a
+# class number.
 
 # %%
 from personalize.data.latents import Prompts
@@ -88,7 +90,8 @@ assert float(terms["output"]) == 0  # the base differs from itself by nothing
 # %% [markdown]
 # ## One command, two runs
 #
-# Twelve steps of LoRA on four pictures made by code, standard against L2. The weights are random, so the pictures mean nothing; the rows do.
+# Twelve steps of LoRA on four pictures made by code, standard against L2. The weights are random,
+# so the pictures mean nothing; only the columns and the comparison matter here.
 
 # %%
 import numpy as np
@@ -151,7 +154,8 @@ assert {
 } <= set(shared)
 
 # %% [markdown]
-# **Claim.** L2 keeps this run nearer to its base: less distance, and less path KL, than standard with the same pictures and noise.
+# **Claim.** L2 keeps this run nearer to its base: less distance, and less path KL, than standard
+# with the same pictures and noise.
 
 # %%
 last = {name: r[-1] for name, r in rows.items()}
@@ -166,7 +170,8 @@ assert (
 # %% [markdown]
 # ## What class images cost
 #
-# Counted in forward passes of the denoiser (a training sample costs three: one forward, a backward worth two). 200 class images, 800 steps.
+# Counted in forward passes of the denoiser (a training sample costs three: one forward, a backward
+# worth two). 200 class images, 800 steps.
 
 # %%
 training = 800 * 3
@@ -180,7 +185,7 @@ assert 10 < (200 * 51 * 2 + 4800) / training < 11
 # %% [markdown]
 # ## The mini model
 #
-# The same call on weights that know something.
+# The same call opens a model that has learned something.
 
 # %%
 import mini_lab
@@ -192,8 +197,9 @@ if mini_lab.available():
     print(f"latents of a picture: {mini_model.latent_shape(64)}")
 
 # %% [markdown]
-# Recorded on it, one seed: path KL after personalization by standard, L2 at four weights, prior and output. Not at equal adaptation: `l2:1` moves least because it has not
-# learnt the subject (three subjects and seeds: the lab log).
+# Recorded on the mini model, one seed: path KL after each objective. The runs have not learned the
+# subject equally well: `l2:1` moves least because it has not learned it. The lab log has three
+# subjects and seeds.
 
 # %%
 for r in mini_lab.recorded():
@@ -203,7 +209,8 @@ for r in mini_lab.recorded():
 # %% [markdown]
 # ## Exercises
 #
-# **8.1** The ratio of forwards spent on making 200 class images (51 evaluations, guided) to those of 800 training steps with the prior term.
+# **8.1** The ratio of forwards spent on making 200 class images (51 evaluations, guided) to those
+# of 800 training steps with the prior term.
 
 # %%
 from exercises import check

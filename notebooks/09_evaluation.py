@@ -16,7 +16,8 @@
 # %% [markdown]
 # # Notebook 9: evaluating personalization
 #
-# Beside [lecture 9](../lectures/09_evaluation.md). What the metrics measure, how sure one may be, and how to read a table of them.
+# Beside [lecture 9](../lectures/09_evaluation.md). What the metrics measure, how sure one may be,
+# and how to read a table of them.
 
 # %%
 import torch
@@ -29,9 +30,11 @@ for name in ("cosine", "pairwise_perceptual", "mmd2", "interval", "over_seeds"):
 # %% [markdown]
 # ## Fidelity and memorization cannot be told apart by fidelity
 #
-# Features of pictures as unit vectors: a subject is a direction. A model that paints the subject in many ways, and one that copies a training picture.
+# Features of pictures as unit vectors: a subject is a direction. The cell compares a model that
+# draws the subject in many ways with one that copies a training picture.
 #
-# **Claim.** The copier has the higher subject score (what DINO and CLIP-I measure), and no variety: judged by fidelity alone it wins.
+# **Claim.** The copier has the higher subject score (what DINO and CLIP-I measure), and no variety:
+# judged by fidelity alone it wins.
 
 # %%
 rng = torch.Generator().manual_seed(0)
@@ -63,9 +66,11 @@ assert metrics.mean_to_others(metrics.cosine(copied, copied)).mean() > 0.99
 # %% [markdown]
 # ## How many seeds?
 #
-# The toy's truth is exact, so the spread over training seeds is pure training noise: standard fine-tuning, KL(base ‖ tuned).
+# The toy's truth is exact, so the spread over training seeds is pure training noise: standard
+# fine-tuning, KL(base ‖ tuned).
 #
-# **Claim.** Over three seeds the largest drift is more than ten times the smallest. One run says which decade, at best.
+# **Claim.** Over three seeds the largest drift is more than ten times the smallest. One run gives
+# the order of magnitude at best.
 
 # %%
 from toy2d.config import course
@@ -84,8 +89,8 @@ for name, values in drift.items():
 assert max(drift["standard"]) > 10 * min(drift["standard"])
 
 # %% [markdown]
-# **Claim.** Paired by seed (same base, same shots, same noise) the comparison is sharper than unpaired: the standard error of the mean log ratio is smaller
-# than that of independent seeds.
+# **Claim.** Paired by seed (same base, same shots, same noise) the comparison is sharper than
+# unpaired: the standard error of the mean log ratio is smaller than that of independent seeds.
 
 # %%
 import numpy as np
@@ -100,9 +105,11 @@ assert paired < unpaired
 # %% [markdown]
 # ## Pictures are not seeds
 #
-# **Claim.** An interval over pictures pretends to a certainty that it does not have: 100 pictures of 4 seeds, a seed effect as large as the pictures' own
-# spread. Of 200 repetitions, the 95 % interval over pictures catches the truth in less than 60 %; over seeds in more, though still below 95 %: four
-# values are few for a bootstrap, and it says n.
+# **Claim.** An interval over pictures is too narrow. Take 100 pictures of 4 seeds, with a seed
+# effect as large as the spread of the pictures. In 200 repetitions the 95 % interval over pictures
+# contains the truth in less than 60 %; the interval over seeds contains it more often, though still
+# in less than 95 %, because four values are few for a bootstrap. `n` is therefore printed beside
+# every interval.
 
 # %%
 noise = np.random.default_rng(0)
@@ -135,7 +142,8 @@ for base, ours in pairs:
     )
 
 # %% [markdown]
-# **Claim.** DINO and CLIP-I rise in every row; CLIP-T falls in three of seven. In those three the change is a trade, not an improvement.
+# **Claim.** DINO and CLIP-I rise in every row; CLIP-T falls in three of seven. In those three the
+# change is a trade, not an improvement.
 
 # %%
 fell = [f"{b['backbone']} {b['method']}" for b, o in pairs if o["clip_t"] < b["clip_t"]]
@@ -143,9 +151,10 @@ print("CLIP-T fell:", ", ".join(fell))
 assert all(o["dino"] > b["dino"] and o["clip_i"] > b["clip_i"] for b, o in pairs) and len(fell) == 3
 
 # %% [markdown]
-# **Claim.** How large a DINO difference would be noise? With a between-subject standard deviation of .1 (an assumption; the benchmark has 30 subjects) an
-# *unpaired* difference below .05 is within two standard errors: all seven published differences are that small. Paired by
-# subject it may be much better, and cannot be judged from the table.
+# **Claim.** How large a DINO difference would be noise? With a between-subject standard deviation
+# of 0.1 (an assumption; the benchmark has 30 subjects) an *unpaired* difference below 0.05 is
+# within two standard errors: all seven published differences are that small. Paired by subject the
+# errors may be much smaller; the table does not say.
 
 # %%
 error = 0.1 * (2 / 30) ** 0.5
@@ -156,7 +165,8 @@ assert all(d < 2 * error for d in small)
 # %% [markdown]
 # ## A picture score and a law
 #
-# **Claim.** A squared MMD between two samples of one law is zero in the mean, so single values may be negative; with a shift it is not.
+# **Claim.** A squared MMD between two samples of one law is zero in the mean, so single values may
+# be negative; with a shift it is not.
 
 # %%
 same = [metrics.mmd2(near(subject, 0.1, 24), near(subject, 0.1, 24)) for _ in range(50)]
@@ -169,7 +179,8 @@ assert np.mean(shifted) > 10 * abs(np.mean(same))
 # %% [markdown]
 # ## Exercises
 #
-# **9.1** Thirty subjects, standard deviation .1 between them: half the width of a 95 % interval for a mean.
+# **9.1** Thirty subjects, standard deviation 0.1 between them: half the width of a 95 % interval
+# for a mean.
 
 # %%
 from exercises import check

@@ -16,12 +16,14 @@
 # %% [markdown]
 # # Notebook 10: a practical guide
 #
-# Beside [lecture 10](../lectures/10_practical_guide.md). What to train, which objective, which weight, what it costs, and what to do when it fails.
+# Beside [lecture 10](../lectures/10_practical_guide.md). What to train, which objective, which
+# weight, what it costs, and what to do when it fails.
 
 # %% [markdown]
 # ## Memory
 #
-# SD-1.5's denoiser has 860 million weights. What stays for a whole full fine-tuning in fp32, before activations:
+# SD-1.5's denoiser has 860 million weights. What stays for a whole full fine-tuning in fp32, before
+# activations:
 
 # %%
 GIB, weights = 2**30, 860e6
@@ -31,7 +33,8 @@ for name, size in parts.items():
 assert round(weights * 16 / GIB, 1) == 12.8
 
 # %% [markdown]
-# **Claim.** LoRA of rank 4 trains less than two percent of the tiny pipeline's denoiser. (And its L2 needs no copy of the weights: Proposition 3.5.)
+# **Claim.** LoRA of rank 4 trains less than two percent of the tiny pipeline's denoiser. (And its
+# L2 needs no copy of the weights: Proposition 3.5.)
 
 # %%
 from personalize.pipeline.libraries import quiet_libraries
@@ -58,8 +61,9 @@ assert trained < 0.02 * everything
 # %% [markdown]
 # ## Failure gallery
 #
-# Three regimes on the plane, where the truth is known: new class KL(world ‖ tuned) says how well the subject was learnt, old KL(base ‖ tuned) what it
-# cost. Same base, same shots; only the objective differs.
+# Three regimes on the plane, where the truth is known: new class KL(world ‖ tuned) says how well
+# the subject was learnt, old KL(base ‖ tuned) what it cost. Same base, same shots; only the
+# objective differs.
 
 # %%
 import itertools
@@ -83,8 +87,9 @@ for regime, name in gallery.items():
     print(f"{regime:9s} {name:10s} new class {new} nats, old classes {old}")
 
 # %% [markdown]
-# **Claim.** Overfitting is bad on *both* axes here: the balanced run learns the new class better and drifts less (geometric means over three seeds).
-# Underfitting keeps the old and learns the new less well than balanced; standard, which has overfitted six points, is worse still on that axis.
+# **Claim.** Overfitting is bad on *both* axes here: the balanced run learns the new class better
+# and drifts less (geometric means over three seeds). Underfitting keeps the old and learns the new
+# less well than balanced; standard, which has overfitted six points, is worse still on that axis.
 
 # %%
 new, old = ({regime: v[i][0] for regime, v in found.items()} for i in (0, 1))
@@ -92,8 +97,8 @@ assert new["balanced"] < min(new["overfit"], new["underfit"])
 assert old["underfit"] < old["overfit"] and old["balanced"] < old["overfit"]
 
 # %% [markdown]
-# The same three regimes on Stable Diffusion, from a student report (one run each; ours to read, not our measurement). Similarity within a prompt: lower
-# is more variety.
+# The same three regimes on Stable Diffusion, from a student report (one run each; not our
+# measurement). Lower similarity within a prompt means more variety.
 
 # %%
 from toy2d.runs.files import read_csv
@@ -107,8 +112,9 @@ for regime, r in report.items():
     )
 
 # %% [markdown]
-# **Claim.** The report's three columns are one ordering: overfit, balanced, underfit, in subject similarity falling, in text agreement and variety rising.
-# Along one such curve no setting is better; it is a choice.
+# **Claim.** The report's three columns are one ordering: overfit, balanced, underfit, in subject
+# similarity falling, in text agreement and variety rising. Along one such curve no setting is
+# better; it is a choice.
 
 # %%
 order = [report[k] for k in ("overfit", "balanced", "underfit")]
@@ -120,7 +126,8 @@ for one, next_one in itertools.pairwise(order):
 # %% [markdown]
 # ## Choosing a weight
 #
-# Adaptation against preservation over all weights: lower left is better; the corner, not the end of a curve, is the place to be.
+# Adaptation against preservation over all weights: lower left is better, so choose the weight at
+# the corner of a curve, not at its end.
 
 # %%
 from toy2d.figures.display import show
@@ -129,8 +136,10 @@ from toy2d.figures.drift import draw_tradeoff
 show(draw_tradeoff({"runs": records}, {"seeds": (0, 1, 2)}))
 
 # %% [markdown]
-# And in pictures, on the mini model (recorded): a polar bear is shown, the base's bears are brown. At lambda 0 and .001 every bear is white; at .01 some; at 1 bears are
-# brown again, and so is "sks bear": nothing was learnt. No weight here is a good corner. **Claim.** Path KL falls all the way.
+# And in pictures, on the mini model (recorded): a polar bear is shown, the base's bears are brown.
+# At lambda 0 and 0.001 every bear is white; at 0.01 some; at 1 bears are brown again, and so is
+# "sks bear", which was not learned. No weight here is good at both. **Claim.** Path KL falls all
+# the way.
 
 # %%
 import mini_lab
@@ -146,7 +155,8 @@ mini_lab.recorded_slider("l2")
 # %% [markdown]
 # ## Before a long run
 #
-# `--dry_run` prints the resolved settings, which picture is seen how often, the time of a step and the memory. On the tiny pipeline:
+# `--dry_run` prints the resolved settings, which picture is seen how often, the time of a step and
+# the memory. On the tiny pipeline:
 
 # %%
 import numpy as np
@@ -185,7 +195,8 @@ answer = ...
 check("10.1", answer)
 
 # %% [markdown]
-# **10.2** High similarity to the photos, low agreement with the prompt, little variety: (a) underfit, (b) overfit, (c) balanced?
+# **10.2** High similarity to the photos, low agreement with the prompt, little variety: (a)
+# underfit, (b) overfit, (c) balanced?
 
 # %%
 answer = ...

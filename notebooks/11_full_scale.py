@@ -16,9 +16,10 @@
 # %% [markdown]
 # # Notebook 11: the full thing: Stable Diffusion
 #
-# Beside [lecture 11](../lectures/11_full_scale.md). This notebook prints the commands, runs them where a GPU and weights are present, and otherwise shows
-# what was recorded, or says "not run here". Set
-# `PHOTOS` (or DRIFTLAB_PHOTOS in the environment) to a folder of four to six pictures of one thing, `MODEL` (DRIFTLAB_MODEL) to a pipeline folder.
+# Beside [lecture 11](../lectures/11_full_scale.md). This notebook prints the commands, runs them
+# where a GPU and weights are present, and otherwise shows what was recorded, or says "not run
+# here". Set `PHOTOS` (or DRIFTLAB_PHOTOS in the environment) to a folder of four to six pictures of
+# one thing, `MODEL` (DRIFTLAB_MODEL) to a pipeline folder.
 
 # %%
 import os
@@ -77,7 +78,8 @@ for name, config in runs.items():
     print(f"# {name}\n{config.command()}\n")
 
 # %% [markdown]
-# (Paths are as seen from notebooks/.) **Claim.** The LoRA commands differ by the objective and its settings only; model, pictures and noise are the same.
+# (Paths are as seen from notebooks/.) **Claim.** The LoRA commands differ by the objective and its
+# settings only; model, pictures and noise are the same.
 
 # %%
 from dataclasses import asdict
@@ -115,7 +117,8 @@ else:
 # %% [markdown]
 # ## What was recorded
 #
-# Results of such runs belong into `lectures/_data/full_scale.csv` (columns: run, seed, dino, clip_i, clip_t, path_kl, path_kl_error, seconds, gpu, commit, date).
+# Results of such runs belong into `lectures/_data/full_scale.csv` (columns: run, seed, dino,
+# clip_i, clip_t, path_kl, path_kl_error, seconds, gpu, commit, date).
 
 # %%
 from toy2d.runs.files import read_csv
