@@ -1,13 +1,15 @@
-"""A fleet of runs: many tasks, one call site, wherever the workers are.
+"""Run many tasks on an engine: on this machine, or on the workers of a cluster.
 
-    local           processes of this machine (joblib's loky); with one worker, this process
-    dask:ADDRESS    the workers of a dask scheduler, e.g. dask:tcp://10.0.0.1:8786; start them with --nthreads 1, one a GPU
-    ray:ADDRESS     a ray cluster, e.g. ray:auto
-    slurm[:PARTITION]   one job a task, as a job array (submitit)
+    local               processes of this machine (joblib's loky); with one worker, this process
+    dask:ADDRESS        the workers of a dask scheduler, e.g. dask:tcp://10.0.0.1:8786;
+                        start them with --nthreads 1, one for each GPU
+    ray:ADDRESS         a ray cluster, e.g. ray:auto
+    slurm[:PARTITION]   one job for each task, as a job array (submitit)
 
-A task is a picklable call without arguments that keeps what it does in a folder of its own and goes on from there. So a worker that dies takes
-nothing with it: the fleet is asked again, finished tasks answer at once, the others resume from their checkpoints. Where tasks run does not
-change what they compute. Remote workers must see the same paths.
+A task is a picklable call without arguments. It keeps its work in a folder of its own and resumes
+from there. So when a worker dies nothing is lost: all tasks are started again, finished ones
+return at once, the others resume from their checkpoints. Where tasks run does not change what they
+compute. Remote workers must see the same paths.
 """
 
 import contextlib
@@ -22,29 +24,38 @@ from joblib import Parallel, delayed, parallel_config
 from toy2d.runs.files import RunFailure, UserError
 
 Task = Callable[[], Any]
-Ask = Callable[[Sequence[Task]], list]
+Submit = Callable[[Sequence[Task]], list]
+Connection = tuple[Submit, type[BaseException]]  # and what it raises when a worker dies
 ATTEMPTS = 3
+SLURM_REMEDY = "run it on a machine where srun and sbatch reach a cluster"
 
 
 def run_all(
-    tasks: Sequence[Task], engine: str = "local", workers: int = 1, say=print, logs: Path = Path("runs/slurm")
-) -> list:  # fmt: skip
-    """The tasks' results, in order. `workers`: local processes, or how many SLURM jobs at a time; dask and ray know their own number.
+    tasks: Sequence[Task],
+    engine: str = "local",
+    workers: int = 1,
+    say=print,
+    logs: Path = Path("runs/slurm"),
+) -> list:
+    """The tasks' results, in order.
 
-    Raises UserError for an engine that is not there, RunFailure when workers died ATTEMPTS times; what a task raises passes through.
+    `workers`: local processes, or SLURM jobs at a time; dask and ray know their own number.
+    Raises UserError for an engine that is not there, RunFailure when workers died ATTEMPTS times;
+    exceptions of a task pass through.
     """
     name, _, address = engine.partition(":")
     if name not in ENGINES:
         raise UserError(f"--engine {engine}: choose {', '.join(ENGINES)}")
-    with ENGINES[name](address, workers, logs) as (ask, died):
+    with ENGINES[name](address, workers, logs) as (submit, died):
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return ask(tasks)
+                return submit(tasks)
             except died as e:
                 if attempt == ATTEMPTS:
                     raise RunFailure(
-                        f"workers of --engine {engine} died {ATTEMPTS} times ({_first_line(e)}); perhaps memory is short: try "
-                        "fewer --workers. The same command goes on from the checkpoints"
+                        f"workers of --engine {engine} died {ATTEMPTS} times ({_first_line(e)}); "
+                        "perhaps memory is short: try fewer --workers. "
+                        "The same command goes on from the checkpoints"
                     ) from e
                 say(f"a worker died ({_first_line(e)}): its run goes on from its checkpoint")
     return []
@@ -65,12 +76,12 @@ def _require(module: str, engine: str, package: str):
         raise UserError(f"--engine {engine} needs {package}: pip install {package}") from e
 
 
-# ---- where joblib finds its workers: (how to ask, what it raises when a worker dies)
-Engine = contextlib.AbstractContextManager[tuple[Ask, type[BaseException]]]
+# ---- engines
+Engine = contextlib.AbstractContextManager[Connection]
 
 
 @contextlib.contextmanager
-def _local(address: str, workers: int, logs: Path) -> Iterator[tuple[Ask, type[BaseException]]]:
+def _local(address: str, workers: int, logs: Path) -> Iterator[Connection]:
     if address:
         raise UserError(f"--engine local:{address}: local takes no address")
     with parallel_config("loky", n_jobs=workers):
@@ -78,24 +89,26 @@ def _local(address: str, workers: int, logs: Path) -> Iterator[tuple[Ask, type[B
 
 
 @contextlib.contextmanager
-def _dask(address: str, workers: int, logs: Path) -> Iterator[tuple[Ask, type[BaseException]]]:
+def _dask(address: str, workers: int, logs: Path) -> Iterator[Connection]:
     distributed = _require("distributed", "dask", "distributed")
     try:
         client = distributed.Client(address, timeout="5s")
     except (OSError, ValueError) as e:
-        raise UserError(f"--engine dask:{address}: no scheduler answers there ({_first_line(e)})") from e  # fmt: skip
+        reason = f"no scheduler answers there ({_first_line(e)})"
+        raise UserError(f"--engine dask:{address}: {reason}") from e
     with client, parallel_config("dask"):
         yield _through_joblib, distributed.KilledWorker
 
 
 @contextlib.contextmanager
-def _ray(address: str, workers: int, logs: Path) -> Iterator[tuple[Ask, type[BaseException]]]:
+def _ray(address: str, workers: int, logs: Path) -> Iterator[Connection]:
     ray = _require("ray", "ray", "ray")
     _require("ray.util.joblib", "ray", "ray").register_ray()
     try:
         ray.init(address=address or "auto", log_to_driver=False)
     except ConnectionError as e:
-        raise UserError(f"--engine ray:{address}: no cluster answers there ({_first_line(e)})") from e  # fmt: skip
+        reason = f"no cluster answers there ({_first_line(e)})"
+        raise UserError(f"--engine ray:{address}: {reason}") from e
     try:
         with parallel_config("ray"):
             yield _through_joblib, ray.exceptions.RayError
@@ -104,31 +117,32 @@ def _ray(address: str, workers: int, logs: Path) -> Iterator[tuple[Ask, type[Bas
 
 
 @contextlib.contextmanager
-def _slurm(
-    address: str, workers: int, logs: Path, cluster: str = "slurm"
-) -> Iterator[tuple[Ask, type[BaseException]]]:
+def _slurm(address: str, workers: int, logs: Path, cluster: str = "slurm") -> Iterator[Connection]:
     """`cluster`: submitit's name for where jobs go; its "local" runs them as processes here."""
     submitit = _require("submitit", "slurm", "submitit")
     try:
         executor = submitit.AutoExecutor(logs, cluster=cluster)
     except RuntimeError as e:
-        raise UserError(f"--engine slurm: {_first_line(e)}; run it on a machine that has srun") from e  # fmt: skip
+        raise UserError(f"--engine slurm: {_first_line(e)}; {SLURM_REMEDY}") from e
     executor.update_parameters(
         name="driftlab", timeout_min=24 * 60, slurm_array_parallelism=workers
     )
     if address:
         executor.update_parameters(slurm_partition=address)
 
-    def ask(tasks: Sequence[Task]) -> list:
-        jobs = executor.map_array(_call, tasks)
-        for job in jobs:  # all of them, or a second attempt would meet runs that still go on
+    def submit(tasks: Sequence[Task]) -> list:
+        try:
+            jobs = executor.map_array(_call, tasks)
+        except submitit.core.utils.FailedJobError as e:  # sbatch itself
+            raise UserError(f"--engine slurm: {_first_line(e)}; {SLURM_REMEDY}") from e
+        for job in jobs:  # wait for all, or a second attempt would meet runs that still go on
             job.wait()
         try:
             return [job.result() for job in jobs]
         except submitit.core.utils.FailedJobError as e:  # the task itself raised
             raise RunFailure(f"a SLURM job failed; its log is in {logs}: {_first_line(e)}") from e
 
-    yield ask, submitit.core.utils.UncompletedJobError
+    yield submit, submitit.core.utils.UncompletedJobError
 
 
 def _call(task: Task):

@@ -1,6 +1,6 @@
-"""What a comparison has to do: subjects, jobs, and the TrainConfig of each. Everything about a job follows from four values.
+"""Plan a comparison: its subjects, its jobs, and the TrainConfig of each job.
 
-All that a run would refuse is refused here, before anything trains.
+Whatever a run would refuse is refused here, before anything trains.
 """
 
 import re
@@ -32,27 +32,28 @@ from toy2d.runs.spec import parse_run
 MINI_COMPARED, MINI_TUNED_ON = ("polar_bear", "white_rabbit", "little_monkey"), ("striped_cat",)
 
 
-class Subject(NamedTuple):
+class ComparedSubject(NamedTuple):
     name: str
     class_word: str
     folder: str
 
 
 class Job(NamedTuple):
-    """One run of the comparison. Everything about it is a function of these four."""
+    """One run of the comparison: everything about it follows from these four values."""
 
     compare: CompareConfig
-    subject: Subject
+    subject: ComparedSubject
     run: str
     seed: int
 
     @property
     def folder(self) -> Path:
-        return Path(self.compare.each.output_dir, "runs", self.subject.name, file_name(self.run), f"seed{self.seed}")  # fmt: skip
+        runs = Path(self.compare.each.output_dir, "runs")
+        return runs / self.subject.name / file_name(self.run) / f"seed{self.seed}"
 
     @property
     def shared(self) -> str:
-        """The name of what all runs on this class and seed share."""
+        """The name of the files that all runs on this class and seed share."""
         return f"{file_name(self.subject.class_word)}-seed{self.seed}"
 
     @property
@@ -60,8 +61,8 @@ class Job(NamedTuple):
         return f"{self.subject.name}, {self.run}, seed {self.seed}"
 
 
-def plan(c: CompareConfig) -> tuple[CompareConfig, list[Subject], list[Job]]:
-    """The configuration with nothing left open, subjects, jobs. Raises UserError for all that a run would refuse."""
+def plan(c: CompareConfig) -> tuple[CompareConfig, list[ComparedSubject], list[Job]]:
+    """The resolved configuration, subjects, jobs. Raises UserError for all a run would refuse."""
     each_run(c)  # refuses flags before the mini is looked for
     if not (c.subjects or is_mini(c.each.pretrained_model_name_or_path)):
         raise UserError("--subjects are missing: FOLDER:CLASS, e.g. photos/rex:dog")
@@ -82,11 +83,12 @@ def plan(c: CompareConfig) -> tuple[CompareConfig, list[Subject], list[Job]]:
     return c, subjects, jobs
 
 
-def subject_of(text: str, c: CompareConfig) -> Subject:
+def subject_of(text: str, c: CompareConfig) -> ComparedSubject:
     """ "photos/rex:dog", or a name of the mini's subjects."""
     folder, _, word = text.rpartition(":")
     if folder and word and Path(folder).expanduser().is_dir():
-        return Subject(file_name(Path(folder).expanduser().resolve().name), word, folder)
+        name = file_name(Path(folder).expanduser().resolve().name)
+        return ComparedSubject(name, word, folder)
     for s in mini_subjects() if is_mini(c.each.pretrained_model_name_or_path) else []:
         if s.name == text:
             return s
@@ -95,18 +97,22 @@ def subject_of(text: str, c: CompareConfig) -> Subject:
     raise UserError(f"--subjects {text}: no such folder; write FOLDER:CLASS, e.g. photos/rex:dog")
 
 
-def mini_subjects() -> list[Subject]:
-    from personalize.mini import shipped as mini
+def mini_subjects() -> list[ComparedSubject]:
+    from personalize.mini import shipped
 
-    return [Subject(name, s.class_word, str(s.folder)) for name, s in mini.subjects().items()]
+    found = shipped.subjects().items()
+    return [ComparedSubject(name, s.class_word, str(s.folder)) for name, s in found]
 
 
 def file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", text)
 
 
-def prompts_of(c: CompareConfig, subject: Subject) -> PromptSet:
-    """The evaluation's prompts, evenly thinned to `prompts_each` of a group; drift is measured on the same."""
+def evaluation_prompts(c: CompareConfig, subject: ComparedSubject) -> PromptSet:
+    """The evaluation's prompts, evenly thinned to `prompts_each` of a group.
+
+    Drift is measured on the same prompts.
+    """
     default = "mini" if is_mini(c.each.pretrained_model_name_or_path) else "dreambooth"
     found = prompt_set(c.prompts or default, c.identifier, subject.class_word)
     groups = {g: thinned(p, c.prompts_each) for g, p in found.groups.items()}
@@ -120,7 +126,8 @@ def thinned(prompts: tuple[str, ...], n: int) -> tuple[str, ...]:
 
 
 def train_config(job: Job) -> TrainConfig:
-    c, subject, groups = job.compare, job.subject, prompts_of(job.compare, job.subject).groups
+    c, subject = job.compare, job.subject
+    groups = evaluation_prompts(c, subject).groups
     given = {f.name: getattr(c.each, f.name) for f in fields(TrainConfig)}
     own = {
         "instance_data_dir": subject.folder,
@@ -136,7 +143,7 @@ def train_config(job: Job) -> TrainConfig:
 
 
 def refuse_idle_flags(c: CompareConfig, jobs: list[Job]) -> None:
-    """A flag that has an effect on no run is an error, as in `personalize train`."""
+    """Raise UserError for a flag that has no effect on any run, as `personalize train` does."""
     configs = [train_config(job) for job in jobs]
     idle = [
         f"--{r.field} has no effect on any run: {r.why}"
@@ -148,7 +155,7 @@ def refuse_idle_flags(c: CompareConfig, jobs: list[Job]) -> None:
 
 
 def is_own(c: CompareConfig, name: str) -> bool:
-    """Is the value the user's: neither the default, nor the mini's, nor the preset's?"""
+    """Did the user set it: is it neither the default, nor the mini's value, nor the preset's?"""
     default = {f.name: f.default for f in fields(TrainConfig)}[name]
     preset = TRAIN_PRESETS[c.each.preset]() if c.each.preset else {}
     others = (default, getattr(mini_compare().each, name), preset.get(name, default))
@@ -156,15 +163,17 @@ def is_own(c: CompareConfig, name: str) -> bool:
 
 
 def flags_of(run: str) -> dict:
-    """ "prior:1+l2:0.01" -> flags of `personalize train`. Raises UserError naming the run, the fault and the remedy."""
-    parse_run(run)  # the toy's own complaints: unknown words, weights that are no numbers
+    """ "prior:1+l2:0.01" -> flags of `personalize train`.
+
+    Raises UserError naming the run, the fault and the remedy.
+    """
+    parse_run(run)  # refuses unknown words, and weights that are no numbers
     flags = {"objective": []}
     for term in run.split("+"):
         kind, _, weight = term.partition(":")
         if kind not in OBJECTIVE_FLAGS:
-            raise UserError(
-                f"run {run!r}: {kind} is the toy's only; choose from {', '.join(OBJECTIVE_FLAGS)}"
-            )
+            known = ", ".join(OBJECTIVE_FLAGS)
+            raise UserError(f"run {run!r}: {kind} is the toy's only; choose from {known}")
         objective, flag, more = OBJECTIVE_FLAGS[kind]
         if objective in flags["objective"]:
             raise UserError(f"run {run!r} has the term {objective} twice; write it once")
@@ -178,4 +187,6 @@ def image_seeds(c: CompareConfig) -> list[int]:
 
 
 def sampling(c: CompareConfig) -> Sampling:
-    return Sampling(c.inference_steps, c.guidance, resolution=c.each.resolution, batch_size=c.each.sample_batch_size)  # fmt: skip
+    e = c.each
+    size = {"resolution": e.resolution, "batch_size": e.sample_batch_size}
+    return Sampling(c.inference_steps, c.guidance, **size)

@@ -1,4 +1,7 @@
-"""One run's record in metrics.json: drift and cost as the run measured them, and the evaluation's means. Named as the toy's."""
+"""One run's record in metrics.json: its drift, its cost, and the means of its evaluation.
+
+Names are those of the toy's records.
+"""
 
 import json
 from pathlib import Path
@@ -6,17 +9,32 @@ from pathlib import Path
 from personalize.evaluate.model import Evaluation
 
 NUMBERS = (
-    "delta_theta", "delta_eps", "path_kl", "path_kl_group", "dino", "clip_i", "clip_t", "div", "pres", "unlearnt", "moved",
-    "moved_group", "right", "base", "seconds", "total_seconds",
-)  # fmt: skip
+    "delta_theta",
+    "delta_eps",
+    "path_kl",
+    "path_kl_group",
+    "dino",
+    "clip_i",
+    "clip_t",
+    "div",
+    "pres",
+    "unlearnt",
+    "moved",
+    "moved_group",
+    "right",
+    "base",
+    "seconds",
+    "total_seconds",
+)
 NOTHING = dict.fromkeys(NUMBERS)  # of a run that diverged
 
 
 def measured(path: Path, class_seconds: float | None, resumed: bool = False) -> dict:
-    """Drift, and the seconds of the method. Measuring is not the method's: neither the chains nor the rows count.
+    """Drift, and the seconds of the method: neither the chains nor the rows of history.csv count.
 
-    None, not measured: the class images' seconds where nobody kept them, and preparing's where a killed process had done it (`resumed`).
-    """  # fmt: skip
+    None means not measured: the class images' seconds where they were not kept, and those of
+    preparing where a killed process had done it (`resumed`).
+    """
     m = json.loads((path / "metrics.json").read_text())
     groups, s = m["path_kl_groups"], m["seconds"]
     n = sum(chains for _, _, chains in groups.values())
@@ -36,22 +54,22 @@ def measured(path: Path, class_seconds: float | None, resumed: bool = False) -> 
     }
 
 
-def judged(found: Evaluation) -> dict:
-    """Means over pictures. `unlearnt` = 1 - DINO similarity to the subject; `moved` = 1 - DINO similarity to the base's pictures.
+def scores(found: Evaluation) -> dict:
+    """Means over pictures; None where no evaluator was there.
 
-    `moved` is the mean over class, contexts and unrelated prompts; `right`: shares of class and scene, where a classifier knows them.
-    What no evaluator was there for is None.
+    `unlearnt` = 1 - DINO similarity to the subject; `moved` = 1 - DINO similarity to the base's
+    pictures, mean over class, contexts and unrelated prompts; `right`: shares of pictures with the
+    right class and scene, where a classifier knows them.
     """
     tuned, base = found.summary["means"]["tuned"], found.summary["means"].get("base", {})
     moved = {g: mean(tuned, g, "moved_dino") for g in found.drift if g != "subject"}
     known = [v for v in moved.values() if v is not None]
-    div = found.headline["div"]
-    right = {w: {g: rights(part, g) for g in part} for w, part in (("tuned", tuned), ("base", base))}  # fmt: skip
+    div, both = found.headline["div"], {"tuned": tuned, "base": base}
     return similarities(tuned) | {
         "div": div and div["mean"],
         "moved": sum(known) / len(known) if known else None,
         "moved_group": moved,
-        "right": right,
+        "right": {who: {g: rights(part, g) for g in part} for who, part in both.items()},
         "base": similarities(base),
     }
 

@@ -1,6 +1,8 @@
-"""What a comparison is: objectives and weights x subjects x seeds, each run an ordinary `personalize train` run from one base.
+"""What a comparison is: objectives and weights x subjects x seeds, all from one base.
 
-Nothing heavy is imported here: jobs.py says what is to be done, comparison.py does it. A run is named as in the toy: "standard", "l2:0.01", "prior:1+l2:0.01".
+Each run is an ordinary `personalize train` run, named as in the toy: "standard", "l2:0.01",
+"prior:1+l2:0.01". Nothing heavy is imported here: compare/jobs.py plans what is to be done,
+compare/run.py does it.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -12,7 +14,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.mini.shipped import GUIDANCE
 from toy2d.runs.files import UserError
 
-# run kind -> (objective, flag of its weight, what else it says): the toy's words in `personalize train`'s flags
+# objective as the toy writes it -> (--objective, the flag of its weight, further flags)
 OBJECTIVE_FLAGS = {
     "standard": ("standard", None, {}),
     "prior": ("prior", "prior_loss_weight", {}),
@@ -22,13 +24,27 @@ OBJECTIVE_FLAGS = {
     "output": ("output", "output_weight", {}),
     "fisher": ("fisher", "fisher_weight", {}),
 }
-DECIDED = {  # flags of `train` that a comparison fills in itself
-    "instance_data_dir": "--subjects", "concepts_list": "--subjects", "instance_prompt": "--subjects and --identifier", "class_prompt": "--subjects",
-    "class_data_dir": "--output_dir", "objective": "--runs", "with_prior_preservation": "--runs", "prior_loss_weight": "--runs",
-    "l2_reg_weight": "--runs", "output_weight": "--runs", "fisher_weight": "--runs", "reg_reduction": "--runs (l2_tensor_mean)",
-    "reg_decoupled": "--runs (l2_decoupled)", "seed": "--seeds", "context_prompts": "--prompts", "unrelated_prompts": "--prompts",
-    "validation_prompt": "--prompts", "resume_from_checkpoint": "nothing: it resumes by itself", "dry_run": "`personalize train`",
-}  # fmt: skip
+DECIDED = {  # flag of `train` that a comparison sets itself -> flag of `compare` that decides it
+    "instance_data_dir": "--subjects",
+    "concepts_list": "--subjects",
+    "instance_prompt": "--subjects and --identifier",
+    "class_prompt": "--subjects",
+    "class_data_dir": "--output_dir",
+    "objective": "--runs",
+    "with_prior_preservation": "--runs",
+    "prior_loss_weight": "--runs",
+    "l2_reg_weight": "--runs",
+    "output_weight": "--runs",
+    "fisher_weight": "--runs",
+    "reg_reduction": "--runs (l2_tensor_mean)",
+    "reg_decoupled": "--runs (l2_decoupled)",
+    "seed": "--seeds",
+    "context_prompts": "--prompts",
+    "unrelated_prompts": "--prompts",
+    "validation_prompt": "--prompts",
+    "resume_from_checkpoint": "nothing: it resumes by itself",
+    "dry_run": "`personalize train`",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class ComparePlan:
 
     title: ClassVar = "comparison"
 
-    # FOLDER:CLASS, e.g. photos/rex:dog; or names of the mini's subjects. Default: three of the mini's
+    # FOLDER:CLASS, e.g. photos/rex:dog; or names of the mini's subjects. Default: three of those
     subjects: tuple[str, ...] = ()
     # objectives and weights; the first weight of an objective runs on every seed
     runs: tuple[str, ...] = ("standard",)
@@ -65,7 +81,9 @@ class ComparePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(ComparePlan):
-    """Train every objective from one base on the same subjects, with the same noise and budget; evaluate all; one table.
+    """Train every objective from one base on the same subjects; evaluate all; one table.
+
+    Noise and budget are the same for every objective.
 
     $ personalize compare               the mini model: 3 subjects x 3 seeds x 5 objectives
     $ personalize compare --quick       1 subject, 1 seed, fewer pictures
@@ -73,14 +91,18 @@ class CompareConfig(ComparePlan):
         --subjects photos/rex:dog photos/tea:teapot --preset paper_sd15_lora
         --runs standard prior:1 l2:1e-3 output:1 fisher:1 --output_dir runs/personalize/sd15
 
-    Killed, it goes on with the same command.
+    If it was killed, the same command goes on.
     """
 
     each: TrainConfig  # what all runs share
 
 
 def completed(c: CompareConfig, given: set[str]) -> CompareConfig:
-    """Of what is not `given` on the command line: --preset's settings. The defaults are the mini's; another base must be told more."""
+    """`c` with --preset's settings, but for the flags `given` on the command line.
+
+    Raises UserError for another base than the mini whose runs, rate and steps are not given: the
+    defaults are the mini's.
+    """
     if c.each.preset:
         if c.each.preset not in TRAIN_PRESETS:
             raise UserError(f"--preset {c.each.preset} is none of {', '.join(TRAIN_PRESETS)}")
@@ -89,15 +111,19 @@ def completed(c: CompareConfig, given: set[str]) -> CompareConfig:
         c = replace(c, each=replace(c.each, **mine))
     needed = {"runs", *(() if c.each.preset else ("learning_rate", "max_train_steps"))}
     if "pretrained_model_name_or_path" in given and (missing := sorted(needed - given)):
+        remedy = "" if c.each.preset else " (or a --preset: see `personalize presets`)"
         raise UserError(
-            f"the defaults of compare are the mini model's; for another base say --{' --'.join(missing)}"
-            f"{'' if c.each.preset else ' (or a --preset: see `personalize presets`)'}"
+            "the defaults of compare are the mini model's; for another base say "
+            f"--{' --'.join(missing)}{remedy}"
         )
     return c
 
 
 def quickened(c: CompareConfig) -> CompareConfig:
-    """One seed, at most 100 steps, 16 class images, two prompts of each list, three pictures. Its folder is NAME-quick."""
+    """One seed, 100 steps, 16 class images, 2 prompts of each list, 3 pictures, all at most.
+
+    Its folder is NAME-quick.
+    """
     few = {"max_train_steps": 100, "num_class_images": 16}
     least = {k: min(getattr(c.each, k) or n, n) for k, n in few.items()}
     each = replace(c.each, output_dir=f"{c.each.output_dir}-quick", **least)
@@ -110,7 +136,7 @@ FACTORS = (0.03, 0.1, 0.3, 1, 3, 10, 30)
 
 def widened(c: CompareConfig) -> CompareConfig:
     """Every objective's first weight times FACTORS, on one seed. Its folder is NAME-tune."""
-    firsts = {objective_of(r): r for r in reversed(c.runs) if ":" in r and "+" not in r}
+    firsts = {objective_name(r): r for r in reversed(c.runs) if ":" in r and "+" not in r}
     parts = [firsts[o].split(":") for o in reversed(firsts)]
     runs = tuple(f"{kind}:{float(w) * f:g}" for kind, w in parts for f in FACTORS)
     each = replace(c.each, output_dir=f"{c.each.output_dir}-tune")
@@ -118,7 +144,7 @@ def widened(c: CompareConfig) -> CompareConfig:
 
 
 def each_run(c: CompareConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """(run, its seeds). Raises UserError for flags that cannot be."""
+    """(run, its seeds). Raises UserError for values that make no comparison."""
     problems = [f"--{name} is decided by {by}" for name, by in DECIDED.items() if _given(c, name)]
     for name in ("images", "inference_steps", "threads", "sweep_seeds"):
         if getattr(c, name) < 1:
@@ -132,11 +158,11 @@ def each_run(c: CompareConfig) -> list[tuple[str, tuple[int, ...]]]:
             problems.append(f"--{name} must be different from each other, and at least one")
     if problems:
         raise UserError("; ".join(problems))
-    first = {objective_of(r): r for r in reversed(c.runs)}
+    first = {objective_name(r): r for r in reversed(c.runs)}
     return [(r, c.seeds if r in first.values() else c.seeds[: c.sweep_seeds]) for r in c.runs]
 
 
-def objective_of(run: str) -> str:
+def objective_name(run: str) -> str:
     """ "prior:1+l2:0.01" -> "prior+l2"."""
     return "+".join(term.partition(":")[0] for term in run.split("+"))
 
@@ -147,7 +173,10 @@ def _given(c: CompareConfig, name: str) -> bool:
 
 
 def without_idle_flags(config: TrainConfig) -> TrainConfig:
-    """Runs share their flags, but class images mean nothing to l2: what has no effect on this run goes back to its default."""
+    """`config` with flags that have no effect on this run back at their defaults.
+
+    All runs of a comparison share their flags, but class images, say, mean nothing to l2.
+    """
     default = {f.name: f.default for f in fields(TrainConfig)}
     idle = {r.field: default[r.field] for r in RULES if not r.when(config)}
     return replace(config, **idle)
@@ -155,7 +184,11 @@ def without_idle_flags(config: TrainConfig) -> TrainConfig:
 
 # ---- presets
 def mini_compare() -> CompareConfig:
-    """The offline mini model. Weights: from one `--tune` on a subject that is not compared (lab log, 22 November 2026); prior:1 is DreamBooth's."""
+    """The offline mini model.
+
+    Weights come from one `--tune` on a subject that is not compared (lab log, 22 November 2026);
+    prior:1 is DreamBooth's.
+    """
     return CompareConfig(
         each=TrainConfig(
             pretrained_model_name_or_path="mini",
@@ -176,10 +209,14 @@ def mini_compare() -> CompareConfig:
             output_dir="runs/personalize/compare",
         ),
         runs=(
-            "standard", "prior:0.1", "prior:1", "l2:0.1", "l2:0.01", "output:0.03", "output:0.3", "fisher:0.3", "fisher:0.03",
+            "standard",
+            *("prior:0.1", "prior:1"),
+            *("l2:0.1", "l2:0.01"),
+            *("output:0.03", "output:0.3"),
+            *("fisher:0.3", "fisher:0.03"),
         ),
         prompts_each=3,
         images=3,
         inference_steps=12,
         guidance=GUIDANCE,
-    )  # fmt: skip
+    )

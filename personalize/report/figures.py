@@ -1,4 +1,7 @@
-"""Figures and pictures of the report, as data URIs. Curves are the toy's panels (toy2d.figures), as SVG in a light and a dark version."""
+"""Figures and pictures of the report as data URIs.
+
+Curves are the toy's panels (toy2d.figures), as SVG in a light and a dark version.
+"""
 
 import base64
 import io
@@ -14,6 +17,8 @@ from toy2d.runs.files import UserError
 SIZE = (4.8, 3.5)  # inches; text of 9 points is then readable on a phone
 LIGHT = ("#1b1f24", "#8c959f")  # text, lines
 DARK = ("#e6edf3", "#6e7681")
+TEXT = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor")
+LINES = ("axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 THUMBNAIL = 128  # pixels
 
 
@@ -21,15 +26,15 @@ def figure(draw: Callable, alt: str, caption: str = "", size: tuple[float, float
     """`draw(ax)` in both themes: {"light", "dark", "alt", "caption", "width", "height"}."""
     light = _svg(draw, size, *LIGHT)
     dark = light
-    for ours, theirs in zip(LIGHT, DARK, strict=True):  # drawing twice would take twice the time
-        dark = dark.replace(ours, theirs)
-    w, h = (round(96 * s) for s in size)
-    return {"light": svg_uri(light), "dark": svg_uri(dark), "alt": alt, "caption": caption, "width": w, "height": h}  # fmt: skip
+    for old, new in zip(LIGHT, DARK, strict=True):  # drawing twice would take twice the time
+        dark = dark.replace(old, new)
+    width, height = (round(96 * s) for s in size)
+    themes = {"light": uri(light.encode(), "svg+xml"), "dark": uri(dark.encode(), "svg+xml")}
+    return themes | {"alt": alt, "caption": caption, "width": width, "height": height}
 
 
 def _svg(draw: Callable, size: tuple[float, float], text: str, line: str) -> str:
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), text)  # fmt: skip
-    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), line)
+    colours = dict.fromkeys(TEXT, text) | dict.fromkeys(LINES, line)
     plain = {"axes.facecolor": "none", "figure.facecolor": "none", "svg.hashsalt": "driftlab"}
     with plt.rc_context(colours | plain):
         panel, ax = plt.subplots(figsize=size)
@@ -38,10 +43,6 @@ def _svg(draw: Callable, size: tuple[float, float], text: str, line: str) -> str
         panel.savefig(data, format="svg", metadata={"Date": None})
         plt.close(panel)
     return data.getvalue()
-
-
-def svg_uri(text: str) -> str:
-    return uri(text.encode(), "svg+xml")
 
 
 def uri(data: bytes, kind: str = "png") -> str:
@@ -54,23 +55,29 @@ def kept_pictures(folder: Path) -> dict[tuple[str, int], Path]:
     try:
         files = json.loads((folder / "manifest.json").read_text())["files"]
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"the pictures of {folder} cannot be read ({e}); the report needs the comparison's whole folder") from e  # fmt: skip
+        raise UserError(
+            f"the pictures of {folder} cannot be read ({e}); "
+            "the report needs the comparison's whole folder"
+        ) from e
     return {(f["prompt"], f["seed"]): folder / name for name, f in files.items()}
 
 
 def strip(files: list[Path], label: str, alt: str) -> dict:
     """The pictures side by side as one PNG, each at most THUMBNAIL wide."""
-    images = []
-    for file in files:
-        with Image.open(file) as image:
-            image.load()
-            small = image.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        images.append(small)
-    gap, (w, h) = 2, images[0].size
-    page = Image.new("RGB", (len(images) * (w + gap) - gap, h), "white")
+    images = [thumbnail(file) for file in files]
+    gap, (width, height) = 2, images[0].size
+    page = Image.new("RGB", (len(images) * (width + gap) - gap, height), "white")
     for i, image in enumerate(images):
-        page.paste(image, (i * (w + gap), 0))
+        page.paste(image, (i * (width + gap), 0))
     data = io.BytesIO()
     page.save(data, "PNG", optimize=True)
-    return {"src": uri(data.getvalue()), "label": label, "alt": alt, "width": page.width, "height": page.height}  # fmt: skip
+    size = {"width": page.width, "height": page.height}
+    return {"src": uri(data.getvalue()), "label": label, "alt": alt} | size
+
+
+def thumbnail(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        image.load()
+        small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return small

@@ -1,4 +1,4 @@
-"""Tasks for the fleet's tests, in a module that worker processes can import, quickly."""
+"""Tasks for the tests of engines, in a module that worker processes import quickly."""
 
 import contextlib
 import os
@@ -16,14 +16,14 @@ def once(marker: Path) -> bool:
 
 
 def square(n: int, marker: Path | None = None) -> int:
-    """n * n; the first process that meets `marker` dies."""
+    """n * n; the first process to find `marker` absent dies."""
     if marker is not None and once(marker):
         os.kill(os.getpid(), signal.SIGKILL)
     return n * n
 
 
 def train(config, marker: Path | None = None) -> list[str]:
-    """What the run said. The first process that meets `marker` dies right after its first checkpoint."""
+    """What the run said. The first process to find `marker` absent dies after a checkpoint."""
     import small
     import torch
 

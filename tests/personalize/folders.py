@@ -1,4 +1,4 @@
-"""Folders as a toy run and a comparison leave them, with made-up numbers: quick to write, and their order is known."""
+"""Folders as a toy run and a comparison leave them, with made-up numbers whose order is known."""
 
 import io
 import json
@@ -8,16 +8,42 @@ import numpy as np
 import torch
 from PIL import Image
 
+from personalize.report.sentences import claims, full_scale, toy_scale
 from toy2d.runs.files import file_digest, write_json
 from toy2d.runs.folder import save_tensors
 
-ENV = {"commit": "abc", "uncommitted_changes": False, "python": "3", "versions": {"torch": "2"}, "machine": "here", "threads": 1}  # fmt: skip
+ENV = {
+    "commit": "abc",
+    "uncommitted_changes": False,
+    "python": "3",
+    "versions": {"torch": "2"},
+    "machine": "here",
+    "threads": 1,
+}
 PROMPTS = {
-    "subject": ["a photo of sks dog in the snow"], "class": ["a photo of a dog"], "contexts": ["a photo of a dog in the snow"],
+    "subject": ["a photo of sks dog in the snow"],
+    "class": ["a photo of a dog"],
+    "contexts": ["a photo of a dog in the snow"],
     "unrelated": ["a photo of a cat"],
-}  # fmt: skip
-WEIGHTS = {"standard": (None,), "prior": (0.3, 1.0, 3.0), "l2": (0.01, 0.1, 1.0), "output": (1.0, 10.0, 100.0), "fisher": (1.0, 10.0, 100.0)}  # fmt: skip
+}
+WEIGHTS = {
+    "standard": (None,),
+    "prior": (0.3, 1.0, 3.0),
+    "l2": (0.01, 0.1, 1.0),
+    "output": (1.0, 10.0, 100.0),
+    "fisher": (1.0, 10.0, 100.0),
+}
 STRENGTH = {"standard": 1.0, "prior": 0.7, "l2": 0.15, "output": 0.05, "fisher": 0.1}  # of drift
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def claims_of(toy_folder: Path, full_folder: Path) -> dict[str, dict]:
+    """What the report says of each claim, by its text."""
+    small, full = metrics(toy_folder), metrics(full_folder)
+    return {c["text"]: c for c in claims(toy_scale(small), full_scale(full, "full"), full)}
 
 
 def toy(folder: Path, strength: dict = STRENGTH, seeds=(0, 1, 2)) -> Path:
@@ -29,23 +55,32 @@ def toy(folder: Path, strength: dict = STRENGTH, seeds=(0, 1, 2)) -> Path:
             own = lost / 10 if objective == "prior" else lost
             kl = {"class 0": [own, 0.01, 9], "class 1": [lost, 0.01, 9], "mixture": [lost, 0.01, 9]}
             theta = 2 - 0.3 * k if objective != "output" else 2.5
-            runs.append(named(objective, weight) | {
-                "seed": seed, "kl_base": kl, "kl_truth": kl, "kl_new": [0.5 + 0.1 * k - 0.2 * (objective != "standard"), 0.01, 9],
-                "path_kl": [lost, 0.01, 9], "delta_theta": theta, "delta_eps": (lost / 3) ** 0.5, "seconds": 1.0, "stopped": None,
-            })  # fmt: skip
-    write_json(folder / "metrics.json", {"runs": runs, "base": [], "replayed_class": "class 0", "base_hash": "b0"})  # fmt: skip
+            new = 0.5 + 0.1 * k - 0.2 * (objective != "standard")
+            record = {
+                "seed": seed,
+                "kl_base": kl,
+                "kl_truth": kl,
+                "kl_new": [new, 0.01, 9],
+                "path_kl": [lost, 0.01, 9],
+                "delta_theta": theta,
+                "delta_eps": (lost / 3) ** 0.5,
+                "seconds": 1.0,
+                "stopped": None,
+            }
+            runs.append(named(objective, weight) | record)
+    base = {"base": [], "replayed_class": "class 0", "base_hash": "b0"}
+    write_json(folder / "metrics.json", {"runs": runs} | base)
     write_json(folder / "config.json", {"seeds": seeds, "shots": 6, "steps": 10, "name": "course"})
     write_json(folder / "env.json", ENV)
     points = {r: torch.randn(60, 2) for r in {x["run"] for x in runs} | {"truth", "base"}}
     cond = torch.arange(3).repeat_interleave(20)
-    save_tensors(folder / "samples.safetensors", points | {"cond": cond, "shots": torch.randn(6, 2)})  # fmt: skip
+    points |= {"cond": cond, "shots": torch.randn(6, 2)}
+    save_tensors(folder / "samples.safetensors", points)
     return folder
 
 
-def comparison(
-    folder: Path, strength: dict = STRENGTH, seeds=(0, 1), draw=None, **more
-) -> Path:  # fmt: skip
-    """A comparison on one subject. `draw(prompt, seed, objective)`: the picture (default: one colour)."""
+def comparison(folder: Path, strength: dict = STRENGTH, seeds=(0, 1), draw=None, **more) -> Path:
+    """A comparison on one subject. `draw(prompt, seed, objective)` makes each picture."""
     rng, runs, draw = np.random.default_rng(0), [], draw or plain
     for objective, weight, k in settings():
         for seed in seeds:
@@ -57,12 +92,20 @@ def comparison(
                 folder / where / "evaluation" / "tuned", lambda p, s, o=objective: draw(p, s, o)
             )
     gallery(folder / "base", lambda p, s: draw(p, s, "base"))
-    metrics = {
-        "model": "models/sd15", "mini": False, "base_hash": "b1", "subjects": {"rex": {"class_word": "dog", "prompts": PROMPTS}}, "image_seeds": [1, 2, 3, 4],
-        "steps": 20, "equal_fidelity": 0.9, "runs": runs, "left_out": [],
-    }  # fmt: skip
-    write_json(folder / "metrics.json", metrics | more)
-    write_json(folder / "config.json", {"subjects": [{"name": "rex", "class_word": "dog", "folder": str(folder)}]})  # fmt: skip
+    found = {
+        "model": "models/sd15",
+        "mini": False,
+        "base_hash": "b1",
+        "subjects": {"rex": {"class_word": "dog", "prompts": PROMPTS}},
+        "image_seeds": [1, 2, 3, 4],
+        "steps": 20,
+        "equal_fidelity": 0.9,
+        "runs": runs,
+        "left_out": [],
+    }
+    write_json(folder / "metrics.json", found | more)
+    rex = {"name": "rex", "class_word": "dog", "folder": str(folder)}
+    write_json(folder / "config.json", {"subjects": [rex]})
     write_json(folder / "env.json", ENV)
     return folder
 
@@ -78,15 +121,30 @@ def named(objective: str, weight: float | None) -> dict:
 
 def full_record(objective: str, k: int, moved: float, seed: int) -> dict:
     dino = 0.8 - 0.02 * k + 0.01 * seed
-    seconds = {"class images": 20.0 if objective in ("prior", "output") else 0.0, "preparing": 2.0, "training": 10.0 + k}  # fmt: skip
-    groups = {"class": moved * (0.3 if objective == "prior" else 1), "contexts": moved, "unrelated": moved}  # fmt: skip
+    images = 20.0 if objective in ("prior", "output") else 0.0
+    seconds = {"class images": images, "preparing": 2.0, "training": 10.0 + k}
+    own = moved * (0.3 if objective == "prior" else 1)
+    groups = {"class": own, "contexts": moved, "unrelated": moved}
     right = {g: {"class": 0.9, "scene": 0.8} for g in groups}
     return {
-        "delta_theta": 3.0 - 0.5 * k if objective != "output" else 3.5, "delta_eps": 10 * moved**0.5, "path_kl": [40 * moved, 1.0, 8],
-        "path_kl_group": {}, "dino": dino, "clip_i": dino, "clip_t": 0.3, "div": 0.2, "pres": 0.5, "unlearnt": 1 - dino, "moved": moved,
-        "moved_group": groups, "right": {"tuned": right, "base": right}, "base": {"unlearnt": 0.6}, "seconds": seconds,
-        "total_seconds": sum(seconds.values()), "stopped": None,
-    }  # fmt: skip
+        "delta_theta": 3.0 - 0.5 * k if objective != "output" else 3.5,
+        "delta_eps": 10 * moved**0.5,
+        "path_kl": [40 * moved, 1.0, 8],
+        "path_kl_group": {},
+        "dino": dino,
+        "clip_i": dino,
+        "clip_t": 0.3,
+        "div": 0.2,
+        "pres": 0.5,
+        "unlearnt": 1 - dino,
+        "moved": moved,
+        "moved_group": groups,
+        "right": {"tuned": right, "base": right},
+        "base": {"unlearnt": 0.6},
+        "seconds": seconds,
+        "total_seconds": sum(seconds.values()),
+        "stopped": None,
+    }
 
 
 def plain(prompt: str, seed: int, objective: str) -> Image.Image:
@@ -98,9 +156,9 @@ def gallery(folder: Path, draw) -> None:
     """Pictures with their manifest, as personalize.sample.gallery leaves them."""
     folder.mkdir(parents=True)
     files = {}
-    for prompt in (p for prompts in PROMPTS.values() for p in prompts):
+    for n, prompt in enumerate(p for prompts in PROMPTS.values() for p in prompts):
         for seed in (1, 2, 3, 4):
-            data, name = io.BytesIO(), f"{abs(hash(prompt))}-{seed}.png"
+            data, name = io.BytesIO(), f"{n}-{seed}.png"
             draw(prompt, seed).save(data, "PNG")
             (folder / name).write_bytes(data.getvalue())
             files[name] = {"prompt": prompt, "seed": seed, **file_digest(folder / name)}

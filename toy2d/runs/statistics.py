@@ -6,8 +6,11 @@ Measurements are numbers or lists [mean, standard error, number of points].
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 
 def old_kl(record: dict, key: str) -> float:
@@ -71,6 +74,93 @@ def best_at_equal_adaptation(
         if fit:
             best[objective] = min(fit, key=lambda c: geometric([value(r, lost) for r in c])[0])
     return best
+
+
+# ---- intervals
+class Estimate(NamedTuple):
+    """A mean, the half width of its 95 % interval (nan for a single value), and how many values."""
+
+    mean: float
+    half: float
+    n: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "\u2013"
+        if math.isnan(self.half):
+            return number(self.mean)
+        return f"{number(self.mean)} \u00b1 {number(self.half)}"
+
+
+def estimate(values) -> Estimate:
+    """Mean and Student's 95 % interval of the finite values; None and nan are left out."""
+    x = np.array([v for v in values if v is not None and math.isfinite(v)], float)
+    if len(x) == 0:
+        return Estimate(math.nan, math.nan, 0)
+    if len(x) == 1:
+        return Estimate(float(x[0]), math.nan, 1)
+    half = stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / len(x) ** 0.5
+    return Estimate(float(x.mean()), float(half), len(x))
+
+
+class Ratio(NamedTuple):
+    """Geometric mean of ratios with its 95 % interval: drifts spread over decades."""
+
+    log: Estimate
+
+    @classmethod
+    def of(cls, values) -> "Ratio":
+        """Of positive values; others are left out."""
+        return cls(estimate([positive_log(v) for v in values]))
+
+    def __str__(self) -> str:
+        mean, half, n = self.log
+        if math.isnan(mean):
+            return "not measured"
+        if math.isnan(half):
+            return f"{number(math.exp(mean))} (one run)"
+        low, high = (number(math.exp(v)) for v in (mean - half, mean + half))
+        return f"{number(math.exp(mean))} ({low}\u2013{high}, n = {n})"
+
+    @property
+    def verdict(self) -> str:
+        """On the claim that the ratio is below 1: "supported" or "contradicted" only if the interval excludes 1."""
+        mean, half, _ = self.log
+        if math.isnan(mean):
+            return "unknown"
+        if math.isnan(half):
+            return "undecided"
+        if mean + half < 0:
+            return "supported"
+        return "contradicted" if mean - half > 0 else "undecided"
+
+
+def positive_log(v: float | None) -> float:
+    """log v; nan where v is no positive number."""
+    return math.log(v) if v is not None and v > 0 else math.nan
+
+
+def pair(record: dict) -> tuple:
+    """Runs with the same subject (where there is one) and seed are compared with each other."""
+    return record.get("subject"), record["seed"]
+
+
+def matched(ours: list[dict], theirs: list[dict]) -> tuple[list[dict], list[dict]]:
+    """The records of each on the (subject, seed)s that both have, in one order."""
+    mine, other = ({pair(r): r for r in records} for records in (ours, theirs))
+    both = [k for k in mine if k in other]
+    return [mine[k] for k in both], [other[k] for k in both]
+
+
+def paired(ours: list[dict], theirs: list[dict], of_record: Callable[[dict], float]) -> Estimate:
+    """`of_record` of ours minus theirs, within each (subject, seed) that both have."""
+    ours, theirs = matched(ours, theirs)
+    return estimate([of_record(a) - of_record(b) for a, b in zip(ours, theirs, strict=True)])
+
+
+def ratio(ours: list[dict], theirs: list[dict], of_record: Callable[[dict], float]) -> Ratio:
+    """`of_record` of ours over theirs, within each (subject, seed) that both have."""
+    return Ratio(paired(ours, theirs, lambda r: positive_log(of_record(r))))
 
 
 def number(x: float) -> str:

@@ -68,7 +68,7 @@ def cluster():
 
 @pytest.mark.slow
 def test_two_dask_workers_one_killed_mid_run_equal_the_sequential_run(tmp_path, cluster):
-    """The killed run is asked of another worker and goes on from its checkpoint; weights and histories are equal to the bit."""
+    """The killed run resumes on another worker; weights and histories are equal to the bit."""
 
     def runs(where):
         names = ("standard", "l2")
