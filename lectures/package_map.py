@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "lectures" / "package_map.md"
 ORDER = {
     "toy2d": (
-        "core", "runs", "data", "model", "train", "measure", "config", "figures", "report", "experiment",
-        "theorems", "sweep", "bench", "__main__",
+        "core", "runs", "data", "model", "quadrature", "train", "measure", "config", "figures",
+        "sentences", "report", "prepare", "records", "experiment", "theorems", "sweep", "bench", "__main__",
     ),
     "personalize": (
         "mini", "config", "parallel", "pipeline", "adapters", "data", "sample", "drift", "export", "train",

@@ -45,14 +45,14 @@ import torch
 
 from toy2d.config import course
 from toy2d.core.rng import generator
-from toy2d.data import Pool, draw
+from toy2d.data import ExamplePool, draw
 from toy2d.experiment import run
 from toy2d.theorems.verify import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0,))
 star, schedule = c.base(0), c.schedule
-shots = Pool(c.shots(0)[None], torch.full((1, 6), c.world.new))
-replayed = Pool(c.chain(0)[0][None], c.cond[None])  # the base's own chains at t = 0's noise level
+shots = ExamplePool(c.shots(0)[None], torch.full((1, 6), c.world.new))
+replayed = ExamplePool(c.chain(0)[0][None], c.cond[None])  # the base's own chains at t = 0's noise level
 batch = {
     role: draw(pool, [generator(0, role)], 256, 100)
     for role, pool in (("instance", shots), ("prior", replayed), ("output", replayed))

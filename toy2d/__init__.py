@@ -1,3 +1,3 @@
-"""toy2d: a two-dimensional world in which the drift of a personalized diffusion model is computed exactly."""
+"""A two-dimensional world in which a personalized diffusion model's drift can be computed."""
 
 __version__ = "0.1.0"

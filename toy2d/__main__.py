@@ -1,4 +1,7 @@
-"""The command line: `toy2d course | run | sweep | verify | bench`. It picks a preset and overrides fields; every default is a preset's."""
+"""The command line `toy2d course | run | sweep | verify | bench`.
+
+It picks a preset and overrides fields; every default is a preset's.
+"""
 
 import json
 import sys
@@ -13,20 +16,20 @@ from rich.table import Table
 
 from toy2d.config import PRESETS, Sweep, ToyConfig, course
 from toy2d.runs.cli import guard, parse
-from toy2d.runs.spec import KINDS
+from toy2d.runs.spec import OBJECTIVE_WORDS
 
-DESCRIPTION = """A 2D world in which the drift of a personalized diffusion model is computed exactly.
+DESCRIPTION = """A 2D world in which the drift of a personalized diffusion model can be computed.
 
-  toy2d course                                   the course's experiment, then open runs/toy2d/course/report.html
-  toy2d run smoke                                everything once, in seconds
+  toy2d course              the course's experiment; then open runs/toy2d/course/report.html
+  toy2d run smoke           everything once, in seconds
   toy2d run course --name mine --runs standard l2:0.01 prior:1+l2:0.01 --seeds 0 1 2 3
-  toy2d run paper                                the published toy, with the numbers it lacks
-  toy2d sweep                                    weights tuned for each objective, compared at equal adaptation
-  toy2d verify                                   every theorem with both sides measured, on the course's run
-  toy2d bench                                    how fast, side by side
+  toy2d run paper           the published toy, with the numbers it lacks
+  toy2d sweep               weights tuned for each objective, compared at equal adaptation
+  toy2d verify              every theorem with both sides measured, on the course's run
+  toy2d bench               how fast, side by side
 
 Objectives, written kind:weight (joined by + for a sum):
-""" + "\n".join(f"  {kind:16s} {what}" for kind, (_, what) in KINDS.items())
+""" + "\n".join(f"  {kind:16s} {what}" for kind, (_, what) in OBJECTIVE_WORDS.items())
 
 Out = Annotated[
     Path, tyro.conf.arg(help="parent folder; the run goes to OUT/toy2d/NAME", metavar="DIR")
@@ -40,8 +43,9 @@ def run_config(config: ToyConfig, out: Path, dry_run: bool) -> None:
         print(json.dumps(config.as_dict(), indent=1))
         members = len(config.runs) * len(config.seeds)
         print(
-            f"{members} fine-tunings ({len(config.runs)} runs x {len(config.seeds)} seeds) of {config.steps} steps, after "
-            f"{config.pretrain_steps} pretraining steps a seed; would write {Path(out) / 'toy2d' / config.name}"
+            f"{members} fine-tunings ({len(config.runs)} runs x {len(config.seeds)} seeds) of "
+            f"{config.steps} steps, after {config.pretrain_steps} pretraining steps a seed; "
+            f"would write {Path(out) / 'toy2d' / config.name}"
         )
         return
     from toy2d.experiment import run
@@ -53,12 +57,14 @@ def run_config(config: ToyConfig, out: Path, dry_run: bool) -> None:
 
 def print_table(folder: Path) -> None:
     """The closing table: the same rows as the report's."""
-    from toy2d.report import readings, summary
+    from toy2d.report import summary
+    from toy2d.sentences import readings
 
     metrics = json.loads((folder / "metrics.json").read_text())
     header, rows = summary(metrics, limits=False)
     table = Table(
-        title=f"{folder.name}: KL in nats, geometric mean over seeds; bold: best at equal adaptation",
+        title=f"{folder.name}: KL in nats, geometric mean over seeds; bold: best at equal "
+        "adaptation",
         title_justify="left",
     )
     for i, name in enumerate(header):
@@ -77,7 +83,8 @@ def course_command(
     device: str = "cpu",
     dry_run: DryRun = False,
 ) -> None:
-    """The course's experiment: five objectives, five weights each, every seed; about 1.5 minutes on two cores.
+    """The course's experiment: five objectives, five weights each, every seed; about 1.5 minutes on
+    two cores.
 
     Run again after a kill, it goes on where it was; run again when done, it says so.
 
@@ -99,16 +106,20 @@ def _of_preset(preset: Callable[[], ToyConfig]) -> Callable:
 
 
 def run_command() -> None:
-    """A preset (smoke, course, paper) with any field changed; see `toy2d run --help` and `toy2d run course --help`."""
+    """A preset (smoke, course, paper) with any field changed; see `toy2d run --help` and `toy2d run
+    course --help`.
+    """
 
 
 SWEEP = Sweep()
 
 
 def sweep_command(plan: Sweep = SWEEP, out: Out = RUNS, dry_run: DryRun = False) -> None:
-    """Objectives x weights x seeds at every learning rate, steps and width; least drift at equal adaptation.
+    """Objectives x weights x seeds at every learning rate, steps and width; least drift at equal
+    adaptation.
 
-    The default is 4 cells of 84 fine-tunings, about 6 minutes on two cores. A killed sweep goes on where it was.
+    The default is 4 cells of 84 fine-tunings, about 6 minutes on two cores. A killed sweep goes on
+    where it was.
     """
     cells = plan.cells()
     if dry_run:
@@ -126,26 +137,20 @@ def print_best(folder: Path) -> None:
     from toy2d.runs.statistics import number
 
     table = Table(
-        title="least KL(base || tuned) of the old classes, nats, over all weights, learning rates and steps (1 standard error)",
+        title="least KL(base || tuned) of the old classes, nats, over all weights, learning rates "
+        "and steps (1 standard error)",
         title_justify="left",
     )
-    for i, name in enumerate(
-        ("new-class KL at most", "objective", "least drift", "at", "lr", "steps", "width")
-    ):
+    header = ("new-class KL at most", "objective", "least drift", "at", "lr", "steps", "width")
+    for i, name in enumerate(header):
         table.add_column(name, justify="left" if i in (1, 3) else "right")
     for row in json.loads((folder / "sweep.json").read_text())["best"]:
         r = row["best"]
-        cells = (
-            ("none learnt so well", "", "", "", "")
-            if r is None
-            else (
-                f"{number(r['old_base'])} ({number(r['old_base_low'])}\u2013{number(r['old_base_high'])})",
-                r["run"],
-                f"{r['learning_rate']:g}",
-                str(r["steps"]),
-                str(r["width"]),
-            )
-        )
+        cells = ("none learnt so well",)
+        if r is not None:
+            drift, low, high = (number(r[f"old_base{end}"]) for end in ("", "_low", "_high"))
+            setting = (f"{r['learning_rate']:g}", str(r["steps"]), str(r["width"]))
+            cells = (f"{drift} ({low}\u2013{high})", r["run"], *setting)
         table.add_row(f"{row['level']:g}", row["objective"], *cells)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"every setting: {folder / 'sweep.csv'}; figure: {folder / 'sweep.png'}")
@@ -154,10 +159,12 @@ def print_best(folder: Path) -> None:
 def verify_command(
     name: str = "course", out: Out = RUNS, only: str | None = None, seeds: tuple[int, ...] = ()
 ) -> None:
-    """Every statement of the theory, both sides measured on a finished run (made first if missing); under 3 minutes.
+    """Every statement of the theory, both sides measured on a finished run (made first if missing);
+    under 3 minutes.
 
-    Writes OUT/toy2d/NAME/verify/verify.json and figures. Exit code 1 only if something *proved* fails beyond its error: that is
-    a bug of ours. Where a claim of the paper does not hold, that is a result: it is printed, and the exit code is 0.
+    Writes OUT/toy2d/NAME/verify/verify.json and figures. Exit code 1 only if something *proved*
+    fails beyond its error: that is a bug of ours. Where a claim of the paper does not hold, that is
+    a result: it is printed, and the exit code is 0.
 
     Args:
         name: a run on the pentagon world
@@ -174,7 +181,8 @@ def verify_command(
 
 
 def bench_command(members: int = 32, steps: int = 60, shots: int = 6, threads: int = 1) -> None:
-    """Side by side in one run: the stack against one network at a time, and log-likelihoods against torchdiffeq's dopri5.
+    """Side by side in one run: the stack against one network at a time, and log-likelihoods against
+    torchdiffeq's dopri5.
 
     Args:
         members: runs in the stack
@@ -195,13 +203,14 @@ COMMANDS = {
     "bench": bench_command,
 }
 RUN_COMMANDS = {name: _of_preset(preset) for name, preset in PRESETS.items()}
-RUN_HELP = """A preset with any field changed. Give it a --name of its own: a run folder holds one configuration.
+RUN_HELP = """A preset with any field changed. Give it a --name of its own: a run folder holds one
+configuration.
 
   toy2d run course --name mine --runs standard l2:0.01 --seeds 0 1 2 3"""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (0, 1 the machine refused, 2 the command was wrong)."""
+    """Run one command; returns the exit code: 0, 1 (the machine refused), 2 (a wrong command)."""
     args = sys.argv[1:] if args is None else args
     if args[:1] == ["run"]:
         return guard(lambda: parse("toy2d run", RUN_COMMANDS, RUN_HELP, args[1:]), "toy2d run")

@@ -1,7 +1,8 @@
 """`toy2d bench`: two comparisons, each side by side in one process, as ratios.
 
-1. A training step of a stack of runs against the same network as a plain nn.Module, trained one run at a time.
-2. Log-likelihoods per second on the schedule's own nodes against torchdiffeq's dopri5 at equal error.
+1. A training step of a stack of runs, against the same network as a plain nn.Module, one run at a
+   time.
+2. Log-likelihoods per second, against torchdiffeq's dopri5 at equal error.
 """
 
 import itertools
@@ -53,7 +54,7 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def stack_against_one_by_one(members: int, steps: int, batch_size: int, threads: int) -> dict:
-    """Seconds a member and step: the stack with `threads`, the plain module with one thread (its best)."""
+    """Seconds a member and step: the stack with `threads`, the plain module with one thread."""
     world = course().make_world()
     net = course().make_net(world)
     seeds = tuple(range(members))
@@ -100,7 +101,10 @@ def stack_against_one_by_one(members: int, steps: int, batch_size: int, threads:
 
 
 def likelihood_against_dopri5(points: int, threads: int) -> dict:
-    """Likelihoods a second on the exact eps of a class, where the error is known; dopri5's tolerance is the loosest that is as exact."""
+    """Likelihoods a second on the exact eps of a class, where the error is known.
+
+    dopri5's tolerance is the loosest that is as exact.
+    """
     from torchdiffeq import odeint
 
     torch.set_num_threads(threads)

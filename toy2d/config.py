@@ -1,7 +1,4 @@
-"""What a toy run is: one frozen dataclass, its presets as functions, and the words that name an objective.
-
-A run of the stack is written kind:weight, e.g. "standard", "prior:1", "l2:0.01", "prior:1+l2:0.01".
-"""
+"""The settings of a toy run as one frozen dataclass, its presets as functions, and the sweep's."""
 
 import itertools
 import math
@@ -27,7 +24,7 @@ class ToyConfig:
     """objectives to compare, written kind:weight (see `toy2d run --help`)"""
 
     world: Literal["pentagon", "prompts"] = "pentagon"
-    """pentagon: five Gaussian classes, and a new one at the origin; prompts: class x context x identifier"""
+    """pentagon: five Gaussian classes and a new one; prompts: class x context x identifier"""
     schedule: Literal["log_snr", "cosine", "linear"] = "log_snr"
     """noise schedule"""
     num_timesteps: int = 100
@@ -66,16 +63,16 @@ class ToyConfig:
     carry_moments: bool = False
     """start from pretraining's Adam moments, as the paper's toy does"""
     prior_from: Literal["base", "world"] = "base"
-    """who makes the replayed samples: the frozen base (DreamBooth) or the world (the paper's toy)"""
+    """source of the replayed samples: the frozen base (DreamBooth) or the world (paper's toy)"""
     prior_samples: int = 200
-    """replayed points: all of one class for prior, spread over the old prompts for replay_all and output"""
+    """replayed points: of one class for prior, over all old prompts for replay_all and output"""
     fisher_samples: int = 1200
     """points of the base's own chains behind the Fisher diagonal"""
 
     snapshots: tuple[int, ...] = (30, 100, 300)
     """steps measured on the way (coarser rule); the last step is always measured"""
     quadrature: int = 6
-    """Gauss-Hermite points per axis; KLs below 1 nat whose error exceeds 0.01 are repeated with more"""
+    """Gauss-Hermite points per axis; a KL below 1 nat with an error above 0.01 is repeated"""
     ode_nodes: int = 50
     """nodes of the schedule used by the likelihood's ODE"""
     chains: int = 32
@@ -87,8 +84,7 @@ class ToyConfig:
     """where the networks live, e.g. cpu or cuda"""
 
     def __post_init__(self):
-        counts = "num_timesteps width depth pretrain_samples pretrain_steps pretrain_batch_size shots steps batch_size prior_samples fisher_samples chunk"
-        for field in counts.split():
+        for field in COUNTS:
             if getattr(self, field) < 1:
                 raise UserError(f"--{field} must be at least 1, not {getattr(self, field)}")
         for field in ("pretrain_learning_rate", "learning_rate"):
@@ -135,6 +131,11 @@ class ToyConfig:
         )
 
 
+COUNTS = (
+    *("num_timesteps", "width", "depth", "pretrain_samples", "pretrain_steps"),
+    *("pretrain_batch_size", "shots", "steps", "batch_size", "prior_samples", "fisher_samples"),
+    "chunk",
+)
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 WORLDS = {"pentagon": Pentagon, "prompts": Prompts}
 FIVE_WEIGHTS = {
@@ -168,7 +169,10 @@ def smoke() -> ToyConfig:
 
 
 def course() -> ToyConfig:
-    """The course's experiment (about 1.5 minutes on two cores): five objectives, five weights each, three seeds, six shots."""
+    """The course's experiment: five objectives, five weights each, three seeds, six shots.
+
+    It takes about 1.5 minutes on two cores.
+    """
     return ToyConfig(
         name="course",
         runs=("standard", *grid(**FIVE_WEIGHTS), "replay_all:1", "l2_tensor_mean:50"),
@@ -176,12 +180,16 @@ def course() -> ToyConfig:
 
 
 def paper() -> ToyConfig:
-    """The published toy (github.com/rlgnswk/Preserve-and-Personalize, toy/): network, data, optimizer and weights as there.
+    """The published toy: network, data, optimizer and weights of the authors' scripts.
 
-    ReLU network 96 wide on concatenated embeddings of 8, learned time table; T = 100 cosine, betas clipped at 0.999 (theirs are not, and
-    the first reverse step is infinite); Adam 2e-3, moments carried over; 1,000 points a class, batch 512, 10,000 + 10,000 steps; prior =
-    1,000 *real* points of class 0, weight 100; lam = 50 averaged per tensor. Ours beside it: output and fisher, and three seeds.
-    About an hour on two shared cores; path KL is dominated by the clipped step (`Schedule.cosine`).
+    github.com/rlgnswk/Preserve-and-Personalize, folder toy.
+
+    ReLU network 96 wide on concatenated embeddings of 8, learned time table; T = 100 cosine, betas
+    clipped at 0.999 (theirs are not, and the first reverse step is infinite); Adam 2e-3, moments
+    carried over; 1,000 points a class, batch 512, 10,000 + 10,000 steps; prior = 1,000 *real*
+    points of class 0, weight 100; lam = 50 averaged per tensor. Ours beside it: output and fisher,
+    and three seeds. About an hour on two shared cores; path KL is dominated by the clipped step
+    (`Schedule.cosine`).
     """
     return ToyConfig(
         name="paper",
@@ -215,10 +223,13 @@ def paper() -> ToyConfig:
 
 
 def prompts() -> ToyConfig:
-    """The prompt world (about 3 minutes on two cores): does prior preservation keep the class but lose its contexts?
+    """The prompt world: does prior preservation keep the class but lose its contexts?
 
-    16 old prompts (4 classes, alone and in 3 contexts), five shots of "V dog", three seeds; asked afterwards: the class, its contexts,
-    the other classes, "V dog" in contexts never seen with V, and whether the class keeps its modes.
+    It takes about 3 minutes on two cores.
+
+    16 old prompts (4 classes, alone and in 3 contexts), five shots of "V dog", three seeds.
+    Measured afterwards: the class, its contexts, the other classes, "V dog" in contexts never seen
+    with V, and whether the class keeps its modes.
     """
     weights = {"prior": (0.3, 1, 3), "l2": (0.01, 0.1), "output": (1,), "fisher": (1, 10)}
     return ToyConfig(
@@ -276,7 +287,8 @@ class Sweep:
         """One configuration a cell, in the order in which they are run."""
         if not (self.learning_rates and self.steps and self.widths and self.levels):
             raise UserError(
-                "sweep: --learning-rates, --steps, --widths and --levels need at least one value each"
+                "sweep: --learning-rates, --steps, --widths and --levels "
+                "need at least one value each"
             )
         return [
             replace(

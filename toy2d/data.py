@@ -3,10 +3,11 @@
 A world has the network's own interface, so that truth and model swap places:
 
     sample(cond, n, rng)      n points under prompt `cond`
-    log_prob(x, cond, t)      log density, clean (t = None) or noised to the schedule's step t     nats
+    log_prob(x, cond, t)      log density in nats, clean (t = None) or noised to step t
     eps(x_t, t, cond)         E[eps | x_t]: the exact noise prediction
 
-A Gaussian N(m, S) noised to alpha_bar = ab is N(sqrt(ab) m, ab S + (1 - ab) I), so a noised mixture is a mixture.
+A Gaussian N(m, S) noised to alpha_bar = ab is N(sqrt(ab) m, ab S + (1 - ab) I), so a noised mixture
+is a mixture.
 Shapes: P prompts, C components, N points of any rank, the plane is the last dimension (2).
 """
 
@@ -24,7 +25,10 @@ from toy2d.core.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Prompts that are Gaussian mixtures. `tokens[p]` are the words of prompt p: shared words are how drift travels."""
+    """Prompts that are Gaussian mixtures.
+
+    `tokens[p]` are the words of prompt p; drift travels by the words that prompts share.
+    """
 
     means: Tensor  # P C 2
     covs: Tensor  # P C 2 2
@@ -53,7 +57,7 @@ class World:
         return x.float()
 
     def log_prob(self, x: Tensor, cond: Tensor | int, t: Tensor | int | None = None) -> Tensor:
-        """log density in nats, float64, of shape x.shape[:-1]; `cond` and `t` broadcast against it."""
+        """log density in nats, float64, shape x.shape[:-1]; `cond` and `t` broadcast against it."""
         log_n, _ = self._components(x, cond, t)
         return torch.logsumexp(log_n, -1) - math.log(self.num_components)
 
@@ -65,7 +69,7 @@ class World:
         return (b.reshape(*b.shape, 1) * mean_pull).to(x_t.dtype)
 
     def _components(self, x, cond, t):
-        """log density of every component noised to t, and its pull S^-1 (x - m)   (... C and ... C 2)."""
+        """log density of every component noised to t (... C), and S^-1 (x - m) (... C 2)."""
         cond = torch.as_tensor(cond)
         ab = torch.ones((), dtype=torch.float64)
         if t is not None:
@@ -84,7 +88,10 @@ class World:
 def Pentagon(
     schedule: Schedule | None = None, std: float = 0.5, radius: float = 3.0, classes: int = 5
 ) -> World:
-    """The paper's world: Gaussian classes on a regular polygon and a new class at the origin, one word per class."""
+    """The paper's world: Gaussian classes on a regular polygon, and a new class at the origin.
+
+    Each class has one word.
+    """
     angle = 2 * math.pi * torch.arange(classes, dtype=torch.float64) / classes
     means = torch.cat(
         [radius * torch.stack([angle.cos(), angle.sin()], -1), torch.zeros(1, 2).double()]
@@ -117,11 +124,14 @@ CONTEXTS = {  # x -> A x + b: one moves, one turns, one squeezes
 def Prompts(
     schedule: Schedule | None = None, std: float = 0.3, instance_std: float = 0.15
 ) -> World:
-    """Class x context x identifier: 4 classes of 3 modes, 3 contexts (affine maps of the plane), and "V dog", one spot of the class.
+    """The world of class x context x identifier.
 
-    A prompt's words are (class, context or "no context", "V" or "no V"). Old: every class alone and in every context (16 prompts). New:
-    "V dog", a narrow Gaussian between the dog's modes. Composed: "V dog" in each context, the same affine map of it, never trained on.
-    The groups are what the objectives are asked about afterwards; prior preservation replays "dog".
+    4 classes of 3 modes, 3 contexts (affine maps of the plane), and "V dog", one spot of the class.
+
+    A prompt's words are (class, context or "no context", "V" or "no V"). Old: every class alone and
+    in every context (16 prompts). New: "V dog", a narrow Gaussian between the dog's modes.
+    Composed: "V dog" in each context, the same affine map of it, never trained on. Drift
+    is reported by group of prompts; prior preservation replays "dog".
     """
     eye = torch.eye(2, dtype=torch.float64)
     classes, contexts = list(CLASSES), [None, *CONTEXTS]
@@ -158,7 +168,7 @@ def Prompts(
     )
 
 
-class Pool(NamedTuple):
+class ExamplePool(NamedTuple):
     """The examples of one role, for every seed: S seeds, N examples each."""
 
     x0: Tensor  # S N 2
@@ -167,18 +177,23 @@ class Pool(NamedTuple):
 
 def world_pool(
     world: World, conds: tuple[int, ...], per_cond: int, seeds: tuple[int, ...], role: str
-) -> Pool:
+) -> ExamplePool:
     """`per_cond` true samples of each prompt, drawn anew for every seed."""
     x0 = [
         torch.cat([world.sample(c, per_cond, rng) for c in conds])
         for rng in (generator(s, role) for s in seeds)
     ]
     cond = torch.tensor(conds).repeat_interleave(per_cond)
-    return Pool(torch.stack(x0), cond.expand(len(seeds), -1))
+    return ExamplePool(torch.stack(x0), cond.expand(len(seeds), -1))
 
 
-def draw(pool: Pool, rngs: list[torch.Generator], batch_size: int, num_timesteps: int) -> Example:
-    """One minibatch per seed, from that seed's generator: S B 2. Examples with replacement, t uniform on 0..T-1."""
+def draw(
+    pool: ExamplePool, rngs: list[torch.Generator], batch_size: int, num_timesteps: int
+) -> Example:
+    """One minibatch per seed (S B 2), from that seed's generator.
+
+    Examples are drawn with replacement, t uniformly on 0..T-1.
+    """
     parts = []
     for s, rng in enumerate(rngs):
         i = torch.randint(pool.x0.shape[1], (batch_size,), generator=rng)

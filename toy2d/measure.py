@@ -1,26 +1,25 @@
-"""Measuring a stack of runs: exact KL per prompt in both directions, and drift. Measuring never trains.
+"""Measuring a stack of runs: exact KL per prompt in both directions, and drift. No training here.
 
-    kl_truth[c] = KL(p*(. | c) || p_theta(. | c))            against the world
-    kl_base[c]  = KL(p_theta*(. | c) || p_theta(. | c))      against the model before fine-tuning
-    "mixture"   = the same for the equal mixture of the old prompts (one-component worlds: it needs every law at every point)
-    kl_new      = KL(p*(. | new) || p_theta(. | new)),  kl_composed[c] = the same for prompts composed with the new word
-    coverage[c] = sum over modes of min(share of samples in the mode, 1 / modes): 1 if all modes are kept, 1 / modes if one is
+    kl_truth[c] = KL(p*(. | c) || p_theta(. | c))         against the world
+    kl_base[c]  = KL(p_theta*(. | c) || p_theta(. | c))   against the model before fine-tuning
+    "mixture"   = the same for the equal mixture of the old prompts, in worlds of one component:
+                  it needs every prompt's law at every point
+    kl_new      = KL(p*(. | new) || p_theta(. | new))
+    kl_composed = the same for the prompts composed with the new word
+    coverage[c] = sum over modes of min(share of samples in the mode, 1 / modes):
+                  1 if all modes are kept, 1 / modes if one is
 
-All in nats, of the probability-flow ODE's law at t = 0's noise level (likelihood.py). An expectation over a law is one over N(0, I)
-pushed through the exact map to it (a Gaussian's affine map; the base's own ODE), taken by a `Rule`:
+All in nats, of the probability-flow ODE's law at t = 0's noise level (core/likelihood.py). An
+expectation over a law is one over N(0, I) pushed through the exact map to it (a Gaussian's affine
+map; the base's own ODE), taken by a rule of quadrature.py.
 
-    gauss_hermite(k)       k*k points; spectrally accurate for smooth integrands; error = distance to the rule with k - 2
-    sobol(n, scrambles)    randomized quasi-Monte Carlo for laws with several modes; error = standard error over scrambles
-
-Shapes: M runs, S seeds, P prompts, N points of the rule, Q estimates of the rule.
+Shapes: M runs, S seeds, P prompts, N points of the rule.
 """
 
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.stats import norm, qmc
 from torch import Tensor
 
 from toy2d.core.drift import Params, delta_eps, delta_theta, path_kl
@@ -30,13 +29,14 @@ from toy2d.core.sample import ancestral
 from toy2d.core.schedule import Schedule
 from toy2d.data import World
 from toy2d.model import Bound, EpsMLP, members
+from toy2d.quadrature import Rule, sobol
 from toy2d.train import Group
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, standard error) of log_p - log_q over independent samples of p (last dimension), in nats: plain Monte Carlo KL(p || q).
+    """Plain Monte Carlo KL(p || q): (mean, standard error) of log_p - log_q, in nats.
 
-    Raises ValueError for fewer than 2 samples.
+    The last dimension holds independent samples of p. Raises ValueError for fewer than 2 samples.
     """
     ratio = (log_p - log_q).double()
     if ratio.shape[-1] < 2:
@@ -44,51 +44,11 @@ def kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     return ratio.mean(-1), ratio.std(-1) / ratio.shape[-1] ** 0.5
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Points of N(0, I) in the plane and Q sets of weights on them, each an estimate of an expectation."""
-
-    points: Tensor  # N 2
-    weights: Tensor  # Q N
-    nested: bool  # two quadratures, the better one first; otherwise Q independent, equally good estimates
-
-    def expect(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        """(E f, its error) for values f (..., N) at the points."""
-        estimates = f.double() @ self.weights.mT
-        if self.nested:
-            return estimates[..., 0], (estimates[..., 0] - estimates[..., 1]).abs()
-        return estimates.mean(-1), estimates.std(-1) / len(self.weights) ** 0.5
-
-    def per_component(self, components: int) -> "Rule":
-        """The rule for an equal mixture whose points are listed component by component."""
-        return Rule(self.points, self.weights.repeat(1, components) / components, self.nested)
-
-
-def hermite_grid(k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(points (k*k, 2), weights (k*k,)) with sum_i w_i f(x_i) = E f(N(0, I)) exactly for polynomials up to degree 2k - 1."""
-    x, w = np.polynomial.hermite_e.hermegauss(k)
-    points = np.stack(np.meshgrid(x, x, indexing="ij"), -1).reshape(-1, 2)
-    return points, np.outer(w, w).reshape(-1) / (2 * math.pi)
-
-
-def gauss_hermite(k: int = 8) -> Rule:
-    """k*k points, and (k - 2)^2 more to know the error."""
-    (x, w), (x2, w2) = hermite_grid(k), hermite_grid(k - 2)
-    weights = np.zeros((2, len(w) + len(w2)))
-    weights[0, : len(w)], weights[1, len(w) :] = w, w2
-    return Rule(torch.from_numpy(np.concatenate([x, x2])), torch.from_numpy(weights), nested=True)
-
-
-def sobol(n: int = 32, scrambles: int = 8, seed: int = 0) -> Rule:
-    """`scrambles` independently scrambled Sobol sets of n (a power of 2) points: unbiased, error falling faster than 1/sqrt(n)."""
-    sets = [qmc.Sobol(2, rng=np.random.default_rng([seed, r])).random(n) for r in range(scrambles)]
-    points = norm.ppf(np.clip(np.concatenate(sets), 1e-12, 1 - 1e-12))
-    weights = torch.eye(scrambles, dtype=torch.float64).repeat_interleave(n, 1) / n
-    return Rule(torch.from_numpy(points), weights, nested=False)
-
-
 def world_points(world: World, cond: int, normal: Tensor) -> Tensor:
-    """Standard normal points (N, 2) mapped to every component of `cond` at t = 0's noise level: (C N, 2), float64."""
+    """Standard normal points (N, 2) mapped to every component of `cond`: (C N, 2), float64.
+
+    The components are those at t = 0's noise level.
+    """
     ab = world.schedule.alpha_bar[0]
     cov = ab * world.covs[cond] + (1 - ab) * torch.eye(2, dtype=torch.float64)
     root = torch.linalg.cholesky(cov)
@@ -97,10 +57,11 @@ def world_points(world: World, cond: int, normal: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Points:
-    """Where densities are compared: x (K, P, N, 2) float32, with every law's exact log density there.
+    """Where densities are compared: x (K, P, N, 2) float32, with the law's log density there.
 
-    K is 1 for the world (one truth for all seeds) or S for the bases. `log_p` (K, P, N) is prompt i's law at prompt i's points,
-    `log_mix` (K, P, N) the equal mixture of all P prompts at them, or None: it costs P^2 laws.
+    K is 1 for the world (one truth for all seeds) or S for the bases. `log_p` (K, P, N) is prompt
+    i's law at prompt i's points, `log_mix` (K, P, N) the equal mixture of all P prompts at them, or
+    None: it costs P^2 laws.
     """
 
     conds: tuple[int, ...]
@@ -130,7 +91,7 @@ def base_points(
     rule: Rule,
     mixture: bool = False,
 ) -> Points:
-    """Points of S base models' own laws: the rule pushed through their ODEs, and their log-likelihoods there."""
+    """Points of S base models' own laws: the rule pushed through their ODEs; log densities."""
     seeds = theta["bias0"].shape[0]
     normal = rule.points.float().to(schedule.alpha_bar.device).expand(seeds, -1, -1)
     predict = net.bind(theta)
@@ -173,7 +134,7 @@ class Probe:
     chain: Tensor  # T S N 2: ancestral chains of the bases under the old prompts
     chain_cond: Tensor  # N
     schedule: Schedule  # of the chains
-    ode: Schedule  # of the likelihoods: every second node is exact enough (tests/toy2d/core/test_likelihood.py)
+    ode: Schedule  # of the likelihoods
 
 
 def make_probe(
@@ -185,7 +146,10 @@ def make_probe(
     chains: int,
     ode_nodes: int,
 ) -> Probe:
-    """`chains` ancestral chains for each old prompt and seed; likelihoods on `ode_nodes` nodes of the schedule."""
+    """Make a probe with `chains` ancestral chains for each old prompt and seed.
+
+    Likelihoods are computed on `ode_nodes` nodes of the schedule.
+    """
     mixture = world.num_components == 1
     schedule = world.schedule.to(theta_star["bias0"].device)
     ode = ode_schedule(schedule, ode_nodes)
@@ -207,9 +171,13 @@ def make_probe(
 
 
 def measure(world: World, group: Group, probe: Probe, chunk: int = 8192) -> list[dict]:
-    """One record per run of the group: kl_truth, kl_base ({name: [mean, error, n]}), kl_new, path_kl, delta_theta, delta_eps.
+    """One record per run of the group.
 
-    Runs that diverged have None where a number would be. `chunk` bounds memory: points evaluated at once, in whole runs.
+    kl_truth and kl_base are {prompt: [mean, error, n]}, kl_new and path_kl are [mean, error, n],
+    delta_theta and delta_eps are numbers.
+
+    Runs that diverged have None where a number would be. `chunk` bounds memory: points evaluated at
+    once, in whole runs.
     """
     laws = len(world.old) if probe.truth.log_mix is not None else 1
     points = laws * len(world.old) * max(probe.base.x.shape[2], probe.truth.x.shape[2])
@@ -252,7 +220,10 @@ def _measure_chunk(world, group, probe, which):
 
 
 def _of_groups(world: World, truth: dict, base: dict, new: dict) -> dict:
-    """Means over the world's groups of prompts (the error is the mean error: prompts share points), and the composed prompts."""
+    """Means over the world's groups of prompts, and the composed prompts.
+
+    The error of a mean is the mean error: prompts share points.
+    """
 
     def mean(kls, conds):
         triples = [kls[world.names[c]] for c in conds]
@@ -266,9 +237,10 @@ def _of_groups(world: World, truth: dict, base: dict, new: dict) -> dict:
 
 
 def mode_coverage(world: World, predict: Bound, ode: Schedule, n: int = 256) -> dict[str, Tensor]:
-    """Per prompt that shares the class (groups "the class", "... in contexts"): sum_i min(share of n flow samples in mode i, 1/C), (M,).
+    """How many modes are kept, by prompt that shares the class ("the class", "... in contexts").
 
-    A sample is in mode i if that is its nearest and within its 99.7 % ellipse. The world itself scores 0.997 - O(1 / sqrt(n)).
+    sum_i min(share of n flow samples in mode i, 1/C), (M,) each. A sample is in mode i if that
+    is its nearest and within its 99.7 % ellipse. The world itself scores 0.997 - O(1 / sqrt(n)).
     """
     conds = (world.class_prompt, *world.groups.get("the class in contexts", ()))
     stack = predict.theta["bias0"].shape[0]
@@ -286,11 +258,10 @@ def mode_coverage(world: World, predict: Bound, ode: Schedule, n: int = 256) -> 
 
 
 def eps_probe(chain: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A fixed set of (x_t, t, cond): chain i at node 1 + i mod (T - 1), so that every node and prompt is visited."""
+    """A fixed set of (x_t, t, cond): one node of each chain, so that all nodes appear."""
     i = torch.arange(chain.shape[2])
-    t = 1 + (i * 37) % (
-        chain.shape[0] - 1
-    )  # 37 is coprime to the usual T - 1: neighbours are far apart in t
+    # 37 is coprime to the usual T - 1: neighbouring chains are far apart in t
+    t = 1 + (i * 37) % (chain.shape[0] - 1)
     return (
         chain[t, :, i].movedim(1, 0),
         t.expand(chain.shape[1], -1),

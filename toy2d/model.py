@@ -1,7 +1,8 @@
-"""The noise predictor of the toy: a small MLP over (x_t, t, words), and a stack of them as one set of tensors.
+"""The noise predictor of the toy: a stack of small MLPs over (x_t, t, words).
 
-Parameters are a dict of tensors with a leading stack dimension M, so that one batched matmul advances every run of a sweep.
-A single network is a stack of one. Words are embedded and *summed*: "V dog" shares "dog" with "dog".
+Parameters are a dict of tensors with a leading stack dimension M, so that one batched matmul
+advances every run of a sweep. A single network is a stack of one. Words are embedded and *summed*:
+"V dog" shares "dog" with "dog".
 Shapes: M members, B batch, 2 the plane.
 """
 
@@ -33,12 +34,13 @@ def _layer(theta: Mapping[str, Tensor], i: int, h: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EpsMLP:
-    """The architecture (hashable, no tensors): `init` makes parameters, calling it with them predicts the noise.
+    """The architecture, without its parameters: `init` makes them, a call with them predicts.
 
     With `alpha_bar` (one number per step) the layers predict what a standard normal's answer lacks,
         eps_hat = sqrt(1 - ab) (x_t + sqrt(ab) layers(x_t, t, c)),
-    exact at both ends (as EDM's preconditioning, Karras et al. 2022): the base is then 20 times closer to the world than without.
-    `time` = "cosine": cos(pi k t / T), k = 1..time_dim, fixed and smooth; "table": a learned row per step, as in the paper's toy.
+    exact at both ends (as EDM's preconditioning, Karras et al. 2022): the base is then 20 times
+    closer to the world than without. `time` = "cosine": cos(pi k t / T), k = 1..time_dim, fixed and
+    smooth; "table": a learned row per step, as in the paper's toy.
     """
 
     tokens: tuple[tuple[int, ...], ...]  # the words of every prompt
@@ -52,7 +54,10 @@ class EpsMLP:
     alpha_bar: tuple[float, ...] | None = None
 
     def init(self, rngs: list[torch.Generator]) -> dict[str, Tensor]:
-        """One member per generator: PyTorch's defaults (embeddings N(0, 1), linear layers U(-1/sqrt(fan_in), ...))."""
+        """Initial parameters, one member per generator.
+
+        PyTorch's defaults: embeddings N(0, 1), linear layers U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+        """
 
         def normal(*shape):
             return torch.stack([torch.randn(*shape, generator=r) for r in rngs])
@@ -72,7 +77,7 @@ class EpsMLP:
         return theta
 
     def __call__(self, theta: Mapping[str, Tensor], x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """eps_hat of shape (M, B, 2) for x_t (M, B, 2) and t, cond (M, B) or broadcastable to it."""
+        """eps_hat (M, B, 2) for x_t (M, B, 2) and t, cond (M, B) or broadcastable to it."""
         h = self._features(theta, x_t, t, cond)
         for i in range(self.depth):
             h = ACTIVATIONS[self.activation](_layer(theta, i, h))
@@ -82,7 +87,7 @@ class EpsMLP:
     def with_divergence(
         self, theta: Mapping[str, Tensor], x_t: Tensor, t: Tensor, cond: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(eps_hat, tr(d eps_hat / dx_t)): the tangents along both axes pass through the layers beside the values."""
+        """(eps_hat, tr(d eps_hat / dx_t)): both tangents pass through the layers too."""
         h = self._features(theta, x_t, t, cond)
         rows = theta["weight0"][:, :2, None]  # M 2 1 W: d(first layer) / dx
         tangent = rows.expand(-1, -1, h.shape[1], -1).flatten(1, 2)  # M 2B W

@@ -1,7 +1,8 @@
-"""`toy2d sweep`: objectives x weights x seeds, at every learning rate, number of steps and width; the honest comparison.
+"""`toy2d sweep`: objectives x weights x seeds, at every learning rate, number of steps, width.
 
-A cell (one learning rate, steps, width) is an ordinary run folder, one stack; cells of one width share their base. Objectives are then
-compared at *equal adaptation*: for a level of new-class KL, each objective's least old-class KL over everything that was tuned.
+A cell (one learning rate, steps, width) is an ordinary run folder, one stack; cells of one width
+share their base. Objectives are then compared at *equal adaptation*: for a level of new-class KL,
+each objective's least old-class KL over everything that was tuned.
 """
 
 import itertools
@@ -19,7 +20,10 @@ from toy2d.runs.statistics import geometric, value
 
 
 def sweep(plan: Sweep, out: Path | str = "runs", say: Callable[[str], None] = print) -> Path:
-    """Run or continue every cell, then compare; returns the summary's folder (sweep.csv, sweep.json, sweep.png)."""
+    """Run or continue every cell, then compare; returns the summary's folder.
+
+    It holds sweep.csv, sweep.json and sweep.png.
+    """
     records, bases = [], {}
     cells = plan.cells()
     for i, cell in enumerate(cells):
@@ -46,7 +50,7 @@ SETTING = ("run", "objective", "weight", "learning_rate", "steps", "width")
 
 
 def summarize(records: list[dict]) -> list[dict]:
-    """One row per setting: geometric mean over seeds with one-standard-error limits, of each quantity."""
+    """One row per setting: geometric means over seeds with one-standard-error limits."""
     groups: dict[tuple, list[dict]] = {}
     for r in records:
         groups.setdefault(tuple(r[k] for k in SETTING), []).append(r)
@@ -62,7 +66,10 @@ def summarize(records: list[dict]) -> list[dict]:
 
 
 def equal_adaptation(summary: list[dict], levels: tuple[float, ...]) -> list[dict]:
-    """For each level and objective: the setting with the least old-class KL among those with kl_new <= level; None if none learnt so well."""
+    """The setting with the least old-class KL among those with kl_new <= level.
+
+    For each level and objective; None if no setting learnt so well.
+    """
     objectives = dict.fromkeys(r["objective"] for r in summary)
     best = []
     for level, objective in itertools.product(levels, objectives):
@@ -73,10 +80,13 @@ def equal_adaptation(summary: list[dict], levels: tuple[float, ...]) -> list[dic
 
 
 def draw(summary: list[dict], plan: Sweep):
-    """Adaptation against preservation: every setting a point, each objective's lower envelope a line."""
+    """Adaptation against preservation: settings are points, each objective's envelope a line."""
     figure, ax = plt.subplots(figsize=(6.4, 4.4))
     for objective in dict.fromkeys(r["objective"] for r in summary):
-        rows = sorted((r for r in summary if r["objective"] == objective and r["kl_new"] == r["kl_new"]), key=lambda r: r["kl_new"])  # fmt: skip
+        rows = sorted(
+            (r for r in summary if r["objective"] == objective and r["kl_new"] == r["kl_new"]),
+            key=lambda r: r["kl_new"],
+        )
         if not rows:
             continue
         x, y = (np.array([r[k] for r in rows]) for k in ("kl_new", "old_base"))
@@ -90,8 +100,10 @@ def draw(summary: list[dict], plan: Sweep):
     ax.set_xlabel("new class not learnt: KL(world || tuned) (nats)")
     ax.set_ylabel("old classes lost: KL(base || tuned) (nats)")
     ax.set_title(
-        f"{len(summary)} settings, geometric mean over {len(plan.seeds)} seeds, bars 1 standard error;\n"
-        "lines: the least drift at that adaptation or better", fontsize=8,
-    )  # fmt: skip
+        f"{len(summary)} settings, geometric mean over {len(plan.seeds)} seeds, "
+        "bars 1 standard error;\n"
+        "lines: the least drift at that adaptation or better",
+        fontsize=8,
+    )
     legend(ax)
     return figure

@@ -1,8 +1,9 @@
-"""One training loop for a stack of runs: pretraining and all five objectives, every weight and seed, at once.
+"""One training loop for a stack of runs: pretraining, and every objective, weight and seed at once.
 
-Runs that use the same terms, network and learning rate form a `Group`: one dict of stacked parameters. The loop draws one minibatch
-per seed and role, hands every group its seeds' part (so the instance noise is bit-identical across objectives), sums the losses,
-and makes one Adam step. Adam is elementwise, so each run moves as if it were alone.
+Runs that use the same terms, network and learning rate form a `Group`: one dict of stacked
+parameters. The loop draws one minibatch per seed and role, hands every group its seeds' part (so
+the instance noise is bit-identical across objectives), sums the losses, and makes one Adam step.
+Adam is elementwise, so each run moves as if it were alone.
 Shapes: M runs of a group, S seeds, B batch.
 """
 
@@ -16,8 +17,9 @@ from tqdm import tqdm
 from toy2d.core.objectives import Anchor, Example, Objective
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
-from toy2d.data import Pool, draw
-from toy2d.model import EpsMLP
+from toy2d.data import ExamplePool, draw
+from toy2d.model import EpsMLP, members
+from toy2d.runs.spec import SeededRun
 
 Params = dict[str, Tensor]
 
@@ -31,7 +33,7 @@ class Group:
     theta_star: Params  # M ...: where each run started
     objective: Objective
     seed_index: Tensor  # M: which of the S seeds
-    names: list[str]  # M
+    runs: list[SeededRun] | list[str]  # M: what each is; str(run) names it in messages
     pools: Mapping[str, str]  # role -> name of the pool that its examples come from
     learning_rate: float = 1e-3
     fisher: Params | None = None  # M ...
@@ -45,11 +47,23 @@ class Group:
         if self.fisher is not None:
             self.anchors["fisher"] = Anchor(self.theta, self.theta_star, self.fisher, runs=1)
         self.last_loss = torch.full(
-            (len(self.names),), float("nan"), device=self.theta["bias0"].device
+            (len(self.runs),), float("nan"), device=self.theta["bias0"].device
         )
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.runs)
+
+    def only(self, which: list[int]) -> "Group":
+        """A group of these runs alone, to measure; it shares no state with this one."""
+        return Group(
+            self.net,
+            members({k: p.detach() for k, p in self.theta.items()}, which),
+            members(self.theta_star, which),
+            self.objective,
+            self.seed_index[which],
+            [self.runs[m] for m in which],
+            self.pools,
+        )
 
     @property
     def roles(self) -> list[str]:
@@ -58,7 +72,7 @@ class Group:
         ]
 
     def terms(self, schedule: Schedule, batch: Mapping[str, Example]) -> dict[str, Tensor]:
-        """The denoising terms of every run of the group, (M,) each, differentiable; `batch` is keyed by pool."""
+        """The denoising terms of every run, (M,) each, differentiable; `batch` is keyed by pool."""
         device = self.theta["bias0"].device
         mine = {
             role: Example(*(part[self.seed_index].to(device) for part in batch[self.pools[role]]))
@@ -80,16 +94,22 @@ class Group:
         for m in (~torch.isfinite(loss)).nonzero().flatten().tolist():
             if m not in self.stopped:
                 self.stopped[m] = (
-                    f"{self.names[m]}: loss {loss[m]:.3g} at step {step}, last finite loss {self.last_loss[m]:.4g}"
+                    f"{self.runs[m]}: loss {loss[m]:.3g} at step {step}, "
+                    f"last finite loss {self.last_loss[m]:.4g}"
                 )
         self.last_loss = torch.where(torch.isfinite(loss), loss, self.last_loss)
 
+    def stopped_parameters(self) -> Params:
+        """Copies of the parameters of the runs that were stopped."""
+        which = list(self.stopped)
+        return {k: p.detach()[which].clone() for k, p in self.theta.items()} if which else {}
+
 
 class Streams:
-    """The minibatches: one generator per (pool, seed), so that a run's data never depend on the other runs."""
+    """The minibatches, by one generator per (pool, seed): no run's data depend on other runs."""
 
     def __init__(
-        self, pools: Mapping[str, Pool], seeds: tuple[int, ...], batch_size: int, phase: str
+        self, pools: Mapping[str, ExamplePool], seeds: tuple[int, ...], batch_size: int, phase: str
     ):
         self.pools, self.batch_size = pools, batch_size
         self.rngs = {name: [generator(s, f"{phase}/{name}") for s in seeds] for name in pools}
@@ -115,20 +135,19 @@ def fit(
     decay: bool = False,
     label: str = "train",
 ) -> torch.optim.Adam:
-    """Train every run of every group for `steps` Adam steps; returns the optimizer (its moments may be carried over).
+    """Train every run of every group for `steps` Adam steps; returns the optimizer.
 
-    observe(step, terms of each group) is called before the steps in `observe_at` and never draws from the training generators.
-    `decay`: the learning rate falls linearly to 0. save(tensors, scalars) receives the exact state every `save_every` steps; `resume` takes it back. A run whose loss stops being finite
-    is left as it was before the bad step, with a reason in `Group.stopped`; the others go on.
+    observe(step, terms of each group) is called before the steps in `observe_at`; it never draws
+    from the training's generators. save(tensors, scalars) receives the exact state every
+    `save_every` steps, and `resume` takes it back. `moments` start Adam (see `carry_moments`).
+    `decay`: the learning rate falls linearly to 0.
     """
     optimizer = torch.optim.Adam(
         [{"params": list(g.theta.values()), "lr": g.learning_rate} for g in groups], fused=True
     )
     if moments is not None:
         carry_moments(optimizer, groups, moments)
-    start = 0
-    if resume is not None:
-        start = restore(groups, optimizer, streams, *resume)
+    start = restore(groups, optimizer, streams, *resume) if resume is not None else 0
     for step in tqdm(range(start, steps), desc=label, initial=start, total=steps, disable=None):
         batch = streams.next(len(schedule))
         terms = [g.terms(schedule, batch) for g in groups]
@@ -136,24 +155,35 @@ def fit(
             observe(step, [g.all_terms(t) for g, t in zip(groups, terms, strict=True)])
         for setting, g in zip(optimizer.param_groups, groups, strict=True):
             setting["lr"] = g.learning_rate * (1 - step / steps if decay else 1.0)
-        optimizer.zero_grad()
-        torch.cat([sum(t.values()) for t in terms]).sum().backward()
-        for g, t in zip(groups, terms, strict=True):
-            g.stop_diverged(sum(g.all_terms(t).values()), step)
-            g.objective.add_anchor_gradients_(g.anchors)
-        kept = [(p, list(g.stopped), p[list(g.stopped)].clone()) for g in groups if g.stopped
-                for p in map(torch.Tensor.detach, g.theta.values())]  # fmt: skip
-        optimizer.step()
-        for g in groups:
-            g.objective.pull_to_anchors_(g.anchors, g.learning_rate)
-        for p, which, value in kept:
-            p[which] = value
+        adam_step(groups, optimizer, terms, step)
         if save is not None and save_every and (step + 1) % save_every == 0 and step + 1 < steps:
             save(*state(groups, optimizer, streams, step + 1))
     if observe is not None and steps in observe_at:
         terms = [g.terms(schedule, streams.next(len(schedule))) for g in groups]
         observe(steps, [g.all_terms(t) for g, t in zip(groups, terms, strict=True)])
     return optimizer
+
+
+def adam_step(
+    groups: list[Group], optimizer: torch.optim.Adam, terms: list[dict[str, Tensor]], step: int
+) -> None:
+    """One step on the sum of all runs' losses.
+
+    A run whose loss stops being finite stays as it was before this step, with a reason in
+    `Group.stopped`; the others go on.
+    """
+    optimizer.zero_grad()
+    torch.cat([sum(t.values()) for t in terms]).sum().backward()
+    for g, t in zip(groups, terms, strict=True):
+        g.stop_diverged(sum(g.all_terms(t).values()), step)
+        g.objective.add_anchor_gradients_(g.anchors)
+    before = [g.stopped_parameters() for g in groups]
+    optimizer.step()
+    for g in groups:
+        g.objective.pull_to_anchors_(g.anchors, g.learning_rate)
+    for g, kept in zip(groups, before, strict=True):
+        for name, value in kept.items():
+            g.theta[name].detach()[list(g.stopped)] = value
 
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -205,7 +235,10 @@ def restore(
 def carry_moments(
     optimizer: torch.optim.Adam, groups: list[Group], moments: list[dict[str, Tensor]]
 ) -> None:
-    """Begin with Adam's moments of another run, as the paper's toy does. `moments[i]`: "exp_avg/name" -> (M, ...), "step/name"."""
+    """Begin with Adam's moments of another run, as the paper's toy does.
+
+    `moments[i]`: "exp_avg/name" -> (M, ...), "step/name".
+    """
     for g, of in zip(groups, moments, strict=True):
         for name, p in g.theta.items():
             optimizer.state[p] = {m: of[f"{m}/{name}"].clone() for m in MOMENTS}

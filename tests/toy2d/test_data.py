@@ -39,7 +39,9 @@ def test_eps_is_minus_the_scaled_score(world):
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 @pytest.mark.parametrize("t", [None, 30])
 def test_samples_follow_the_density(world, t):
-    """-log p at samples has mean the entropy: two estimates of it, by sampling and by integration, within 5 standard errors."""
+    """-log p at samples has mean the entropy: two estimates of it, by sampling and by integration,
+    within 5 standard errors.
+    """
     w, (x, area) = world(Schedule.log_snr(100, 5.0, -15.0)), grid()
     log_p = w.log_prob(x, w.new, t)
     entropy = -float((log_p.exp() * log_p).sum() * area)

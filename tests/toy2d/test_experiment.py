@@ -1,4 +1,6 @@
-"""The whole run, on the smoke preset: files, records, exact resume after kill -9, plain words for every fault."""
+"""The whole run, on the smoke preset: files, records, exact resume after kill -9, plain words for
+every fault.
+"""
 
 import json
 import os
@@ -13,12 +15,14 @@ import torch
 
 from toy2d.__main__ import main
 from toy2d.config import PRESETS, course, paper, smoke
-from toy2d.experiment import Experiment, run
-from toy2d.report import readings
+from toy2d.experiment import finetune, pretrain, run
+from toy2d.prepare import Setting, probe_of
+from toy2d.records import measure_finely
 from toy2d.runs.files import UserError, read_csv
 from toy2d.runs.folder import RunFolder, load_tensors
 from toy2d.runs.spec import parse_run
 from toy2d.runs.statistics import best_at_equal_adaptation, geometric
+from toy2d.sentences import readings
 
 TINY = replace(smoke(), name="tiny", pretrain_steps=60, steps=24, snapshots=(8,), fisher_samples=20)
 
@@ -43,7 +47,18 @@ def test_metrics_have_one_record_per_run(done):
     metrics = json.loads((done / "metrics.json").read_text())
     assert len(metrics["runs"]) == len(TINY.runs) * len(TINY.seeds)
     for record in metrics["runs"]:
-        wanted = {"objective", "weight", "seed", "kl_truth", "kl_base", "kl_new", "delta_theta", "delta_eps", "path_kl", "seconds"}  # fmt: skip
+        wanted = {
+            "objective",
+            "weight",
+            "seed",
+            "kl_truth",
+            "kl_base",
+            "kl_new",
+            "delta_theta",
+            "delta_eps",
+            "path_kl",
+            "seconds",
+        }
         assert wanted <= set(record)
         for triple in (*record["kl_truth"].values(), *record["kl_base"].values(), record["kl_new"]):
             mean, error, n = triple
@@ -80,7 +95,9 @@ def test_the_same_command_says_done(done):
 
 
 def test_killed_with_minus_nine_anywhere_it_ends_bit_identical(done, tmp_path):
-    """Killed twice, at random moments of pretraining and fine-tuning; then finished by the same command."""
+    """Killed twice, at random moments of pretraining and fine-tuning; then finished by the same
+    command.
+    """
     command = [sys.executable, "-c", KILLABLE, str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for wanted in (
@@ -103,7 +120,9 @@ def test_killed_with_minus_nine_anywhere_it_ends_bit_identical(done, tmp_path):
         a, b = load_tensors(done / name), load_tensors(again / name)
         assert all(torch.equal(a[k], b[k]) for k in a), name
     for a, b in zip(read_csv(done / "history.csv"), read_csv(again / "history.csv"), strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}  # fmt: skip
+        assert {k: v for k, v in a.items() if k != "seconds"} == {
+            k: v for k, v in b.items() if k != "seconds"
+        }
 
 
 KILLABLE = """
@@ -138,7 +157,19 @@ def test_seeds_do_not_see_each_other(done, tmp_path):
 def test_every_preset_builds_and_runs_two_steps(preset, tmp_path):
     """Every field as shipped but the counts that make it long."""
     c = preset()
-    short = replace(c, seeds=c.seeds[:1], pretrain_steps=2, steps=2, snapshots=(), quadrature=4, chains=2, fisher_samples=4, ode_nodes=5, pretrain_samples=20, prior_samples=20)  # fmt: skip
+    short = replace(
+        c,
+        seeds=c.seeds[:1],
+        pretrain_steps=2,
+        steps=2,
+        snapshots=(),
+        quadrature=4,
+        chains=2,
+        fisher_samples=4,
+        ode_nodes=5,
+        pretrain_samples=20,
+        prior_samples=20,
+    )
     folder = run(short, tmp_path, say=lambda s: None)
     assert len(json.loads((folder / "metrics.json").read_text())["runs"]) == len(c.runs)
 
@@ -216,13 +247,33 @@ def test_a_diverged_run_is_reported_and_the_page_is_written(tmp_path):
 def record(objective, weight, seed, new, old, theta=1.0):
     run = objective if weight is None else f"{objective}:{weight:g}"
     kl = {"class 0": [old, 0.0, 16], "class 1": [2 * old, 0.0, 16], "mixture": [old, 0.0, 16]}
-    return {"run": run, "objective": objective, "weight": weight, "seed": seed, "kl_truth": kl, "kl_base": kl,
-            "kl_new": [new, 0.0, 16], "delta_theta": theta, "delta_eps": 0.1, "path_kl": [old, 0.0, 16], "stopped": None}  # fmt: skip
+    return {
+        "run": run,
+        "objective": objective,
+        "weight": weight,
+        "seed": seed,
+        "kl_truth": kl,
+        "kl_base": kl,
+        "kl_new": [new, 0.0, 16],
+        "delta_theta": theta,
+        "delta_eps": 0.1,
+        "path_kl": [old, 0.0, 16],
+        "stopped": None,
+    }
 
 
 def fake_metrics(**olds):
-    runs = [record(o, None if o == "standard" else 1.0, s, 0.5, old) for o, old in olds.items() for s in (0, 1)]  # fmt: skip
-    return {"runs": runs, "base": [record("base", None, 0, 1.0, 0.01)], "replayed_class": "class 0", "new_class": "new"}  # fmt: skip
+    runs = [
+        record(o, None if o == "standard" else 1.0, s, 0.5, old)
+        for o, old in olds.items()
+        for s in (0, 1)
+    ]
+    return {
+        "runs": runs,
+        "base": [record("base", None, 0, 1.0, 0.01)],
+        "replayed_class": "class 0",
+        "new_class": "new",
+    }
 
 
 def test_if_an_ordering_flips_the_sentence_flips():
@@ -233,7 +284,11 @@ def test_if_an_ordering_flips_the_sentence_flips():
 
 
 def test_equal_adaptation_leaves_out_what_did_not_learn():
-    runs = [record("standard", None, 0, 0.5, 3.0), record("l2", 1.0, 0, 0.4, 1.0), record("l2", 9.0, 0, 0.9, 0.1)]  # fmt: skip
+    runs = [
+        record("standard", None, 0, 0.5, 3.0),
+        record("l2", 1.0, 0, 0.4, 1.0),
+        record("l2", 9.0, 0, 0.9, 0.1),
+    ]
     best = best_at_equal_adaptation(runs)
     assert best["l2"][0]["weight"] == 1.0
 
@@ -245,14 +300,23 @@ def test_geometric_mean_and_its_error():
 
 
 def test_every_kl_below_a_nat_is_known_to_a_hundredth(tmp_path):
-    """After `final_records`: the loose ones were repeated with a finer rule."""
-    config = replace(TINY, name="loose", quadrature=4, steps=60, learning_rate=3e-3, runs=("standard", "output:0.1"))  # fmt: skip
+    """The loose ones are repeated with a finer rule."""
+    config = replace(
+        TINY,
+        name="loose",
+        quadrature=4,
+        steps=60,
+        learning_rate=3e-3,
+        runs=("standard", "output:0.1"),
+    )
     folder = RunFolder(tmp_path / "x", config.as_dict())
     with folder.open():
-        e = Experiment(config, folder)
-        e.pretrain()
-        e.finetune()
-        for r in e.final_records():
+        setting = Setting(config)
+        bases = pretrain(setting, folder)
+        probe = probe_of(setting, bases.theta)
+        tuned = finetune(setting, folder, bases, probe)
+    for records in measure_finely(setting, bases.theta, probe, tuned.groups):
+        for r in records:
             for mean, error, _ in (*r["kl_truth"].values(), *r["kl_base"].values(), r["kl_new"]):
                 assert mean >= 1 or error <= 0.01
 

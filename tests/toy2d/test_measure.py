@@ -12,16 +12,15 @@ from toy2d.core.schedule import Schedule
 from toy2d.data import Pentagon, world_pool
 from toy2d.measure import (
     base_points,
-    gauss_hermite,
     kl,
     log_prob_table,
     make_probe,
     measure,
-    sobol,
     truth_points,
     world_points,
 )
 from toy2d.model import EpsMLP
+from toy2d.quadrature import gauss_hermite, sobol
 from toy2d.train import Group, Streams, fit
 
 SCHEDULE = Schedule.log_snr(40, 5.0, -15.0)
@@ -30,11 +29,22 @@ WORLD = Pentagon(SCHEDULE)
 
 @pytest.fixture(scope="module")
 def base():
-    """One lightly trained base model (a second): far from exact, so that there is something to measure."""
+    """One lightly trained base model (a second): far from exact, so that there is something to
+    measure.
+    """
     torch.set_num_threads(1)
     net = EpsMLP(WORLD.tokens, 40, width=24, alpha_bar=tuple(SCHEDULE.alpha_bar.tolist()))
     theta = net.init([generator(0, "init")])
-    g = Group(net, theta, theta, Objective.stack([STANDARD]), torch.tensor([0]), ["base"], {"instance": "old"}, 3e-3)  # fmt: skip
+    g = Group(
+        net,
+        theta,
+        theta,
+        Objective.stack([STANDARD]),
+        torch.tensor([0]),
+        ["base"],
+        {"instance": "old"},
+        3e-3,
+    )
     pool = {"old": world_pool(WORLD, WORLD.old, 500, (0,), "data")}
     fit([g], Streams(pool, (0,), 128, "pretrain"), SCHEDULE, 400)
     return net, {k: p.detach() for k, p in g.theta.items()}
@@ -60,7 +70,9 @@ def test_rules_integrate_polynomials(rule):
 
 
 def test_sobol_errors_are_honest():
-    """(estimate - truth) / reported error over 100 seeds is nearly Student's t with 15 degrees: its mean square is near 15/13."""
+    """(estimate - truth) / reported error over 100 seeds is nearly Student's t with 15 degrees: its
+    mean square is near 15/13.
+    """
     scores = []
     for seed in range(100):
         rule = sobol(16, 16, seed)
@@ -82,8 +94,8 @@ def test_world_points_have_the_noised_worlds_moments():
 
 
 def test_quadrature_equals_monte_carlo_on_the_base(base):
-    """KL(p* || base) of every class: 52 Gauss-Hermite points against 3,000 samples, within 4 standard errors of the latter; and the
-    quadrature's own error is below 0.01 nat."""
+    """KL(p* || base) of every class: 52 Gauss-Hermite points against 3,000 samples, within 4
+    standard errors of the latter; and the quadrature's own error is below 0.01 nat."""
     net, theta = base
     rule = gauss_hermite(6)
     points = truth_points(WORLD, WORLD.old, rule)
@@ -107,17 +119,23 @@ def test_kl_of_a_model_from_itself_is_zero(base):
 
 
 def test_a_shift_of_the_whole_law_costs_what_the_formula_says(base):
-    """The exact law moved by h: KL = h^2 / (2 var) for every class (theory.md 4)."""
+    """The exact law moved by h: KL = h^2 / (2 var) for every class."""
     ab = SCHEDULE.alpha_bar[0]
     var = float(ab * 0.25 + 1 - ab)
     rule = gauss_hermite(6)
     x = world_points(WORLD, 0, rule.points)
-    mean, _ = rule.expect(WORLD.log_prob(x, 0, 0) - WORLD.log_prob(x - torch.tensor([0.3, 0.0], dtype=torch.float64), 0, 0))  # fmt: skip
+    mean, _ = rule.expect(
+        WORLD.log_prob(x, 0, 0)
+        - WORLD.log_prob(x - torch.tensor([0.3, 0.0], dtype=torch.float64), 0, 0)
+    )
     assert float(mean) == pytest.approx(0.09 / (2 * var), rel=1e-9)
 
 
 def test_mixture_kl_is_at_most_the_mean_of_its_classes(base):
-    """Convexity of KL: KL(mix p || mix q) <= mean_c KL(p_c || q_c), the drop being what the mixture hides."""
+    """Convexity of KL:
+
+    KL(mix p || mix q) <= mean_c KL(p_c || q_c), the drop being what the mixture hides.
+    """
     net, theta = base
     probe = make_probe(WORLD, net, theta, gauss_hermite(6), gauss_hermite(6), 4, 40)
     g = Group(net, theta, theta, Objective.stack([STANDARD]), torch.tensor([0]), ["same"], {})
@@ -133,15 +151,21 @@ def test_chunks_change_nothing(base):
     probe = make_probe(WORLD, net, theta, gauss_hermite(4), gauss_hermite(4), 4, 40)
     stack = {k: torch.cat([v, v * 1.01, v * 0.99]) for k, v in theta.items()}
     star = {k: torch.cat([v] * 3) for k, v in theta.items()}
-    g = Group(net, stack, star, Objective.stack([STANDARD] * 3), torch.zeros(3).long(), list("abc"), {})  # fmt: skip
+    g = Group(
+        net, stack, star, Objective.stack([STANDARD] * 3), torch.zeros(3).long(), list("abc"), {}
+    )
     whole, parts = measure(WORLD, g, probe, chunk=10**6), measure(WORLD, g, probe, chunk=1)
     for a, b in zip(whole, parts, strict=True):
         assert a["kl_new"][0] == pytest.approx(b["kl_new"][0], rel=1e-4)
-        assert a["kl_base"]["mixture"][0] == pytest.approx(b["kl_base"]["mixture"][0], rel=1e-3, abs=1e-5)  # fmt: skip
+        assert a["kl_base"]["mixture"][0] == pytest.approx(
+            b["kl_base"]["mixture"][0], rel=1e-3, abs=1e-5
+        )
 
 
 def test_points_of_the_base_follow_its_density(base):
-    """The entropy of the base by scrambled Sobol and by quadrature, both through its ODE, agree within 4 standard errors."""
+    """The entropy of the base by scrambled Sobol and by quadrature, both through its ODE, agree
+    within 4 standard errors.
+    """
     net, theta = base
     points = base_points(net, theta, SCHEDULE, (0,), sobol(64, 8))
     entropy, error = points.rule.expect(-points.log_p[0, 0])

@@ -1,4 +1,6 @@
-"""The sweep: every cell an ordinary run, one base a width, preservation compared at equal adaptation."""
+"""The sweep: every cell an ordinary run, one base a width, preservation compared at equal
+adaptation.
+"""
 
 import json
 from dataclasses import replace
@@ -12,7 +14,15 @@ from toy2d.runs.files import UserError, read_csv
 from toy2d.sweep import equal_adaptation, summarize, sweep
 from toy2d.sweep import run as run_cell
 
-PLAN = Sweep(name="s", runs=("standard", "l2:0.1", "l2_decoupled:10"), seeds=(0, 1), learning_rates=(1e-3,), steps=(4, 8), widths=(16,), levels=(0.001, 9.0))  # fmt: skip
+PLAN = Sweep(
+    name="s",
+    runs=("standard", "l2:0.1", "l2_decoupled:10"),
+    seeds=(0, 1),
+    learning_rates=(1e-3,),
+    steps=(4, 8),
+    widths=(16,),
+    levels=(0.001, 9.0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +72,19 @@ def test_equal_adaptation_takes_the_least_drift_that_learnt_enough():
 
 
 def test_a_diverged_setting_has_no_mean_and_never_wins():
-    record = {"run": "l2:1", "objective": "l2", "weight": 1.0, "learning_rate": 1.0, "steps": 1, "width": 1,
-              "kl_new": None, "kl_base": None, "kl_truth": None, "path_kl": None, "delta_theta": None}  # fmt: skip
+    record = {
+        "run": "l2:1",
+        "objective": "l2",
+        "weight": 1.0,
+        "learning_rate": 1.0,
+        "steps": 1,
+        "width": 1,
+        "kl_new": None,
+        "kl_base": None,
+        "kl_truth": None,
+        "path_kl": None,
+        "delta_theta": None,
+    }
     summary = summarize([record])
     assert summary[0]["kl_new"] != summary[0]["kl_new"]
     assert equal_adaptation(summary, (10.0,))[0]["best"] is None

@@ -1,4 +1,6 @@
-"""The stack: each member is its run alone; noise is shared across objectives; a diverging member stops alone."""
+"""The stack: each member is its run alone; noise is shared across objectives; a diverging member
+stops alone.
+"""
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Objective
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
-from toy2d.data import Pentagon, Pool, world_pool
+from toy2d.data import ExamplePool, Pentagon, world_pool
 from toy2d.model import EpsMLP, members
 from toy2d.train import Group, Streams, fit, restore, state
 
@@ -43,12 +45,24 @@ def train(groups, steps=30, pools=POOLS, seeds=SEEDS, **kwargs):
     return [{k: p.detach() for k, p in g.theta.items()} for g in groups]
 
 
-@pytest.mark.parametrize("objective", [STANDARD, PRIOR(2.0), L2(0.1), OUTPUT(1.0), FISHER(0.1), PRIOR(1.0) + L2(0.1), L2(0.1, decoupled=True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "objective",
+    [
+        STANDARD,
+        PRIOR(2.0),
+        L2(0.1),
+        OUTPUT(1.0),
+        FISHER(0.1),
+        PRIOR(1.0) + L2(0.1),
+        L2(0.1, decoupled=True),
+    ],
+)
 def test_a_member_is_its_run_alone(objective):
-    """Equal to 1e-5: batched matmuls of another batch count may sum in another order (1e-7 a step), and Adam, whose first steps are
-    sign-like, passes such a difference on at size lr * relative error of the gradient."""
+    """Equal to 1e-5: batched matmuls of another batch count may sum in another order (1e-7 a step),
+    and Adam, whose first steps are sign-like, passes such a difference on at size lr * relative
+    error of the gradient."""
     stack = train([group([objective] * 4, [0, 1, 0, 1]), group([STANDARD] * 2, [0, 1])])[0]
-    alone_pools = {k: Pool(p.x0[1:], p.cond[1:]) for k, p in POOLS.items()}
+    alone_pools = {k: ExamplePool(p.x0[1:], p.cond[1:]) for k, p in POOLS.items()}
     single = group([objective], [1])
     single.seed_index = torch.tensor([0])
     alone = train([single], pools=alone_pools, seeds=(1,))[0]
@@ -83,7 +97,11 @@ def test_instance_noise_is_bit_identical_across_objectives():
             return terms(schedule, batch)
 
         g.terms = spy
-        train([g], steps=5, pools={k: POOLS[k] for k in {"instance", *(() if label == "standard" else POOLS)}})  # fmt: skip
+        train(
+            [g],
+            steps=5,
+            pools={k: POOLS[k] for k in {"instance", *(() if label == "standard" else POOLS)}},
+        )
     for other in ("prior", "output"):
         for a, b in zip(seen["standard"], seen[other], strict=True):
             assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
@@ -95,10 +113,12 @@ def test_weight_zero_in_the_loop_is_standard_bit_for_bit():
 
 
 def test_a_diverging_member_stops_with_its_name_and_the_others_go_on():
-    """Its own pool holds an infinite point from the start of seed 1: the loss is not finite at once."""
+    """Its own pool holds an infinite point from the start of seed 1: the loss is not finite at
+    once.
+    """
     x0 = POOLS["instance"].x0.clone()
     x0[1] = float("inf")
-    pools = POOLS | {"instance": Pool(x0, POOLS["instance"].cond)}
+    pools = POOLS | {"instance": ExamplePool(x0, POOLS["instance"].cond)}
     g = group([STANDARD] * 2, [0, 1])
     theta = train([g], pools=pools)[0]
     healthy = train([group([STANDARD] * 2, [0, 1])])[0]
@@ -127,7 +147,11 @@ def test_resume_is_bit_exact(k):
 
     whole = train(groups())
     first, kept = groups(), {}
-    train(first, save=lambda t, s: kept.setdefault(s["step"], ({n: v.clone() for n, v in t.items()}, s)), save_every=1)  # fmt: skip
+    train(
+        first,
+        save=lambda t, s: kept.setdefault(s["step"], ({n: v.clone() for n, v in t.items()}, s)),
+        save_every=1,
+    )
     second = train(groups(), resume=kept[k])
     for a, b in zip(whole, second, strict=True):
         assert all(torch.equal(a[n], b[n]) for n in a)
@@ -139,7 +163,14 @@ def test_resume_needs_every_part_of_the_state(lost):
     whole = train([group([STANDARD], [0])])[0]
     g, streams = group([STANDARD], [0]), Streams(POOLS, SEEDS, 8, "test")
     kept = {}
-    fit([g], streams, SCHEDULE, 30, save=lambda t, s: kept.setdefault(s["step"], ({n: v.clone() for n, v in t.items()}, s)), save_every=10)  # fmt: skip
+    fit(
+        [g],
+        streams,
+        SCHEDULE,
+        30,
+        save=lambda t, s: kept.setdefault(s["step"], ({n: v.clone() for n, v in t.items()}, s)),
+        save_every=10,
+    )
     tensors, scalars = kept[10]
     key = next(n for n in tensors if n.endswith(lost))
     tensors[key] = generator(9, "other").get_state() if "rng" in lost else tensors[key] * 0
@@ -161,6 +192,8 @@ def test_state_and_restore_are_inverse():
 def test_observing_does_not_change_training():
     plain = train([group([STANDARD], [0])])[0]
     seen = []
-    watched = train([group([STANDARD], [0])], observe=lambda s, t: seen.append(s), observe_at=(0, 5, 30))[0]  # fmt: skip
+    watched = train(
+        [group([STANDARD], [0])], observe=lambda s, t: seen.append(s), observe_at=(0, 5, 30)
+    )[0]
     assert seen == [0, 5, 30]
     assert all(torch.equal(plain[n], watched[n]) for n in plain)

@@ -1,1 +1,1 @@
-"""The science, once: schedule, objectives, drift, samplers and likelihood, for tensors of any shape."""
+"""Schedule, objectives, drift, samplers and likelihood, for tensors of any shape."""

@@ -1,14 +1,17 @@
 """How far a model has moved: in its parameters, in its outputs, in its law.
 
-    delta_theta = ||theta - theta_star||                         parameters
-    delta_eps   = sqrt(E ||eps_theta - eps_star||^2)             outputs, on a fixed probe (x_t, t, cond)
-    path_kl     = sum_t w_t E ||eps_theta - eps_star||^2  >=  KL(p_star || p_theta)  of the ancestral sampler, in nats
+    delta_theta = ||theta - theta_star||                    of parameters
+    delta_eps   = sqrt(E ||eps_theta - eps_star||^2)        of outputs, at fixed (x_t, t, cond)
+    path_kl     = sum_t w_t E ||eps_theta - eps_star||^2    nats; at least KL(p_star || p_theta) of
+                                                            the ancestral sampler
 
 and what it has learnt, in the same unit, on examples that it was not trained on:
 
-    gain        = sum_t w_t E (||eps - eps_star||^2 - ||eps - eps_theta||^2)         evidence bound gained, in nats
+    gain        = sum_t w_t E (||eps - eps_star||^2 - ||eps - eps_theta||^2)
+                                                            nats of evidence bound gained
 
-None of the four needs a density: the same functions measure a two-dimensional toy and Stable Diffusion.
+None of the four needs a density: the same functions measure a two-dimensional toy and Stable
+Diffusion.
 Shapes: R stack of runs (nothing at full scale), B batch, D data, N chains, T nodes of the schedule.
 """
 
@@ -36,11 +39,12 @@ def squared_distance(
     reduction: Reduction = "sum",
     runs: int = 0,
 ) -> Float[Tensor, " *R"]:
-    """sum_i F_i (theta_i - theta_star_i)^2 over every coordinate (F_i = 1 without `importance`): the norm *squared*.
+    """sum_i F_i (theta_i - theta_star_i)^2 over every coordinate: the norm *squared*.
 
-    "tensor_mean" averages within each tensor and adds the averages, as the paper's code does (its lambdas need it); its unit
-    is not that of the theorem. `runs` leading dimensions are kept: a stack of runs gives one distance each.
-    Raises KeyError for a parameter without an anchor.
+    F is `importance`, or 1. "tensor_mean" averages within each tensor and adds the averages, as the
+    paper's code does (its values of lambda are for that); its unit is not that of the theorem.
+    `runs` leading dimensions are kept: a stack of runs gives one distance each. Raises KeyError for
+    a parameter that theta_star lacks.
     """
     parts = []
     # sorted: a sum must not depend on the order that a file gives back
@@ -67,7 +71,10 @@ def squared_error(
     t: Int[Tensor, " *B"],
     cond: Any,
 ) -> Float[Tensor, " *B"]:
-    """||eps_theta - eps_star||^2 per sample, summed over the data's coordinates, in eps whatever the network predicts."""
+    """||eps_theta - eps_star||^2 of each sample, summed over the data's coordinates.
+
+    The unit is that of eps, whatever the network predicts.
+    """
     steps = schedule.timesteps[t]
     apart = predict(x_t, steps, cond) - predict_star(x_t, steps, cond)
     # not eps - eps: where a_t is small, x_t would cancel and leave rounding, times a large w_t
@@ -83,7 +90,7 @@ def delta_eps(
     t: Int[Tensor, " *B"],
     cond: Any,
 ) -> Float[Tensor, " *R"]:
-    """sqrt(mean over the probe of ||eps_theta - eps_star||^2): root mean square over B of a norm over D, not squared."""
+    """sqrt(mean over B of ||eps_theta - eps_star||^2), the norm being over D; not squared."""
     return squared_error(predict, predict_star, schedule, x_t, t, cond).mean(-1).sqrt()
 
 
@@ -99,10 +106,11 @@ def path_kl(
 ) -> tuple[Float[Tensor, " *R"], Float[Tensor, " *R"]]:
     """(mean, standard error) over the chains, in nats, of sum_t w_t ||eps_theta - eps_star||^2.
 
-    `chain[t]` holds x_t of N independent ancestral chains *of predict_star* at node t (`sample.ancestral(..., chain=True)`), so the
-    mean is KL(paths of star || paths of theta) and bounds KL(p_star || p_theta) of the same sampler at t = 0's noise level
-    (data processing; theory.md 3.2). Each chain is one independent draw of the sum, hence the standard error.
-    `schedule` is the sampler's: pass `schedule.strided(n)` for chains of n steps.
+    `chain[t]` holds x_t of N independent ancestral chains *of predict_star* at node t
+    (`sample.ancestral(..., chain=True)`), so the mean is KL(paths of star || paths of theta) and
+    bounds KL(p_star || p_theta) of the same sampler at t = 0's noise level (data processing;
+    lectures/06_path_kl.md, Theorem 6.2). Each chain is one independent draw of the sum, hence the
+    standard error. `schedule` is the sampler's: pass `schedule.strided(n)` for chains of n steps.
     Raises ValueError for weights that are not finite, or a chain of another length.
     """
     weights = schedule.path_weights(variance)
@@ -137,7 +145,9 @@ def noise_error(
     eps: Float[Tensor, " *B_D"],
     cond: Any,
 ) -> Float64[Tensor, " *B"]:
-    """||eps - eps_theta(x_t, t, cond)||^2 per sample, x_t = add_noise(x0, t, eps): summed over D, in eps, float64."""
+    """||eps - eps_theta(x_t, t, cond)||^2 per sample, x_t = add_noise(x0, t, eps): summed over D,
+    in eps, float64.
+    """
     output = predict(schedule.add_noise(x0, t, eps), schedule.timesteps[t], cond)
     apart = schedule.target(x0, t, eps) - output  # eps is linear in the output at fixed x_t
     return ((schedule.eps_per_output(t, apart) * apart).double() ** 2).flatten(t.ndim).sum(-1)
@@ -154,14 +164,16 @@ def gain(
     variance: Variance = "beta",
     runs: int = 0,
 ) -> Float64[Tensor, " T *R_N"]:
-    """w_t (||eps - eps_star||^2 - ||eps - eps_theta||^2) of N examples at every node t, in nats; row 0 is zero.
+    """w_t (||eps - eps_star||^2 - ||eps - eps_theta||^2) of N examples at every node t, in nats;
+    row 0 is zero.
 
-    `noise[t]` is the eps of node t. The sum over T, in the mean over examples, is the gain: by how much the ancestral
-    model's evidence bound of the example, noised to t = 0's level, has grown since star; positive means learnt
-    (lectures/06_path_kl.md, Proposition 6.11). Rows within a band of `log_snr_bands` add up to that band's share.
-    Give every model that is compared the same noise. Independent noise at each node makes an example's sum one draw, so
-    the standard error over repeated noise is that of independent draws.
-    Raises ValueError for weights that are not finite, or noise for another number of nodes.
+    `noise[t]` is the eps of node t. The sum over T, in the mean over examples, is the gain: by how
+    much the ancestral model's evidence bound of the example, noised to t = 0's level, has grown
+    since star; positive means learnt (lectures/06_path_kl.md, Proposition 6.11). Rows within a band
+    of `log_snr_bands` add up to that band's share. Give every model that is compared the same
+    noise. Independent noise at each node makes an example's sum one draw, so the standard error
+    over repeated noise is that of independent draws. Raises ValueError for weights that are not
+    finite, or noise for another number of nodes.
     """
     weights = schedule.path_weights(variance)
     if not torch.isfinite(weights).all():
@@ -182,7 +194,8 @@ def gain(
 def log_snr_bands(schedule: Schedule) -> dict[str, Bool[Tensor, " T"]]:
     """Which nodes belong to each of BANDS: log(ab / (1 - ab)) above `low`, at most `high`.
 
-    At much signal only fine detail is undecided, at little the picture as a whole; the borders are SNR = e and 1/e.
+    At much signal only fine detail is undecided, at little the picture as a whole; the borders are
+    SNR = e and 1/e.
     """
     log_snr = torch.logit(schedule.alpha_bar)
     return {name: (log_snr > low) & (log_snr <= high) for name, (low, high) in BANDS.items()}
@@ -196,10 +209,13 @@ def fisher_diagonal(
     rng: torch.Generator,
     variance: Variance = "beta",
 ) -> dict[str, Tensor]:
-    """diag G, G = sum_t 2 w_t E[J_t' J_t], J = d eps_theta / d theta: KL(paths) = 1/2 D' G D near theta (theory.md 3.4).
+    """diag G, where KL(paths of theta || paths of theta + D) = 1/2 D' G D for small D.
 
-    `samples` yields (x_t, t, cond) with x_t from the model's *own* chains and t uniform on 1..T-1. For random signs v, the mean
-    of (J' v)_i^2 is (J' J)_ii (Hutchinson), so one backward pass per batch is enough: the cross terms of a batch have mean zero.
+    G = sum_t 2 w_t E[J_t' J_t], J = d eps_theta / d theta (lectures/06_path_kl.md, Theorem 6.8).
+
+    `samples` yields (x_t, t, cond) with x_t from the model's *own* chains and t uniform on 1..T-1.
+    For random signs v, the mean of (J' v)_i^2 is (J' J)_ii (Hutchinson), so one backward pass per
+    batch is enough: the cross terms of a batch have mean zero.
     Unit: nats per squared parameter. This is EWC's importance; no pretraining data is needed.
     """
     weights = 2 * (len(schedule) - 1) * schedule.path_weights(variance)

@@ -1,13 +1,17 @@
-"""Exact log-likelihood of a noise predictor by its probability-flow ODE (theory.md 4; Song et al. 2021, eq. 39).
+"""Log-likelihood of a noise predictor by its probability-flow ODE.
+
+Song et al. 2021, eq. 39; lectures/02_diffusion.md, Theorems 2.6 and 2.7.
 
 With z = x / sqrt(ab) and the noise ratio r = sqrt((1 - ab) / ab), the ODE is dz/dr = eps_theta, and
 
-    log p(x_0) = log N(x_T; 0, I) + (d/2) log(ab_T / ab_0) + integral over log r of sqrt(1 - ab) tr(d eps / dx)      (1)
+    log p(x_0) = log N(x_T; 0, I) + (d/2) log(ab_T / ab_0)
+                 + integral over log r of sqrt(1 - ab) tr(d eps / dx)                           (1)
 
-The state is integrated in r (exact where eps is constant, at high noise), the trace in log r (smooth at both ends), both on the
-schedule's own nodes: a network is never asked for a time it was not trained on. `order=3` takes three nodes a step, with Kutta's
-third-order weights for unequal spacing (3 evaluations for 2 intervals); `order=2` is Heun (2 evaluations an interval).
-The density is that of t = 0's noise level, where a noised mixture is an exact mixture: no truncation error to explain away.
+The state is integrated in r (exact where eps is constant, at high noise), the trace in log r
+(smooth at both ends), both on the schedule's own nodes: a network is never asked for a time it was
+not trained on. `order=3` takes three nodes a step, with Kutta's third-order weights for unequal
+spacing (3 evaluations for 2 intervals); `order=2` is Heun (2 evaluations an interval). The density
+is that of t = 0's noise level, where a noised mixture is a mixture again: nothing is truncated.
 """
 
 import math
@@ -25,8 +29,9 @@ def log_prob(
 ) -> Tensor:
     """log p(x0) in nats, shape x0.shape[:-1], in x0's dtype (pass float64 for float64).
 
-    `predict(x_t, t, cond)` is any callable: a network, a stack of them (runs=1), or a world's exact `eps`. x0 lives at t = 0's
-    noise level. Raises ValueError for an unknown order, or x0 that is not a set of points in the plane.
+    `predict(x_t, t, cond)` is any callable: a network, a stack of them (runs=1), or a world's exact
+    `eps`. x0 lives at t = 0's noise level. Raises ValueError for an unknown order, or x0 that is
+    not a set of points in the plane.
     """
     if order not in (2, 3):
         raise ValueError(f"log_prob: order must be 2 (Heun) or 3 (Kutta), not {order}")
@@ -71,9 +76,10 @@ def log_prob(
 def ode_schedule(schedule: Schedule, nodes: int) -> Schedule:
     """At most `nodes` nodes of the schedule for the ODE, without a last step that leaps.
 
-    Where beta was clipped (cosine: 0.999) the last log-SNR step is about 5 times the one before. No integrator crosses it: up and down
-    the ODE no longer undo each other, and points of a base come out hundreds of units away. Started one node earlier, N(0, I)
-    is off by KL of about 1e-3 nat (cosine, T = 100, radius 3).
+    Where beta was clipped (cosine: 0.999) the last log-SNR step is about 5 times the one before. No
+    integrator crosses it: up and down the ODE no longer undo each other, and points of a base come
+    out hundreds of units away. Started one node earlier, N(0, I) is off by KL of about 1e-3 nat
+    (cosine, T = 100, radius 3).
     """
     step = schedule.noise_ratio.log().diff()
     if step[-1] > 4 * step[-2]:
@@ -88,7 +94,8 @@ def eps_and_divergence(
 ) -> tuple[Tensor, Tensor]:
     """eps_hat and tr(d eps_hat / dx), exact by two forward-mode products.
 
-    A network that knows its own derivative (`EpsMLP.bind`) offers `with_divergence` and is three times faster; a test holds it to this.
+    A network that knows its own derivative (`EpsMLP.bind`) offers `with_divergence` and is three
+    times faster; a test holds it to this.
     """
     steps = schedule.timesteps[t]
     if schedule.prediction == "eps" and hasattr(predict, "with_divergence"):
@@ -115,14 +122,14 @@ def eps_and_jacobian(
 
 
 def kutta_weights(c: float) -> tuple[float, float, float]:
-    """Weights of the quadrature on nodes 0, c, 1 that is exact for quadratics (c = 1/2: Simpson)."""
+    """Weights on nodes 0, c, 1 that integrate quadratics exactly (Simpson's for c = 1/2)."""
     b1 = 1 / (6 * c * (1 - c))
     b2 = (2 - 3 * c) / (6 * (1 - c))
     return 1 - b1 - b2, b1, b2
 
 
 def flow_sample(predict: Predict, schedule: Schedule, x_T: Tensor, cond, runs: int = 0) -> Tensor:
-    """Points of the law of `log_prob`: its ODE run from x_T ~ N(0, I) down to t = 0's noise level (Heun)."""
+    """Points of the law of `log_prob`: its ODE from x_T ~ N(0, I) to t = 0's noise level (Heun)."""
     ab, r = schedule.alpha_bar, schedule.noise_ratio
 
     def eps(z, n):
@@ -148,14 +155,18 @@ def ddim_log_prob(
     iterations: int = 12,
     tolerance: float | None = None,
 ) -> Tensor:
-    """log density in nats of DDIM's own law (eta = 0, `sample.ddim`) at x0: exact for the discrete sampler, no ODE error.
+    """log density in nats of DDIM's own law (eta = 0, `sample.ddim`) at x0.
 
-        x_{t-1} = a x_t + b eps(x_t),  a = sqrt(ab_{t-1} / ab_t),  b = sqrt(1 - ab_{t-1}) - a sqrt(1 - ab_t)
-        log p(x_{t-1}) = log p(x_t) - log det(a I + b d eps / dx)                                      (theory.md 4)
+        x_{t-1} = a x_t + b eps(x_t)
+        a = sqrt(ab_{t-1} / ab_t),  b = sqrt(1 - ab_{t-1}) - a sqrt(1 - ab_t)
+        log p(x_{t-1}) = log p(x_t) - log det(a I + b d eps / dx)
 
-    Each step is inverted by Newton's method with the exact 2 x 2 Jacobian, to `tolerance` (default 1e-5 in float32, 1e-10 in float64, of
-    the data's unit). Raises ValueError where a determinant on the path is not positive or Newton does not converge: there the sampler
-    folds the plane, and its law is not given by this formula.
+    It is exact for the discrete sampler: the change of variables has no ODE error.
+
+    Each step is inverted by Newton's method with the exact 2 x 2 Jacobian, to `tolerance` (default
+    1e-5 in float32, 1e-10 in float64, of the data's unit). Raises ValueError where a determinant on
+    the path is not positive or Newton does not converge: there the sampler folds the plane, and its
+    law is not given by this formula.
     """
     ab = schedule.alpha_bar
     tolerance = tolerance or (1e-10 if x0.dtype == torch.float64 else 1e-5)
@@ -179,12 +190,13 @@ def ddim_log_prob(
             x = x - torch.stack([(s * u - q * v) / det, (p * v - r * u) / det], -1)
         else:
             raise ValueError(
-                f"ddim_log_prob: step {n} cannot be inverted (still {float(miss.abs().max()):.1e} off)"
+                f"ddim_log_prob: step {n} cannot be inverted "
+                f"(still {float(miss.abs().max()):.1e} off)"
             )
         if not bool((det > 0).all()):
             raise ValueError(
-                f"ddim_log_prob: the determinant at step {n} is {float(det.min()):.3g}, not positive; "
-                "DDIM folds the plane there: use more steps"
+                f"ddim_log_prob: the determinant at step {n} is {float(det.min()):.3g}, "
+                "not positive; DDIM folds the plane there: use more steps"
             )
         log_det = log_det + det.log()
     return -0.5 * (x**2).sum(-1) - math.log(2 * math.pi) - log_det

@@ -1,16 +1,19 @@
 """The objectives: one loss, four weights.
 
-    loss = instance                                                                      denoise the subject's examples
-         + prior  * denoise the frozen base's own class samples                          DreamBooth (Ruiz et al. 2023)
-         + l2     * ||theta - theta_star||^2                                             Lipschitz L2 (Kim et al. 2026)
-         + output * mean ||eps_theta - eps_star||^2 on the base's samples and prompts    base-output preservation
-         + fisher * sum_i F_i (theta_i - theta_star_i)^2                                 EWC (Kirkpatrick et al. 2017)
+    loss = instance                                          denoise the subject's examples
+         + prior  * denoise the base's own class samples     DreamBooth (Ruiz et al. 2023)
+         + l2     * ||theta - theta_star||^2                 Lipschitz L2 (Kim et al. 2026)
+         + output * mean ||eps_theta - eps_star||^2          base-output preservation: on samples
+                                                             of the frozen base, under its prompts
+         + fisher * sum_i F_i (theta_i - theta_star_i)^2     EWC (Kirkpatrick et al. 2017)
 
     STANDARD   PRIOR(w)   L2(lam)   OUTPUT(w)   FISHER(lam)   and sums: PRIOR(1.0) + L2(1e-3)
 
-Every denoising term is a mean over batch and coordinates, as in diffusers. The data decide x0, t, eps and cond of every role, so two
-objectives that are given the same batch see the same noise and a difference is an effect.
-Shapes: R stack of runs (nothing at full scale), B batch, D data. Weights are floats, or tensors of shape R.
+Every denoising term is a mean over batch and coordinates, as in diffusers. The data decide x0, t,
+eps and cond of every role, so two objectives that are given the same batch see the same noise and a
+difference is an effect.
+Shapes: R stack of runs (nothing at full scale), B batch, D data. Weights are floats, or tensors of
+shape R.
 """
 
 import math
@@ -43,7 +46,7 @@ class Example(NamedTuple):
 def denoising_loss(
     predict: Predict, schedule: Schedule, example: Example, weights: Weights | None = None
 ) -> Float[Tensor, " *R"]:
-    """mean over B and D of (network(x_t, t, cond) - target)^2, each sample times the weight of its node t, if given."""
+    """mean over B and D of (network(x_t, t, cond) - target)^2, weighted by node."""
     x0, t, eps, cond = example
     output = predict(schedule.add_noise(x0, t, eps), schedule.timesteps[t], cond)
     return per_run_mean(output, schedule.target(x0, t, eps), t, weights)
@@ -56,7 +59,10 @@ def output_loss(
     example: Example,
     weights: Weights | None = None,
 ) -> Float[Tensor, " *R"]:
-    """mean over B and D of (network(x_t, t, cond) - base network(x_t, t, cond))^2: the base answers instead of the noise."""
+    """mean over B and D of (network(x_t, t, cond) - base network(x_t, t, cond))^2.
+
+    The base's output takes the place of the denoising target.
+    """
     x0, t, eps, cond = example
     x_t, steps = schedule.add_noise(x0, t, eps), schedule.timesteps[t]
     with torch.no_grad():
@@ -78,7 +84,10 @@ def per_run_mean(
 
 @runtime_checkable
 class Distance(Protocol):
-    """The three methods of a distance term: `Anchor` here; adapters bring their own (personalize/adapters/anchors.py)."""
+    """The three methods of a distance term.
+
+    `Anchor` has them; adapters bring their own class (personalize/adapters/anchors.py).
+    """
 
     def squared_distance(self) -> Tensor: ...
 
@@ -88,11 +97,12 @@ class Distance(Protocol):
 
 
 class Anchor:
-    """theta_star, and how distance from it is counted: the value, its gradient in place, or a proximal pull.
+    """theta_star, and the distance from it: its value, its gradient in place, its proximal step.
 
-    The gradient of weight * squared_distance is 2 weight F (theta - theta_star) (/ numel for "tensor_mean"): no graph is needed and
-    nothing is stored but the anchor, which may live in any dtype and on any device. Adapters bring their own class with the same
-    three methods (personalize/adapters/anchors.py), because their distance is that of the *effective* weights.
+    The gradient of weight * squared_distance is 2 weight F (theta - theta_star) (/ numel for
+    "tensor_mean"): no graph is needed and nothing is stored but the anchor, which may live in any
+    dtype and on any device. Adapters bring their own class with the same three methods
+    (personalize/adapters/anchors.py), because their distance is that of the *effective* weights.
     """
 
     def __init__(
@@ -107,7 +117,7 @@ class Anchor:
         self.reduction, self.runs = reduction, runs
 
     def of(self, ids: Collection[int]) -> "Anchor":
-        """That of these parameters alone (their ids), such as a group that learns at a rate of its own."""
+        """The anchor of some parameters (by id), e.g. of a group with its own learning rate."""
         own = {n: p for n, p in self.theta.items() if id(p) in ids}
         return Anchor(own, self.theta_star, self.importance, self.reduction, self.runs)
 
@@ -118,7 +128,10 @@ class Anchor:
 
     @torch.no_grad()
     def add_gradient_(self, weight: Weight) -> None:
-        """grad += d(weight * squared_distance) / d theta. Call it after unscaling and before clipping."""
+        """grad += d(weight * squared_distance) / d theta.
+
+        Call it after unscaling and before clipping.
+        """
         for p, star, factor in self._factors(2 * weight):
             if isinstance(factor, float):
                 p.grad.add_(p - star, alpha=factor)  # one pass over memory less
@@ -127,15 +140,21 @@ class Anchor:
 
     @torch.no_grad()
     def pull_(self, strength: Weight) -> None:
-        """theta <- theta_star + (theta - theta_star) / (1 + 2 strength F): the proximal step, decoupled from Adam's scaling.
+        """Proximal step: theta <- theta_star + (theta - theta_star) / (1 + 2 strength F).
 
-        With strength = learning rate * weight it is the implicit form of AdamW's decay, toward theta_star instead of 0.
+        It is decoupled from Adam's scaling.
+
+        With strength = learning rate * weight it is the implicit form of AdamW's decay, toward
+        theta_star instead of 0.
         """
         for p, star, factor in self._factors(2 * strength):
             p.lerp_(star, factor / (1 + factor))  # strength 0 leaves p to the bit
 
     def _factors(self, scale: Weight):
-        """(parameter, its anchor, scale * F / numel), the scale shaped to multiply a stack. A plain number stays one: no copy to a GPU."""
+        """Yield (parameter, its anchor, scale * F / numel), the scale shaped to multiply a stack.
+
+        A plain number stays one: no copy to a GPU.
+        """
         for name, p in self.theta.items():
             per_run = p[(0,) * self.runs].numel() if self.reduction == "tensor_mean" else 1
             factor = scale / per_run
@@ -150,10 +169,12 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Objective:
-    """The weights of the four terms beside the instance loss; zero means absent. Immutable; add two to get their sum.
+    """The weights of the four terms beside the instance loss; zero means absent.
 
-    `decoupled` turns the two distance terms from gradients into proximal steps after the optimizer's (see `Anchor.pull_`).
-    Raises ValueError for a negative, NaN or infinite weight.
+    Immutable; add two to get their sum.
+
+    `decoupled` turns the two distance terms from gradients into proximal steps after the
+    optimizer's (see `Anchor.pull_`). Raises ValueError for a negative, NaN or infinite weight.
     """
 
     prior: Weight = 0.0
@@ -207,11 +228,13 @@ class Objective:
         predict_star: Predict | None = None,
         weights: Weights | None = None,
     ) -> dict[str, Float[Tensor, " *R"]]:
-        """The weighted denoising terms, by name; their sum is what is differentiated. `weights`: of the nodes t, for every role alike.
+        """The weighted denoising terms, by name; their sum is what is differentiated.
 
-        `batch` has a role "instance", and "prior" / "output" where those weights are not zero. The distance terms are added to the
-        gradient by `add_anchor_gradients_` and to the log by `anchor_terms`: they need no graph.
-        Raises ValueError for a role or a base that is missing.
+        `weights`: of the nodes t, for every role alike.
+
+        `batch` has a role "instance", and "prior" / "output" where those weights are not zero. The
+        distance terms are added to the gradient by `add_anchor_gradients_` and to the log by
+        `anchor_terms`: they need no graph. Raises ValueError for a role or a base that is missing.
         """
         for role in ("prior", "output"):
             if self.uses(role) and role not in batch:
@@ -260,20 +283,26 @@ STANDARD = Objective()
 
 
 def PRIOR(weight: Weight = 1.0) -> Objective:
-    """Prior preservation: + weight * denoising loss on samples that the frozen base made of the class."""
+    """Prior preservation: + weight * denoising loss on the frozen base's samples of the class."""
     return Objective(prior=weight)
 
 
 def L2(lam: Weight, reduction: Reduction = "sum", decoupled: bool = False) -> Objective:
-    """+ lam * ||theta - theta_star||^2. Unit of lam: loss per squared parameter distance (per mean square for tensor_mean)."""
+    """Lipschitz L2: + lam * ||theta - theta_star||^2.
+
+    Unit of lam: loss per squared parameter distance (per mean square for tensor_mean).
+    """
     return Objective(l2=lam, reduction=reduction, decoupled=decoupled)
 
 
 def OUTPUT(weight: Weight = 1.0) -> Objective:
-    """+ weight * mean (eps_theta - eps_star)^2 on base prompts: the third link of the chain, minimised directly."""
+    """Base-output preservation: + weight * mean (eps_theta - eps_star)^2 on the base's prompts.
+
+    It minimises the third link of the chain of lectures/06_path_kl.md directly.
+    """
     return Objective(output=weight)
 
 
 def FISHER(lam: Weight, decoupled: bool = False) -> Objective:
-    """+ lam * sum_i F_i (theta_i - theta_star_i)^2, F from the base's own samples (`drift.fisher_diagonal`)."""
+    """EWC: + lam * sum_i F_i (theta_i - theta_star_i)^2, F by `drift.fisher_diagonal`."""
     return Objective(fisher=lam, decoupled=decoupled)

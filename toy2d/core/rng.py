@@ -6,6 +6,6 @@ import torch
 
 
 def generator(seed: int, role: str) -> torch.Generator:
-    """An independent stream for (seed, role): "data", "init", "instance", "prior", "output", "probe", "sample"."""
+    """An independent stream for a seed and a role, such as "data", "init" or "probe"."""
     digest = hashlib.sha256(f"{seed}/{role}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,6 +1,8 @@
-"""Samplers: the ancestral chain and DDIM. Shape-generic; they end at t = 0's noise level, where laws are compared.
+"""Samplers: the ancestral chain and DDIM, for tensors of any shape.
 
-A deterministic and an ancestral sampler of one network have *different laws*: always say which one a number is about.
+They end at t = 0's noise level, where laws are compared.
+A deterministic and an ancestral sampler of one network have *different laws*: always say which one
+a number is about.
 """
 
 import torch
@@ -21,10 +23,13 @@ def ancestral(
     runs: int = 0,
     chain: bool = False,
 ) -> Tensor | list[Tensor]:
-    """x at t = 0's noise level from x_T ~ N(0, I) (Ho et al. 2020, algorithm 2, without its last noiseless step).
+    """x at t = 0's noise level from x_T ~ N(0, I) by the ancestral chain.
 
-    Flow matching has the same sampler in k_t x_t (Schedule.vp_scale); states are the network's own x_t.
-    `chain` returns [x_0, ..., x_{T-1}], entry t at node t, as `drift.path_kl` wants it. `runs`: leading stack dimensions of x_T.
+    Ho et al. 2020, algorithm 2, without its last, noiseless step.
+
+    Flow matching has the same sampler in k_t x_t (Schedule.vp_scale); states are the network's own
+    x_t. `chain` returns [x_0, ..., x_{T-1}], entry t at node t, as `drift.path_kl` wants it.
+    `runs`: leading stack dimensions of x_T.
     """
     beta, alpha, s2 = schedule.reverse_chain(variance)
     k = schedule.vp_scale
@@ -42,7 +47,9 @@ def ancestral(
 
 @torch.no_grad()
 def ddim(predict: Predict, schedule: Schedule, x_T: Tensor, cond, runs: int = 0) -> Tensor:
-    """x at t = 0's noise level by DDIM with eta = 0 (Song et al. 2021): Euler steps of dz/d(noise ratio) = eps, z = x_t / a_t.
+    """x at t = 0's noise level by DDIM with eta = 0 (Song et al. 2021).
+
+    These are Euler steps of dz/d(noise ratio) = eps with z = x_t / a_t.
 
     For flow matching these are the Euler steps of dx/ds = network.
     """

@@ -2,16 +2,18 @@
 
     x_t = a_t x0 + b_t eps,    eps ~ N(0, I)                                                  (1)
 
-    prediction   a_t              b_t                the network's target                      source
-    "eps"        sqrt(ab_t)       sqrt(1 - ab_t)     eps                                       Ho et al. 2020
-    "v"          sqrt(ab_t)       sqrt(1 - ab_t)     sqrt(ab_t) eps - sqrt(1 - ab_t) x0        Salimans & Ho 2022
-    "flow"       1 - s_t          s_t                eps - x0                                  Esser et al. 2024
+    prediction   a_t          b_t              target of the network    source
+    "eps"        sqrt(ab_t)   sqrt(1 - ab_t)   eps                      Ho et al. 2020
+    "v"          sqrt(ab_t)   sqrt(1 - ab_t)   a_t eps - b_t x0         Salimans & Ho 2022
+    "flow"       1 - s_t      s_t              eps - x0                 Esser et al. 2024
 
-ab = alpha_bar is the only table kept. Flow matching has one too: equal signal-to-noise ratio, a^2/b^2 = ab/(1 - ab), so
-s = sqrt(1 - ab) / (sqrt(ab) + sqrt(1 - ab)), and its x_t is the variance-preserving one divided by k_t = sqrt(ab) + sqrt(1 - ab).
-So everything said of the variance-preserving chain (reverse_chain, path_weights) is said of k_t x_t, and a KL does not notice the scale.
+ab = alpha_bar is the only table kept. Flow matching has one too: equal signal-to-noise ratio,
+a^2/b^2 = ab/(1 - ab), so s = sqrt(1 - ab) / (sqrt(ab) + sqrt(1 - ab)), and its x_t is the
+variance-preserving one divided by k_t = sqrt(ab) + sqrt(1 - ab). So
+`reverse_chain` and `path_weights` hold for k_t x_t, and a scale does not change a KL.
 
-Shapes: T timesteps, B batch of any rank (a stack of runs has B = "runs batch"), D data. t = 0 is the least noise.
+Shapes: T timesteps, B batch of any rank (a stack of runs has B = "runs batch"), D data. t = 0 is
+the least noise.
 """
 
 import math
@@ -30,8 +32,9 @@ Variance = Literal["beta", "posterior"]
 class Schedule:
     """`alpha_bar` (float64, strictly decreasing, inside (0, 1)) and what the network predicts.
 
-    `timesteps` are the numbers the network is called with; they differ from 0..T-1 after `strided` and where a model has its own.
-    Raises ValueError for a table that would put a 0/0 into a sampler, naming the entry.
+    `timesteps` are the numbers the network is called with; they differ from 0..T-1 after `strided`
+    and where a model has its own. Raises ValueError for a table that would put a 0/0 into a
+    sampler, naming the entry.
     """
 
     alpha_bar: Float[Tensor, " T"]  # kept as float64
@@ -48,8 +51,8 @@ class Schedule:
         if bad.any():
             t = int(bad.nonzero()[0])
             raise ValueError(
-                f"alpha_bar[{t}] = {ab[t]:.3g} is outside (0, 1): the first reverse step would be 0/0; "
-                "clip beta (Nichol & Dhariwal 2021 use 0.999)"
+                f"alpha_bar[{t}] = {ab[t]:.3g} is outside (0, 1): the first reverse step would "
+                "be 0/0; clip beta (Nichol & Dhariwal 2021 use 0.999)"
             )
         if (ab.diff() >= 0).any():
             t = int((ab.diff() >= 0).nonzero()[0]) + 1
@@ -71,7 +74,10 @@ class Schedule:
 
     @classmethod
     def linear(cls, T: int = 1000, prediction: Prediction = "eps") -> "Schedule":
-        """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020), scaled by 1000/T so that the end stays as noisy."""
+        """beta rises evenly from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020).
+
+        For another T both are scaled by 1000/T, so that the end stays as noisy.
+        """
         if T < 21:
             raise ValueError(f"linear(T={T}): beta_T = {20 / T:.2f} would reach 1; use T >= 21")
         return cls.from_betas(torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64), prediction)
@@ -82,7 +88,8 @@ class Schedule:
     ) -> "Schedule":
         """Nichol & Dhariwal 2021, eq. 17, beta clipped at `max_beta`.
 
-        With the usual 0.999 the last step has path weight w_T = 0.999 / (2 * 0.001) = 500 (see `path_weights`).
+        With the usual 0.999 the last step has path weight w_T = 0.999 / (2 * 0.001) = 500 (see
+        `path_weights`).
         """
         f = (
             torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2)
@@ -94,12 +101,18 @@ class Schedule:
     def log_snr(
         cls, T: int = 100, first: float = 8.0, last: float = -16.0, prediction: Prediction = "eps"
     ) -> "Schedule":
-        """log(ab / (1 - ab)) falls evenly from `first` to `last`: path weights without peaks, x_T normal to 3e-4."""
+        """log(ab / (1 - ab)) falls evenly from `first` to `last`.
+
+        Its path weights have no peaks, and a_T = 3e-4 at the default end.
+        """
         return cls(torch.sigmoid(torch.linspace(first, last, T, dtype=torch.float64)), prediction)
 
     @classmethod
     def from_flow(cls, s, timesteps=None) -> "Schedule":
-        """The rectified-flow path x_t = (1 - s_t) x0 + s_t eps, s rising inside (0, 1): ab = (1 - s)^2 / ((1 - s)^2 + s^2)."""
+        """The rectified-flow path x_t = (1 - s_t) x0 + s_t eps, s rising inside (0, 1).
+
+        ab = (1 - s)^2 / ((1 - s)^2 + s^2).
+        """
         s = torch.as_tensor(s, dtype=torch.float64)
         return cls((1 - s) ** 2 / ((1 - s) ** 2 + s**2), "flow", timesteps)
 
@@ -117,7 +130,10 @@ class Schedule:
 
     @property
     def vp_scale(self) -> Float64[Tensor, " T"]:
-        """k_t: k_t x_t is the variance-preserving x_t. 1 for eps and v, sqrt(ab) + sqrt(1 - ab) for flow."""
+        """k_t, for which k_t x_t is the variance-preserving x_t.
+
+        It is 1 for eps and v, and sqrt(ab) + sqrt(1 - ab) for flow.
+        """
         ab = self.alpha_bar
         return ab.sqrt() + (1 - ab).sqrt() if self.prediction == "flow" else torch.ones_like(ab)
 
@@ -172,7 +188,10 @@ class Schedule:
         return a * output + (x_t if self.prediction == "flow" else b * x_t)
 
     def eps_per_output(self, t: Int[Tensor, " *B"], like: Float[Tensor, " *B_D"]) -> Tensor | float:
-        """d eps / d output at fixed x_t: 1 for eps, a_t for v and flow. So eps_1 - eps_2 is this times a difference of outputs."""
+        """d eps / d output at fixed x_t: 1 for eps, a_t for v and flow.
+
+        So eps_1 - eps_2 is this times a difference of outputs.
+        """
         return 1.0 if self.prediction == "eps" else self.coefficients(t, like)[0]
 
     def score_from_eps(
@@ -182,7 +201,9 @@ class Schedule:
         return -eps_hat / self.coefficients(t, eps_hat)[1]
 
     def min_snr_weights(self, gamma: float) -> Float[Tensor, " T"]:
-        """min(SNR, gamma) / SNR for eps, / (SNR + 1) for v   (Hang et al. 2023), for every node; float32.
+        """min(SNR, gamma) / SNR for eps, / (SNR + 1) for v, of every node, float32.
+
+        Hang et al. 2023.
 
         Raises ValueError for "flow", whose loss has weights of its own (Esser et al. 2024).
         """
@@ -191,14 +212,17 @@ class Schedule:
         snr = self.alpha_bar / (1 - self.alpha_bar)
         return (snr.clamp(max=gamma) / (snr + (self.prediction == "v"))).float()
 
-    # ---- the reverse chain: x_{t-1} = (x_t - beta_t / b_t eps_hat) / sqrt(alpha_t) + s_t z, t = T-1 .. 1
+    # ---- the reverse chain, t = T-1 .. 1:
+    #      x_{t-1} = (x_t - beta_t / b_t eps_hat) / sqrt(alpha_t) + s_t z
     def reverse_chain(
         self, variance: Variance = "beta"
     ) -> tuple[Float64[Tensor, " T"], Float64[Tensor, " T"], Float64[Tensor, " T"]]:
-        """(beta_t, alpha_t, s_t^2) of the ancestral sampler that ends at t = 0's noise level; entry 0 is unused (zero).
+        """(beta_t, alpha_t, s_t^2) of the ancestral sampler; entry 0 is unused.
 
-        It is the chain of k_t x_t (`vp_scale`): for flow matching, of the variance-preserving process with the same signal-to-noise ratio.
-        s_t^2 = beta_t ("beta") or beta_t (1 - ab_{t-1}) / (1 - ab_t) ("posterior")   (Ho et al. 2020, section 3.2).
+        It is the chain of k_t x_t (`vp_scale`): for flow matching, of the variance-preserving
+        process with the same signal-to-noise ratio.
+        s_t^2 = beta_t ("beta") or beta_t (1 - ab_{t-1}) / (1 - ab_t) ("posterior"), as in Ho et al.
+        2020, section 3.2.
         """
         ab = self.alpha_bar
         alpha = torch.cat([ab[:1] / ab[:1], ab[1:] / ab[:-1]])
@@ -209,9 +233,10 @@ class Schedule:
     def path_weights(self, variance: Variance = "beta") -> Float64[Tensor, " T"]:
         """w_t = beta_t^2 / (2 s_t^2 alpha_t (1 - ab_t)), w_0 = 0: no noise is added after t = 1.
 
-        KL(paths of theta1 || paths of theta2) = sum_t w_t E ||eps_1 - eps_2||^2 (nats), the chain rule of KL for Gaussian
-        steps of equal variance. "flow" has the same weights: its chain is the variance-preserving one divided by k_t, KL is
-        invariant under that, and eps is the same unit of noise in both (lectures/06_path_kl.md, Proposition 6.10).
+        KL(paths of theta1 || paths of theta2) = sum_t w_t E ||eps_1 - eps_2||^2 (nats), the chain
+        rule of KL for Gaussian steps of equal variance. "flow" has the same weights: its chain is
+        the variance-preserving one divided by k_t, KL is invariant under that, and eps is the same
+        unit of noise in both (lectures/06_path_kl.md, Proposition 6.10).
         """
         beta, alpha, s2 = self.reverse_chain(variance)
         w = beta[1:] ** 2 / (2 * s2[1:] * alpha[1:] * (1 - self.alpha_bar[1:]))

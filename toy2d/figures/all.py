@@ -18,7 +18,10 @@ from toy2d.runs.folder import load_tensors
 
 
 def draw_all(path: Path) -> dict[str, str]:
-    """Draw every figure into `path`/figures; returns {file stem: caption}. Files appear atomically."""
+    """Draw every figure into `path`/figures; returns {file stem: caption}.
+
+    Files appear atomically.
+    """
     path = Path(path)
     metrics = json.loads((path / "metrics.json").read_text())
     config = json.loads((path / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""A model's exact density on a grid of the plane, to look at: computed by likelihood.py, drawn here, nothing estimated.
+"""A model's density on a grid of the plane: computed by core/likelihood.py, drawn here.
 
 Shapes: M runs of a stack, P prompts, n grid points a side.
 """
@@ -21,13 +21,16 @@ def grid(half_width: float = 5.0, n: int = 48) -> Tensor:
 def on_grid(
     predict: Bound, ode: Schedule, conds: tuple[int, ...], half_width: float = 5.0, n: int = 48
 ) -> Tensor:
-    """p(x | c) of the probability-flow ODE's law at the grid's points: (M, P, n, n), per unit area, at t = 0's noise level."""
+    """p(x | c) of the probability-flow ODE's law at the grid's points (M, P, n, n).
+
+    Per unit area, at t = 0's noise level.
+    """
     points, runs = grid(half_width, n), predict.theta["bias0"].shape[0]
     x = points.repeat(len(conds), 1).expand(runs, -1, -1)
     cond = torch.tensor(conds).repeat_interleave(len(points))
-    log_p = torch.cat([log_prob(predict, ode, part, c, runs=1)
-                       for part, c in zip(x.split(4 * n * n, 1), cond.split(4 * n * n), strict=True)], 1)  # fmt: skip
-    return log_p.exp().reshape(runs, len(conds), n, n)
+    parts = zip(x.split(4 * n * n, 1), cond.split(4 * n * n), strict=True)
+    log_p = [log_prob(predict, ode, part, c, runs=1) for part, c in parts]
+    return torch.cat(log_p, 1).exp().reshape(runs, len(conds), n, n)
 
 
 def total_mass(density: Tensor, half_width: float = 5.0) -> Tensor:
@@ -36,9 +39,16 @@ def total_mass(density: Tensor, half_width: float = 5.0) -> Tensor:
 
 
 def draw_densities(
-    density: Tensor, title: str = "", shots: Tensor | None = None, base: Tensor | None = None, half_width: float = 5.0
-):  # fmt: skip
-    """One run's prompts (P, n, n) as contours of one colour each, at equal levels for all; grey: where the base had them; +: the shots."""
+    density: Tensor,
+    title: str = "",
+    shots: Tensor | None = None,
+    base: Tensor | None = None,
+    half_width: float = 5.0,
+):
+    """One run's prompts (P, n, n) as contours at equal levels, one colour each.
+
+    Grey: where the base had them; +: the shots.
+    """
     figure, ax = plt.subplots(figsize=(3.9, 4.0))
     side = torch.linspace(-half_width, half_width, density.shape[-1])
     for p in () if base is None else base:

@@ -1,7 +1,8 @@
-"""Showing results in a notebook or a page: a picture with its caption, and a slider over precomputed pictures.
+"""Results in a notebook or a page: a picture with its caption, a slider over made pictures.
 
-Frames are PNG bytes made beforehand, so that the slider moves at once. Live, it is an ipywidgets slider; in the built book, where no kernel
-answers, the same frames stand behind a plain range input. Neither asks the network for anything.
+Frames are PNG bytes made beforehand, so that the slider moves at once. Live, it is an ipywidgets
+slider; in the built book, where no kernel answers, a plain range input chooses among
+the same frames. Neither asks the network for anything.
 """
 
 import base64
@@ -18,7 +19,10 @@ from toy2d.figures.style import plt
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG and what it shows: the caption is also the text for those who cannot see it. An empty PNG leaves the caption alone."""
+    """A PNG and its caption, which is also the text for those who cannot see the picture.
+
+    An empty PNG leaves the caption alone.
+    """
 
     png: bytes
     caption: str = ""
@@ -29,7 +33,7 @@ class Picture:
 
 
 def show(figure: "Figure | Image.Image | tuple[Figure, str]", caption: str = "") -> Picture:
-    """A matplotlib figure (closed here), a PIL picture, or what the functions of `plot` return: (figure, caption)."""
+    """Show a matplotlib figure (closed here), a PIL picture, or a pair (figure, caption)."""
     if isinstance(figure, tuple):
         figure, caption = figure
     data = io.BytesIO()
@@ -80,7 +84,8 @@ class Slider:
         )
         images = "".join(_img(p, hidden=i > 0) for i, p in enumerate(self.frames.values()))
         return (
-            f'<div class="frames"><label>{html.escape(self.name)} <input type="range" min="0" max="{len(self.frames) - 1}" value="0" '
+            f'<div class="frames"><label>{html.escape(self.name)} '
+            f'<input type="range" min="0" max="{len(self.frames) - 1}" value="0" '
             f'data-labels="{labels}" oninput="{html.escape(script)}"></label> '
             f"<output>{html.escape(next(iter(self.frames)))}</output><br>{images}</div>"
         )

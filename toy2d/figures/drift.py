@@ -1,4 +1,4 @@
-"""Figures of drift, from records and history rows: KL per class, the chain, weights, trade-off, training."""
+"""Figures of drift, drawn from records and history rows."""
 
 import math
 
@@ -22,14 +22,17 @@ def draw_kl_per_class(metrics: dict, config: dict):
     axes[0].set_ylabel("KL (nats)")
     legend(axes[1])
     caption = (
-        f"KL per old class and for their mixture, in nats: geometric mean over {seeds_note(config)}, bars one standard error. "
+        "KL per old class and for their mixture, in nats: geometric mean over "
+        f"{seeds_note(config)}, bars one standard error. "
         f"Prior preservation replays {metrics['replayed_class']} only."
     )
     return figure, caption
 
 
 def conditions_panel(ax, shown: dict[str, list[dict]], names: list[str], of) -> None:
-    """`of(record, name)` for every condition `name` and objective of `shown` (objective -> its records), side by side, log scale."""
+    """`of(record, name)` for every condition `name` and objective of `shown` (objective -> its
+    records), side by side, log scale.
+    """
     width = 0.8 / max(1, len(shown))
     for j, (objective, same) in enumerate(shown.items()):
         limits = np.array([geometric([of(r, n) for r in same]) for n in names])
@@ -61,21 +64,32 @@ def draw_chain(metrics: dict, config: dict):
         chain_panel(ax, metrics["runs"], (kx, lx), (ky, ly), slope, exact=kx == "path_kl")
     legend(axes[2])
     caption = (
-        f"From parameters to law, one point a run ({len(metrics['runs'])} runs, {seeds_note(config)}), log-log. Left: the link that L2 "
-        "bounds. Middle: path KL is quadratic in the output. Right: path KL bounds the KL of the *ancestral* sampler; the KL shown is "
-        "the probability-flow ODE's, so points above the line are two samplers with two laws, not a violation."
+        f"From parameters to law, one point a run ({len(metrics['runs'])} runs, "
+        f"{seeds_note(config)}), log-log. Left: the link that L2 bounds. Middle: path KL is "
+        "quadratic in the output. Right: path KL bounds the KL of the *ancestral* sampler; the KL "
+        "shown is the probability-flow ODE's, so points above the line are two samplers with two laws, not a "
+        "violation."
     )
     return figure, caption
 
 
 def chain_panel(
-    ax, records: list[dict], x: tuple[str, str], y: tuple[str, str], slope: float, exact: bool = False
-) -> None:  # fmt: skip
-    """One point a run, x and y = (key, label), log-log, with a line of this slope; `exact`: the line y = x, a bound."""
+    ax,
+    records: list[dict],
+    x: tuple[str, str],
+    y: tuple[str, str],
+    slope: float,
+    exact: bool = False,
+) -> None:
+    """One point a run, x and y = (key, label), log-log, with a line of this slope.
+
+    `exact` draws the line y = x, a bound.
+    """
     for objective, runs in by_objective(records).items():
         flat = [r for same in runs for r in same if value(r, "delta_theta") > 0]
         xy = np.array([(value(r, x[0]), value(r, y[0])) for r in flat]).reshape(-1, 2)
-        ax.plot(xy[:, 0], xy[:, 1], **style(objective) | {"linestyle": "none"}, label=objective, alpha=0.8)  # fmt: skip
+        look = style(objective) | {"linestyle": "none"}
+        ax.plot(*xy.T, **look, label=objective, alpha=0.8)
     log_axes(ax)
     _guide(ax, slope, "bound: y = x" if exact else f"slope {slope}", exact)
     ax.set(xlabel=x[1], ylabel=y[1])
@@ -91,7 +105,10 @@ def draw_weights(metrics: dict, config: dict):
     for ax, (key, label) in zip(axes, panels, strict=True):
         weights_panel(ax, metrics["runs"], key, label)
     legend(axes[2])
-    caption = f"Every objective over its weight: geometric mean, band one standard error over {seeds_note(config)}. Dotted: standard."
+    caption = (
+        "Every objective over its weight: geometric mean, band one standard error over "
+        f"{seeds_note(config)}. Dotted: standard."
+    )
     return figure, caption
 
 
@@ -108,7 +125,8 @@ def weights_panel(ax, records: list[dict], key: str, label: str) -> None:
     if standard:
         level = geometric([value(r, key) for r in standard[0]])[0]
         ax.axhline(level, color=plt.rcParams["text.color"], linewidth=1, linestyle=":")
-        ax.annotate("standard", (0.99, level), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")  # fmt: skip
+        right_end = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        ax.annotate("standard", (0.99, level), fontsize=7, **right_end)
     log_axes(ax)
     ax.set(xlabel="weight (each objective's own unit)", ylabel=label)
 
@@ -120,7 +138,8 @@ def draw_tradeoff(metrics: dict, config: dict):
     tradeoff_panel(ax, metrics["runs"], x, y)
     legend(ax)
     caption = (
-        "Adaptation against preservation: lower left is better. Lines join the weights of one objective; geometric means, bars one "
+        "Adaptation against preservation: lower left is better. Lines join the weights of one "
+        "objective; geometric means, bars one "
         f"standard error over {seeds_note(config)}."
     )
     return figure, caption
@@ -132,14 +151,20 @@ def tradeoff_panel(ax, records: list[dict], x: tuple[str, str], y: tuple[str, st
         across = np.array([geometric([value(r, x[0]) for r in same]) for same in runs])
         up = np.array([geometric([value(r, y[0]) for r in same]) for same in runs])
         ax.errorbar(
-            across[:, 0], up[:, 0], xerr=np.abs(across[:, 1:].T - across[:, 0]), yerr=np.abs(up[:, 1:].T - up[:, 0]),
-            label=objective, elinewidth=0.6, linewidth=1, **style(objective),
-        )  # fmt: skip
+            across[:, 0],
+            up[:, 0],
+            xerr=np.abs(across[:, 1:].T - across[:, 0]),
+            yerr=np.abs(up[:, 1:].T - up[:, 0]),
+            label=objective,
+            elinewidth=0.6,
+            linewidth=1,
+            **style(objective),
+        )
     log_axes(ax)
     ax.set(xlabel=x[1], ylabel=y[1])
 
 
-def _whole(metrics: dict) -> tuple[str, str]:
+def _drift_column(metrics: dict) -> tuple[str, str]:
     """The history column that stands for all old prompts, and its label."""
     if metrics.get("groups"):
         name = next(iter(metrics["groups"]))
@@ -157,11 +182,30 @@ def draw_groups(metrics: dict, config: dict):
         look = style(same[0]["objective"]) | {"linestyle": "none"}
         drift = np.array([geometric([r["kl_base_group"][g][0] for r in same]) for g in groups])
         x = np.arange(len(groups)) + (j - (len(names) - 1) / 2) * width
-        axes[0].errorbar(x, drift[:, 0], yerr=np.abs(drift[:, 1:].T - drift[:, 0]), label=run, elinewidth=1, **look)  # fmt: skip
+        axes[0].errorbar(
+            x,
+            drift[:, 0],
+            yerr=np.abs(drift[:, 1:].T - drift[:, 0]),
+            label=run,
+            elinewidth=1,
+            **look,
+        )
         composed = geometric([np.mean([v[0] for v in r["kl_composed"].values()]) for r in same])
-        axes[1].errorbar([j], composed[:1], yerr=np.abs(np.array(composed[1:])[:, None] - composed[0]), elinewidth=1, **look)  # fmt: skip
+        axes[1].errorbar(
+            [j],
+            composed[:1],
+            yerr=np.abs(np.array(composed[1:])[:, None] - composed[0]),
+            elinewidth=1,
+            **look,
+        )
         kept = [np.mean(list(r["coverage"].values())) for r in same]
-        axes[2].errorbar([j], [np.mean(kept)], yerr=[np.std(kept, ddof=1) / len(kept) ** 0.5 if len(kept) > 1 else 0], elinewidth=1, **look)  # fmt: skip
+        axes[2].errorbar(
+            [j],
+            [np.mean(kept)],
+            yerr=[np.std(kept, ddof=1) / len(kept) ** 0.5 if len(kept) > 1 else 0],
+            elinewidth=1,
+            **look,
+        )
     axes[0].set_xticks(range(len(groups)), groups, rotation=12)
     axes[0].set(yscale="log", ylabel="KL(base || tuned) (nats)", title="drift by group of prompts")
     axes[1].set(
@@ -172,9 +216,11 @@ def draw_groups(metrics: dict, config: dict):
         ax.set_xticks(range(len(names)), names, rotation=75, fontsize=7)
     axes[0].legend(fontsize=6.5, ncols=3, loc="lower left")
     caption = (
-        f"Left: drift, mean over the prompts of a group; prior preservation replays {metrics['replayed_class']} only. Middle: the new "
-        "word in contexts it was never trained in. Right: share of samples in each mode of the class and of its contexts, capped at the even "
-        f"share; 1 is full diversity. Geometric means (right: means), bars one standard error over {seeds_note(config)}."
+        "Left: drift, mean over the prompts of a group; prior preservation replays "
+        f"{metrics['replayed_class']} only. Middle: the new word in contexts it was never trained "
+        "in. Right: share of samples in each mode of the class and of its contexts, capped at the "
+        "even share; 1 is full diversity. Geometric means (right: means), bars one standard error "
+        f"over {seeds_note(config)}."
     )
     return figure, caption
 
@@ -183,7 +229,7 @@ def draw_training(rows: list[dict], metrics: dict, config: dict):
     best = {o: same[0]["weight"] for o, same in best_at_equal_adaptation(metrics["runs"]).items()}
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
     for ax, key, label in (
-        (axes[0], *_whole(metrics)),
+        (axes[0], *_drift_column(metrics)),
         (axes[1], "kl_new", "KL(world || tuned), new class (nats)"),
         (axes[2], "path_kl", "path KL (nats)"),
     ):
@@ -202,5 +248,8 @@ def draw_training(rows: list[dict], metrics: dict, config: dict):
         ax.set_xlabel("training step")
         ax.set_ylabel(label)
     legend(axes[2])
-    caption = f"Along training, each objective at its best weight for equal adaptation; geometric mean, band one standard error over {seeds_note(config)}."
+    caption = (
+        "Along training, each objective at its best weight for equal adaptation; geometric mean, "
+        f"band one standard error over {seeds_note(config)}."
+    )
     return figure, caption

@@ -18,7 +18,9 @@ def draw_samples(samples: dict, metrics: dict, config: dict):
     panels = {k: v for k, v in panels.items() if k in samples}
     columns = min(5, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.25 * rows), sharex=True, sharey=True, squeeze=False)  # fmt: skip
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.1 * columns, 2.25 * rows), sharex=True, sharey=True, squeeze=False
+    )
     cond = samples["cond"]
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
@@ -30,18 +32,23 @@ def draw_samples(samples: dict, metrics: dict, config: dict):
     n, shots = int((cond == cond[0]).sum()), config["shots"]
     shown = f"the {shots}" if shots <= MAX_SHOTS else f"{MAX_SHOTS} of the {shots}"
     caption = (
-        f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, + {shown} shots of the new class. "
+        f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, "
+        f"+ {shown} shots of the new class. "
         "Each objective at its best weight for equal adaptation."
     )
     return figure, caption
 
 
 def samples_panel(ax, samples: dict, key: str) -> None:
-    """Samples of every prompt by the run `key`, one colour per prompt; + shots of the new class, which the base never saw."""
+    """Samples of every prompt by the run `key`, one colour per prompt; + shots of the new class.
+
+    The base is drawn without the shots, which it never saw.
+    """
     cond = samples["cond"]
     for i, c in enumerate(cond.unique().tolist()):
         x = samples[key][cond == c]
-        ax.scatter(x[:, 0], x[:, 1], s=3, alpha=0.6, color=CLASS_COLOURS[i % 8], linewidths=0, rasterized=True)  # fmt: skip
+        small = {"s": 3, "alpha": 0.6, "linewidths": 0, "rasterized": True}
+        ax.scatter(*x.T, color=CLASS_COLOURS[i % 8], **small)
     if key != "base":
         dark = plt.rcParams["text.color"]
         ax.scatter(*samples["shots"][:MAX_SHOTS].T, s=26, marker="+", color=dark, linewidths=0.9)
@@ -49,8 +56,10 @@ def samples_panel(ax, samples: dict, key: str) -> None:
 
 
 def draw_noising(world: World, steps: tuple[int, ...], rng: torch.Generator):
-    """True points of every old prompt, 300 each, noised to these steps of the world's schedule: one panel a step."""
-    figure, axes = plt.subplots(1, len(steps), figsize=(2.3 * len(steps), 2.5), sharex=True, sharey=True)  # fmt: skip
+    """True points of every old prompt, 300 each, noised to these steps: one panel a step."""
+    figure, axes = plt.subplots(
+        1, len(steps), figsize=(2.3 * len(steps), 2.5), sharex=True, sharey=True
+    )
     for ax, t in zip(axes, steps, strict=True):
         for c, colour in zip(world.old, CLASS_COLOURS, strict=False):
             ax.scatter(*world.sample(c, 300, rng, t=t).T, s=2, color=colour, linewidths=0)

@@ -29,7 +29,10 @@ STYLES = {  # colour, marker, line
 }
 
 
-CLASS_COLOURS = ("#0072B2", "#009E73", "#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#F0E442")  # fmt: skip
+CLASS_COLOURS = (
+    *("#0072B2", "#009E73", "#D55E00", "#E69F00"),
+    *("#56B4E9", "#CC79A7", "#999999", "#F0E442"),
+)
 plt.rcParams |= {
     "figure.dpi": 110,
     "savefig.dpi": 160,
@@ -43,7 +46,10 @@ plt.rcParams |= {
 
 
 def style(objective: str) -> dict:
-    """Line style of an objective; sums and unknown kinds are grey, and black is the colour of text, light on a dark page."""
+    """Line style of an objective; sums and unknown kinds are grey.
+
+    Black stands for the colour of text, which is light on a dark page.
+    """
     colour, marker, line = STYLES.get(objective, ("#777777", "*", "-"))
     colour = plt.rcParams["text.color"] if colour == "#000000" else colour
     return {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5}
@@ -63,7 +69,10 @@ def seeds_note(config: dict) -> str:
 
 
 def log_axes(ax, which: str = "xy") -> None:
-    """Logarithmic axes, where there is anything positive to show; decades labelled, less than two decades at 1, 2, 5."""
+    """Make axes logarithmic where there is anything positive to show.
+
+    Decades are labelled; axes of less than two decades at 1, 2, 5.
+    """
     lines = [np.asarray(line.get_xydata(), float).reshape(-1, 2) for line in ax.lines]
     data = np.concatenate(lines) if lines else np.empty((0, 2))
     data = data[np.isfinite(data).all(1)]  # matplotlib drops the others too
@@ -92,7 +101,7 @@ def legend(ax) -> None:
 
 
 def _guide(ax, slope: float, label: str, exact: bool = False) -> None:
-    """A straight line of this slope through the middle of the points (through the origin of the log axes if exact)."""
+    """Draw a line of this slope through the middle of the points, or y = x if `exact`."""
     points = np.concatenate([line.get_xydata() for line in ax.lines])
     points = points[np.isfinite(points).all(1) & (points > 0).all(1)]
     if len(points) == 0:
@@ -101,4 +110,5 @@ def _guide(ax, slope: float, label: str, exact: bool = False) -> None:
     middle = np.exp(np.log(points).mean(0))
     y = x if exact else middle[1] * (x / middle[0]) ** slope
     ax.plot(x, y, color="#999999", linewidth=1, zorder=0)
-    ax.annotate(label, (x[0], y[0]), xytext=(14, -2), textcoords="offset points", fontsize=7, color="#666666", va="top")  # fmt: skip
+    below = {"xytext": (14, -2), "textcoords": "offset points", "va": "top"}
+    ax.annotate(label, (x[0], y[0]), fontsize=7, color="#666666", **below)

@@ -1,4 +1,7 @@
-"""Figures of `toy2d verify`, from verify.json only. Colours and markers are the course's (toy2d.figures.style.STYLES)."""
+"""Figures of `toy2d verify`, from verify.json only.
+
+Colours and markers are the course's (toy2d.figures.style.STYLES).
+"""
 
 import json
 import re
@@ -11,7 +14,7 @@ from toy2d.figures.style import plt, style
 
 
 def draw_all(folder: Path) -> dict[str, str]:
-    """Draw what the rows allow into `folder`; returns {file stem: caption}, also in captions.json."""
+    """Draw what the rows allow into `folder`; returns {file stem: caption}."""
     record = json.loads((Path(folder) / "verify.json").read_text())
     rows = [r for r in record["rows"] if r["applies"]]
     seeds = f"seeds {', '.join(map(str, record['seeds']))}"
@@ -64,9 +67,11 @@ def draw_bounds(rows, seeds):
     axes[1].set_title("upper bound: path KL, ancestral sampler", fontsize=9)
     axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     caption = (
-        f"One point a run, old prompt and seed ({seeds}). Left: exact KL of the flow's law against a bound that needs one set and two counts (chosen on other samples); "
-        "points must lie below the line. Right: the ancestral sampler's KL, estimated, against path KL; points must lie above. Values below the "
-        "axes' ends are drawn at them (k-nearest neighbours cannot see less than about 0.02 nats)."
+        f"One point a run, old prompt and seed ({seeds}). Left: exact KL of the flow's law against "
+        "a bound that needs one set and two counts (chosen on other samples); points must lie "
+        "below the line. Right: the ancestral sampler's KL, estimated, against path KL; points "
+        "must lie above. Values below the axes' ends are drawn at them (k-nearest neighbours cannot "
+        "see less than about 0.02 nats)."
     )
     return figure, caption
 
@@ -91,16 +96,28 @@ def draw_evolution(rows):
                 step, kl, low = np.array(sorted(points)).T
                 look = style(objective(run))
                 ax.plot(step, kl, label=f"{run}: KL(world || tuned)", **look)
-                ax.plot(step, np.maximum(low, 1e-5), **look | {"linestyle": ":", "markerfacecolor": "none"},
-                        label=f"{run}: kl(delta || gamma)")  # fmt: skip
+                ax.plot(
+                    step,
+                    np.maximum(low, 1e-5),
+                    **look | {"linestyle": ":", "markerfacecolor": "none"},
+                    label=f"{run}: kl(delta || gamma)",
+                )
         ax.axhline(start[reading], color="#999999", linewidth=1)
-        ax.annotate("KL(world || base)", (0.98, start[reading]), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom")  # fmt: skip
+        ax.annotate(
+            "KL(world || base)",
+            (0.98, start[reading]),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            ha="right",
+            va="bottom",
+        )
         ax.set(xscale="log", yscale="log", xlabel="training step", ylabel="nats")
         ax.set_title(reading, fontsize=9)
     axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     caption = (
-        "Theorem 1 along training, one seed, against the world's mixture of old prompts. It is a theorem where kl(delta || gamma) (open, dotted; "
-        "values below 1e-5 drawn there) is above the grey line. Left: the one law that training fits; right: what the old prompts became."
+        "Theorem 1 along training, one seed, against the world's mixture of old prompts. It is a "
+        "theorem where kl(delta || gamma) (open, dotted; values below 1e-5 drawn there) is above "
+        "the grey line. Left: the one law that training fits; right: what the old prompts became."
     )
     return figure, caption
 
@@ -114,7 +131,11 @@ def draw_local_law(rows):
         (axes[0], "kl", "F", "exact KL(base || moved), flow's law"),
         (axes[1], "path", "G", "path KL, ancestral sampler"),
     ):
-        for c, (colour, marker) in zip(curves, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v")), strict=False):  # fmt: skip
+        for c, (colour, marker) in zip(
+            curves,
+            (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "v")),
+            strict=False,
+        ):
             h = np.array(c["h"])
             ax.plot(h, c[key], marker, color=colour, markersize=5, label=c["direction"])
             ax.plot(h, c[factor] * h**2 / 2, color=colour, linewidth=1)
@@ -122,7 +143,12 @@ def draw_local_law(rows):
         ax.set_title(f"{title}; lines: 1/2 ||D||² {factor}", fontsize=9)
     axes[0].set_ylabel("nats")
     axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure, "Local law, one seed: points measured, lines predicted from the base alone (F: variance of the score of the flow's law; G by forward- then reverse-mode products on the base's chains). Slope 2 near 0."  # fmt: skip
+    caption = (
+        "Local law, one seed: points measured, lines predicted from the base alone (F: variance of "
+        "the score of the flow's law; G by forward- then reverse-mode products on the base's "
+        "chains). Slope 2 near 0."
+    )
+    return figure, caption
 
 
 def draw_certificate(rows, seeds):
@@ -140,9 +166,18 @@ def draw_certificate(rows, seeds):
         ax.plot(lam, mean, color=colour, marker=marker, linestyle=line, label=key)
         for x in lam:
             ax.plot([x] * len(by_lam[x]), by_lam[x], marker, color=colour, alpha=0.3, markersize=3)
-    ax.set(xscale="log", yscale="log", xlabel="lam (loss per squared distance)", ylabel="path KL (nats)")  # fmt: skip
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="lam (loss per squared distance)",
+        ylabel="path KL (nats)",
+    )
     ax.legend(fontsize=8)
-    return figure, f"What the knob lam guarantees, (sum w L²) loss(theta*) / lam, against what was measured; geometric means, small markers: {seeds}."  # fmt: skip
+    caption = (
+        "What the weight lam guarantees, (sum w L²) loss(theta*) / lam, against what was measured; "
+        f"geometric means, small markers: {seeds}."
+    )
+    return figure, caption
 
 
 def draw_paper_theorem_2(rows, seeds):
@@ -156,7 +191,23 @@ def draw_paper_theorem_2(rows, seeds):
         ax.plot(*xy.T, **style(name) | {"linestyle": "none"}, label=name, alpha=0.75)
     x = np.geomspace(min(p[0] for p in points) / 2, max(p[0] for p in points) * 1.3, 50)
     for c, line, label in zip(curves, ("-", "--"), ("lam D", "lam' D²"), strict=False):
-        ax.plot(x, c["constant"] * x ** c["power"], line, color="#555555", linewidth=1, label=f"{label}, least constant")  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="D = ||theta - theta*||", ylabel="KL(base || tuned), mean of old prompts (nats)")  # fmt: skip
+        ax.plot(
+            x,
+            c["constant"] * x ** c["power"],
+            line,
+            color="#555555",
+            linewidth=1,
+            label=f"{label}, least constant",
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="D = ||theta - theta*||",
+        ylabel="KL(base || tuned), mean of old prompts (nats)",
+    )
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure, f"Theorem 2 as printed: the least constants under which every trained model obeys it ({seeds}). Distance alone does not order the objectives."  # fmt: skip
+    caption = (
+        "Theorem 2 as printed: the least constants under which every trained model obeys it "
+        f"({seeds}). Distance alone does not order the objectives."
+    )
+    return figure, caption

@@ -10,7 +10,7 @@ from typing import Literal
 from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Objective
 from toy2d.runs.files import UserError
 
-KINDS = {
+OBJECTIVE_WORDS = {
     "standard": (lambda: STANDARD, "denoising loss on the subject's points alone"),
     "prior": (PRIOR, "+ weight * denoising loss on the base's samples of one class"),
     "replay_all": (PRIOR, "the same on samples of every old prompt"),
@@ -23,18 +23,29 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Run:
-    """One parsed run: `objective` (its kind, as logged), `weight` (None for standard), the value, and what prior replays."""
+class RunSpec:
+    """One parsed run: what is fine-tuned, with which weight, on what replay."""
 
-    spec: str
-    objective: str
-    weight: float | None
+    spec: str  # as written, e.g. "prior:1+l2:0.01"
+    objective: str  # its kind, as logged: "l2", or "prior:1+l2" for a sum
+    weight: float | None  # None for standard; of a sum, the last term's, which is the swept one
     value: Objective
-    replay: Literal["class", "all"]
+    replay: Literal["class", "all"]  # what the prior term replays
 
 
-def parse_run(spec: str) -> Run:
-    """ "l2:0.01" -> Run. Raises UserError naming the spec, the fault and the remedy."""
+@dataclass(frozen=True)
+class SeededRun:
+    """One fine-tuning: a run and its seed."""
+
+    spec: RunSpec
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.spec.spec}, seed {self.seed}"
+
+
+def parse_run(spec: str) -> RunSpec:
+    """ "l2:0.01" -> RunSpec. Raises UserError naming the spec, the fault and the remedy."""
     parts = [_parse_term(term, spec) for term in spec.split("+")]
     value = parts[0][2]
     for _, _, more in parts[1:]:
@@ -47,16 +58,16 @@ def parse_run(spec: str) -> Run:
         raise UserError(
             f"run {spec!r}: prior and replay_all are one term with two sample sets; choose one"
         )
-    replay = "all" if "replay_all" in kinds else "class"
-    # a sum is told apart by its spec; its last weight is the one that is swept
-    label = "+".join([*(s for s in spec.split("+")[:-1]), kinds[-1]])
-    return Run(spec, label, parts[-1][1], value, replay)
+    label = "+".join([*spec.split("+")[:-1], kinds[-1]])
+    return RunSpec(spec, label, parts[-1][1], value, "all" if "replay_all" in kinds else "class")
 
 
 def _parse_term(term: str, spec: str) -> tuple[str, float | None, Objective]:
     kind, _, text = term.partition(":")
-    if kind not in KINDS:
-        raise UserError(f"run {spec!r}: unknown objective {kind!r}; choose from {', '.join(KINDS)}")
+    if kind not in OBJECTIVE_WORDS:
+        raise UserError(
+            f"run {spec!r}: unknown objective {kind!r}; choose from {', '.join(OBJECTIVE_WORDS)}"
+        )
     if kind == "standard":
         if text:
             raise UserError(f"run {spec!r}: the standard objective has no weight; write 'standard'")
@@ -69,7 +80,7 @@ def _parse_term(term: str, spec: str) -> tuple[str, float | None, Objective]:
         ) from None
     if not math.isfinite(weight) or weight < 0:
         raise UserError(f"run {spec!r}: the weight must be a finite number >= 0, not {text}")
-    return kind, weight, KINDS[kind][0](weight)
+    return kind, weight, OBJECTIVE_WORDS[kind][0](weight)
 
 
 def grid(**weights: tuple[float, ...]) -> tuple[str, ...]:

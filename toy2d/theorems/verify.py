@@ -18,9 +18,11 @@ from toy2d.config import ToyConfig, course
 from toy2d.core.drift import Params, path_kl, squared_distance
 from toy2d.core.rng import generator
 from toy2d.data import world_pool
-from toy2d.experiment import Experiment, run
-from toy2d.measure import compare, gauss_hermite, truth_points
+from toy2d.experiment import load_bases, run
+from toy2d.measure import compare, truth_points
 from toy2d.model import members
+from toy2d.prepare import Setting, make_groups, make_pools, probe_of, used_pools
+from toy2d.quadrature import gauss_hermite
 from toy2d.runs.files import UserError, write_json
 from toy2d.runs.folder import RunFolder, load_tensors
 from toy2d.theorems import certificate as cert
@@ -52,17 +54,18 @@ class Course:
         if missing:
             raise UserError(f"--seeds {sorted(missing)}: {self.path} holds seeds {self.config.seeds}")  # fmt: skip
         self.metrics = json.loads((self.path / "metrics.json").read_text())
-        self.experiment = Experiment(self.config, RunFolder(self.path, self.config.as_dict()))
-        self.experiment.pretrain()  # loads base.safetensors and makes the probe
-        self.world, self.net = self.experiment.world, self.experiment.net
-        self.schedule, self.probe = self.world.schedule, self.experiment.probe
+        self.setting = Setting(self.config)
+        self.theta_star = load_bases(self.setting, self.path).theta
+        self.probe = probe_of(self.setting, self.theta_star)
+        self.world, self.net = self.setting.world, self.setting.net
+        self.schedule = self.world.schedule
         self.local: list[Row] = []  # the local law's rows: `as_printed` reads the ladder from them
         self.tuned = load_tensors(self.path / "finetuned.safetensors")
         if len(self.tuned["bias0"]) != len(self.metrics["runs"]):
             raise UserError(f"{self.path}: finetuned.safetensors and metrics.json disagree; run it anew under another name")  # fmt: skip
 
     def base(self, seed: int) -> Params:
-        return members(self.experiment.theta_star, self.config.seeds.index(seed))
+        return members(self.theta_star, self.config.seeds.index(seed))
 
     def run(self, i: int) -> Params:
         return members(self.tuned, i)
@@ -131,21 +134,20 @@ def _replayed(c: Course, name: str) -> tuple[int, ...]:
 def snapshots(c: Course, seed: int, specs: list[str]) -> list[tuple[int, str, Params]]:
     """(step, run, parameters) along the same training as the folder's, one seed: the same data, the same noise."""
     config = replace(c.config, seeds=(seed,), runs=tuple(specs))
-    e = Experiment(config, c.experiment.folder)
-    e.theta_star, e.base_moments = c.base(seed), {}
-    e.probe = replace(c.probe, chain=c.chain(seed)[:, None])
-    e.groups = e._make_groups()
-    pools = {n: p for n, p in e._make_pools().items() if n in {g.pools[r] for g in e.groups for r in g.roles}}  # fmt: skip
+    setting, star = Setting(config), c.base(seed)
+    groups = make_groups(setting, star, replace(c.probe, chain=c.chain(seed)[:, None]))
+    pools = used_pools(make_pools(setting, star), groups)
     found = []
 
     def observe(step, _):
-        for g in e.groups:
-            for m, name in enumerate(g.names):
-                found.append((step, e._identity(name)[0].spec, {k: p.detach()[m : m + 1].clone() for k, p in g.theta.items()}))  # fmt: skip
+        for g in groups:
+            for m, tuned in enumerate(g.runs):
+                theta = {k: p.detach()[m : m + 1].clone() for k, p in g.theta.items()}
+                found.append((step, tuned.spec.spec, theta))
 
     at = tuple(s for s in SNAPSHOTS if s < config.steps)
-    fit(e.groups, Streams(pools, (seed,), config.batch_size, "finetune"), e.schedule, max(at) + 1, observe=observe,
-        observe_at=at, label="snapshots")  # fmt: skip
+    streams = Streams(pools, (seed,), config.batch_size, "finetune")
+    fit(groups, streams, setting.schedule, max(at) + 1, observe=observe, observe_at=at, label="snapshots")  # fmt: skip
     return found
 
 

@@ -34,7 +34,7 @@ def test_a_stack_has_one_distance_per_run():
 
 
 def test_tensor_mean_is_the_papers_code_and_another_number():
-    """sum over tensors of F.mse_loss: the i-th tensor's weight is lambda / numel_i (peers.md 0.1)."""
+    """sum over tensors of F.mse_loss: tensor i has the weight lambda / numel_i."""
     theta, star = pair()
     theirs = sum(torch.nn.functional.mse_loss(theta[k], star[k]) for k in theta)
     torch.testing.assert_close(squared_distance(theta, star, reduction="tensor_mean"), theirs)
@@ -55,9 +55,10 @@ def gaussian_pair(T=400):
 
 
 def test_path_kl_of_the_gaussian_pair_is_its_kl():
-    """theory.md 4: path KL -> |m1 - m2|^2 / (2 s^2) = 18 (equality: both chains contract the same difference of means).
+    """path KL -> |m1 - m2|^2 / (2 s^2) = 18 (lectures/06_path_kl.md, Proposition 6.6).
 
-    At t = 0's noise level the variance is ab s^2 + 1 - ab and the difference sqrt(ab) * 3, so the limit is 17.82. Discretization: 1/T.
+    At t = 0's noise level the variance is ab s^2 + 1 - ab and the difference sqrt(ab) * 3, so the
+    limit is 17.82. Discretization: 1/T.
     """
     values = []
     for T in (200, 400):
@@ -76,7 +77,7 @@ def test_path_kl_of_the_gaussian_pair_is_its_kl():
 
 
 def test_path_kl_standard_error_is_that_of_the_mean():
-    """Over 40 repetitions of 50 chains, the spread of the mean is what is reported (chi: 40 draws give 11 %)."""
+    """Over 40 repetitions of 50 chains, the mean spreads as reported (40 draws tell to 11 %)."""
     schedule = Schedule.log_snr(20, 4.0, -10.0)
     world = Pentagon(schedule)
     a = torch.zeros(2000, dtype=torch.long)
@@ -138,7 +139,7 @@ def test_delta_eps_is_in_eps_whatever_is_predicted():
 
 
 def test_fisher_diagonal_of_a_linear_model():
-    """eps = theta * x: J_ii = x_i, so diag G_i = sum_t 2 w_t E[x_i^2] exactly; tolerance 5 standard errors."""
+    """eps = theta * x has J_ii = x_i, so diag G_i = sum_t 2 w_t E[x_i^2]; 5 standard errors."""
     schedule = Schedule.log_snr(10, 2.0, -2.0)
     theta = {"theta": torch.ones(2, requires_grad=True)}
     rng = torch.Generator().manual_seed(0)
@@ -146,11 +147,16 @@ def test_fisher_diagonal_of_a_linear_model():
 
     def samples():
         for _ in range(2000):
-            yield torch.randn(4, 2, generator=rng) * std, torch.randint(1, 10, (4,), generator=rng), None  # fmt: skip
+            yield (
+                torch.randn(4, 2, generator=rng) * std,
+                torch.randint(1, 10, (4,), generator=rng),
+                None,
+            )
 
     got = fisher_diagonal(lambda x, t, c: theta["theta"] * x, theta, schedule, samples(), rng)
     wanted = 2 * schedule.path_weights().sum() * std**2
-    # (sum over 4 of sign * sqrt(w) x)^2 is about chi-square with 1 degree: relative sd sqrt(2) (w varies by 30 %), over 2000 batches
+    # (sum over 4 of sign * sqrt(w) x)^2 is about chi-square with 1 degree: relative sd sqrt(2) (w
+    # varies by 30 %), over 2000 batches
     torch.testing.assert_close(got["theta"], wanted.float(), rtol=5 * 1.6 / 2000**0.5, atol=0)
 
 

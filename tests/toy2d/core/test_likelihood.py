@@ -1,4 +1,6 @@
-"""The probability-flow ODE's log-likelihood: closed form, convergence order, a referee from another library."""
+"""The probability-flow ODE's log-likelihood: closed form, convergence order, a referee from another
+library.
+"""
 
 import itertools
 import math
@@ -23,15 +25,18 @@ def errors(schedule, order, n=400, std=0.5):
     return log_prob(w.eps, schedule, x, torch.tensor(0), order=order) - w.log_prob(x, 0, 0)
 
 
-@pytest.mark.parametrize("schedule", [Schedule.log_snr(100), Schedule.cosine(100)], ids=["log_snr", "cosine"])  # fmt: skip
+@pytest.mark.parametrize(
+    "schedule", [Schedule.log_snr(100), Schedule.cosine(100)], ids=["log_snr", "cosine"]
+)
 def test_log_likelihood_is_the_closed_form_to_5e_3(schedule):
     assert errors(schedule, order=3).abs().max() < 5e-3
 
 
 @pytest.mark.parametrize(("preset", "worst"), [(course, 2e-2), (paper, 0.2)])
 def test_the_presets_likelihood_has_no_bias_that_matters(preset, worst):
-    """On the nodes that the measurements use: the mean over p* (what a KL is) to 3e-3 nat. Single points are off by more in `paper`,
-    whose ODE starts at ab = 2.4e-4: the start's mean is 0.046 (b = 3 sqrt(ab)) from 0, a KL of b^2 / 2 = 1e-3 but b |x| at a point."""
+    """On the nodes that the measurements use: the mean over p* (what a KL is) to 3e-3 nat. Single
+    points are off by more in `paper`, whose ODE starts at ab = 2.4e-4: the start's mean is 0.046 (b
+    = 3 sqrt(ab)) from 0, a KL of b^2 / 2 = 1e-3 but b |x| at a point."""
     c = preset()
     w = c.make_world()
     x = w.sample(0, 2000, generator(0, "data"), t=0).double()
@@ -42,7 +47,9 @@ def test_the_presets_likelihood_has_no_bias_that_matters(preset, worst):
 
 
 def test_only_a_clipped_end_is_left_out_of_the_ode():
-    """The clipped cosine's last log-SNR step leaps (ln 1000 after about ln 4); the others end evenly and keep every node."""
+    """The clipped cosine's last log-SNR step leaps (ln 1000 after about ln 4); the others end
+    evenly and keep every node.
+    """
     assert ode_schedule(Schedule.cosine(100), 100).timesteps.tolist() == list(range(99))
     for even in (Schedule.log_snr(100), Schedule.linear(200), Schedule.cosine(100, max_beta=0.75)):
         assert torch.equal(ode_schedule(even, 500).alpha_bar, even.alpha_bar)
@@ -51,8 +58,9 @@ def test_only_a_clipped_end_is_left_out_of_the_ode():
 
 @pytest.mark.slow
 def test_convergence_order():
-    """Halving the spacing divides the error by 2^order. One prompt of two modes, so that the flow bends; the reference is the same
-    ODE on 513 nodes, so that only the integrator's error is left (all end at the same t = T - 1)."""
+    """Halving the spacing divides the error by 2^order. One prompt of two modes, so that the flow
+    bends; the reference is the same ODE on 513 nodes, so that only the integrator's error is left
+    (all end at the same t = T - 1)."""
 
     def solve(T, order):
         schedule = Schedule.log_snr(T, 5.0, -15.0)
@@ -69,7 +77,9 @@ def test_convergence_order():
 
 
 def test_against_torchdiffeq():
-    """The same ODE in continuous time by dopri5, eps interpolated exactly by the world (any alpha_bar has an exact eps)."""
+    """The same ODE in continuous time by dopri5, eps interpolated exactly by the world (any
+    alpha_bar has an exact eps).
+    """
     from torchdiffeq import odeint
 
     schedule = Schedule.log_snr(200, 5.0, -15.0)
@@ -91,7 +101,12 @@ def test_against_torchdiffeq():
     start = (x / schedule.alpha_bar[0].sqrt(), torch.zeros(50, dtype=torch.float64))
     z, total = (v[-1] for v in odeint(slope, start, ends, rtol=1e-9, atol=1e-9))
     x_T = z * schedule.alpha_bar[-1].sqrt()
-    theirs = -0.5 * (x_T**2).sum(-1) - math.log(2 * math.pi) + math.log(schedule.alpha_bar[-1] / schedule.alpha_bar[0]) + total  # fmt: skip
+    theirs = (
+        -0.5 * (x_T**2).sum(-1)
+        - math.log(2 * math.pi)
+        + math.log(schedule.alpha_bar[-1] / schedule.alpha_bar[0])
+        + total
+    )
     torch.testing.assert_close(
         log_prob(w.eps, schedule, x, torch.tensor(0)), theirs, atol=2e-3, rtol=0
     )
@@ -109,7 +124,9 @@ def test_the_models_density_integrates_to_one():
 
 
 def test_kl_with_exact_eps_is_the_closed_form():
-    """KL between two noised classes with their exact eps, by Monte Carlo, within 3 standard errors of the closed form."""
+    """KL between two noised classes with their exact eps, by Monte Carlo, within 3 standard errors
+    of the closed form.
+    """
     schedule = Schedule.log_snr(100)
     w = Pentagon(schedule, radius=1.0)
     x = w.sample(0, 4000, generator(0, "data"), t=0).double()
@@ -140,7 +157,9 @@ def test_the_networks_own_divergence_is_forward_mode_s(activation, time, precond
 
 
 def test_points_of_the_flow_are_points_of_the_law():
-    """flow_sample then log_prob: the latent that comes back is the one that went in (Heun down, Kutta up)."""
+    """flow_sample then log_prob: the latent that comes back is the one that went in (Heun down,
+    Kutta up).
+    """
     schedule = Schedule.log_snr(200)
     w = Pentagon(schedule)
     x_T = torch.randn(200, 2, generator=generator(0, "sample")).double()

@@ -92,7 +92,10 @@ def test_in_place_gradient_equals_autograd(reduction, importance):
     rng = torch.Generator().manual_seed(0)
 
     def params(scale=1.0):
-        return {k: scale * torch.randn(2, *s, generator=rng) for k, s in {"a": (5, 3), "b": (7,)}.items()}  # fmt: skip
+        return {
+            k: scale * torch.randn(2, *s, generator=rng)
+            for k, s in {"a": (5, 3), "b": (7,)}.items()
+        }
 
     theta, star = {k: v.requires_grad_() for k, v in params().items()}, params()
     weights = {k: v.abs() for k, v in params().items()} if importance else None
@@ -117,7 +120,9 @@ def test_anchor_in_bf16_differs_by_its_rounding_only():
 
 
 def test_pull_is_the_proximal_step():
-    """argmin_x ||x - theta||^2 / 2 + strength ||x - star||^2 = star + (theta - star) / (1 + 2 strength)."""
+    """argmin_x ||x - theta||^2 / 2 + strength ||x - star||^2 = star + (theta - star) / (1 + 2
+    strength).
+    """
     theta, star = {"a": torch.tensor([3.0])}, {"a": torch.tensor([1.0])}
     Anchor(theta, star).pull_(0.5)
     assert theta["a"] == 2.0
@@ -167,7 +172,7 @@ def test_sums_keep_every_weight():
 
 
 def test_min_snr_weights_every_sample_also_under_prior():
-    """The usual scripts weight after averaging (peers.md 6.2); here each sample has its own weight, B = 1, 2, 3."""
+    """Each sample has its own weight; the usual scripts weight after averaging. B = 1, 2, 3."""
     net = network()
     for batch_size in (1, 2, 3):
         batch = {"instance": example(5, (batch_size, 3)), "prior": example(6, (batch_size, 3))}
@@ -184,6 +189,10 @@ def test_min_snr_weights_every_sample_also_under_prior():
 
 def test_the_same_code_takes_images():
     """Shape-generic: a batch of latents (B, 4, 8, 8) with an opaque condition."""
-    batch = {"instance": Example(torch.randn(2, 4, 8, 8), torch.tensor([3, 50]), torch.randn(2, 4, 8, 8), {"text": 1})}  # fmt: skip
+    batch = {
+        "instance": Example(
+            torch.randn(2, 4, 8, 8), torch.tensor([3, 50]), torch.randn(2, 4, 8, 8), {"text": 1}
+        )
+    }
     terms = STANDARD.terms(lambda x, t, c: x * c["text"], SCHEDULE, batch)
     assert terms["instance"].shape == ()

@@ -13,9 +13,13 @@ def normal(n, seed=0):
     return torch.randn(n, 2, generator=generator(seed, "sample"), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("schedule", [Schedule.cosine(100), Schedule.log_snr(100, 5, -15), Schedule.linear(200)])  # fmt: skip
+@pytest.mark.parametrize(
+    "schedule", [Schedule.cosine(100), Schedule.log_snr(100, 5, -15), Schedule.linear(200)]
+)
 def test_the_chain_starts_with_unit_variance_and_ends_at_the_class(schedule):
-    """The paper's toy collapses to (+-1, +-1) after its infinite first step; with betas clipped every x_t has the exact variance."""
+    """The paper's toy collapses to (+-1, +-1) after its infinite first step; with betas clipped
+    every x_t has the exact variance.
+    """
     w = Pentagon(schedule)
     cond = torch.zeros(4000, dtype=torch.long)
     chain = ancestral(w.eps, schedule, normal(4000), cond, generator(1, "sample"), chain=True)
@@ -31,7 +35,13 @@ def test_the_chain_starts_with_unit_variance_and_ends_at_the_class(schedule):
 def test_ddim_is_diffusers_ddim():
     from diffusers import DDIMScheduler
 
-    theirs = DDIMScheduler(50, beta_schedule="squaredcos_cap_v2", clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading")  # fmt: skip
+    theirs = DDIMScheduler(
+        50,
+        beta_schedule="squaredcos_cap_v2",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="leading",
+    )
     theirs.set_timesteps(50)
     schedule = Schedule(theirs.alphas_cumprod)
     w = Pentagon(schedule)
@@ -42,12 +52,23 @@ def test_ddim_is_diffusers_ddim():
     torch.testing.assert_close(ours, x, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize(("variance", "name"), [("beta", "fixed_large"), ("posterior", "fixed_small")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variance", "name"), [("beta", "fixed_large"), ("posterior", "fixed_small")]
+)
 def test_an_ancestral_step_is_diffusers_ddpm_step(variance, name):
-    """One reverse step from the same noise; theirs computes the mean through x0, so equality is to rounding."""
+    """One reverse step from the same noise; theirs computes the mean through x0, so equality is to
+    rounding.
+    """
     from diffusers import DDPMScheduler
 
-    theirs = DDPMScheduler(50, beta_schedule="linear", beta_start=0.002, beta_end=0.4, clip_sample=False, variance_type=name)  # fmt: skip
+    theirs = DDPMScheduler(
+        50,
+        beta_schedule="linear",
+        beta_start=0.002,
+        beta_end=0.4,
+        clip_sample=False,
+        variance_type=name,
+    )
     schedule = Schedule(theirs.alphas_cumprod)
     t, x = 30, normal(20).float()
     eps = torch.randn(20, 2, generator=generator(3, "sample"))

@@ -1,4 +1,6 @@
-"""The schedule: equal to diffusers' where they have the same table, inverse where it claims to be, loud where it must be."""
+"""The schedule: equal to diffusers' where they have the same table, inverse where it claims to be,
+loud where it must be.
+"""
 
 import pytest
 import torch
@@ -33,7 +35,13 @@ def test_cosine_is_diffusers_squaredcos_cap_v2():
 def test_add_noise_and_target_equal_diffusers(prediction):
     from diffusers import DDPMScheduler
 
-    theirs = DDPMScheduler(1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction)  # fmt: skip
+    theirs = DDPMScheduler(
+        1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction,
+    )
     ours = Schedule(theirs.alphas_cumprod, "v" if prediction == "v_prediction" else "eps")
     rng = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 5, 4, 8, 8, generator=rng)
@@ -71,7 +79,9 @@ def test_noised_data_of_unit_variance_keep_it(schedule):
 
 
 def test_path_weights_closed_form():
-    """s^2 = beta gives w = beta / (2 alpha (1 - ab)); the posterior variance divides by (1 - ab_{t-1}) instead (theory.md 3.2)."""
+    """s^2 = beta gives w = beta / (2 alpha (1 - ab)); the posterior variance divides by (1 -
+    ab_{t-1}) instead (lectures/06_path_kl.md, Theorem 6.2).
+    """
     s = Schedule.linear(100)
     ab, alpha = s.alpha_bar, s.alpha_bar[1:] / s.alpha_bar[:-1]
     torch.testing.assert_close(s.path_weights()[1:], (1 - alpha) / (2 * alpha * (1 - ab[1:])))
@@ -101,7 +111,9 @@ def test_min_snr_equals_diffusers():
     t = torch.arange(0, 1000, 7)
     snr = compute_snr(theirs, t)
     ours = Schedule(theirs.alphas_cumprod)
-    torch.testing.assert_close(ours.min_snr_weights(5.0)[t], snr.clamp(max=5.0) / snr, rtol=1e-4, atol=0)  # fmt: skip
+    torch.testing.assert_close(
+        ours.min_snr_weights(5.0)[t], snr.clamp(max=5.0) / snr, rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What a notebook shows: a caption for those who cannot see it, nothing from elsewhere, and a slider that moves without a kernel's help."""
+"""What a notebook shows: a caption for those who cannot see it, nothing from elsewhere, and a
+slider that moves without a kernel's help.
+"""
 
 import re
 

@@ -7,7 +7,7 @@ from toy2d.config import prompts
 from toy2d.data import Prompts
 from toy2d.measure import mode_coverage
 from toy2d.model import Bound, EpsMLP
-from toy2d.report import _contexts_reading
+from toy2d.sentences import contexts_reading
 
 
 @pytest.fixture(scope="module")
@@ -101,5 +101,5 @@ def record(weight, *drift):
 def test_the_sentence_follows_the_numbers(contexts, words):
     metrics = {"groups": record(1, 1, 1, 1, 1)["kl_base_group"], "replayed_class": "dog"}
     standard = [record(0, 1, 1, 1, 1)] * 3
-    said = _contexts_reading([[record(1, 0.1, contexts, 0.5, 0.6)] * 3], standard, metrics)
+    said = contexts_reading([[record(1, 0.1, contexts, 0.5, 0.6)] * 3], standard, metrics)
     assert words in " ".join(said)

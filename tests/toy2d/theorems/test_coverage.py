@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toy2d.measure import gauss_hermite, truth_points
+from toy2d.measure import truth_points
+from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import lower_bound
 
 SPECS = ["standard", "prior:1", "replay_all:1"]

@@ -8,7 +8,8 @@ from toy2d.core.likelihood import log_prob
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 from toy2d.data import Pentagon
-from toy2d.measure import gauss_hermite, world_points
+from toy2d.measure import world_points
+from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import local_law
 
 

@@ -4,7 +4,8 @@ gamma = p_tuned(D), D around the instance points; a claim elsewhere."""
 import pytest
 import torch
 
-from toy2d.measure import gauss_hermite, truth_points
+from toy2d.measure import truth_points
+from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import lower_bound
 
 
