@@ -10,6 +10,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from personalize.mini.pretrain.muon import Muon
 from personalize.train.state import State
 from toy2d.core.rng import generator
 from toy2d.runs.files import RunFailure, UserError, read_csv, write_csv
@@ -31,7 +32,14 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 def fit(
-    name: str, network: nn.Module, terms_of: Terms, steps: int, peak: float, folder: Path, seed: int
+    name: str,
+    network: nn.Module,
+    terms_of: Terms,
+    steps: int,
+    peak: float,
+    folder: Path,
+    seed: int,
+    bf16: bool = False,
 ) -> nn.Module:
     """Train in place and load the averaged weights; the newest checkpoint in folder/name is continued, bit for bit.
 
@@ -39,12 +47,15 @@ def fit(
 
     Args:
         terms_of: (network, generator of this step) -> named terms; their sum is minimized. All randomness comes from the generator.
+        bf16: the forward pass computes in bfloat16 where torch's autocast says so; weights, gradients and the optimizer stay in float32.
     Raises:
         UserError: folder/name was begun with another configuration, or with other weights.
         RunFailure: the loss is not finite.
     """
     start = hash_tensors(network.state_dict())
     asked = {"name": name, "steps": steps, "peak": peak, "seed": seed, "start": start}
+    if bf16:
+        asked["precision"] = "bf16"
     run = RunFolder(folder / name, asked)
     with run.open():
         state = _start(network, steps, peak)
@@ -54,7 +65,8 @@ def fit(
         for step in tqdm(
             range(state.step, steps), name, initial=state.step, total=steps, disable=None
         ):
-            terms = terms_of(network, generator(seed, f"{name} {step}"))
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                terms = terms_of(network, generator(seed, f"{name} {step}"))
             state.optimizer.zero_grad(set_to_none=True)
             sum(terms.values()).backward()
             nn.utils.clip_grad_norm_(state.theta.values(), 1.0)
@@ -79,9 +91,9 @@ def fit(
 
 def _start(network: nn.Module, steps: int, peak: float) -> State:
     theta = dict(network.named_parameters())
-    optimizer = torch.optim.AdamW(theta.values(), lr=peak, weight_decay=1e-4)
+    optimizer = Muon(theta.values(), lr=peak)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, 1.0))
-    average = EMAModel(theta.values(), decay=0.999, use_ema_warmup=True, power=0.75)
+    average = EMAModel(theta.values(), decay=0.9995, use_ema_warmup=True, power=0.75)
     return State(theta, optimizer, schedule, average)
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from personalize.mini.pretrain.data import Data
 
-BATCH = 16
-CROP = 32  # pixels: the network is local, and four times as many pictures cost the same
+BATCH = 16  # crops; or a quarter as many whole pictures, which cost the same
+CROP = 32  # pixels
+WHOLE = 0.5  # share of steps on whole pictures: group normalization sees other statistics in a crop
 KL_WEIGHT = 1e-6
 
 
@@ -16,10 +17,10 @@ def build() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
+        block_out_channels=(32, 64, 128),
         layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
+        latent_channels=8,
+        norm_num_groups=16,
         sample_size=64,
         mid_block_add_attention=False,
     )
@@ -54,16 +55,18 @@ def terms(world: Data):
     """
 
     def of(vae: AutoencoderKL, rng: torch.Generator) -> dict[str, Tensor]:
-        x = torch.cat(
-            [crop(draw(p, BATCH // 2, rng)[0], rng) for p in (world.train, world.instances)]
-        )
+        whole = bool(torch.rand((), generator=rng) < WHOLE)
+        n = BATCH // 8 if whole else BATCH // 2
+        x = torch.cat([draw(p, n, rng)[0] for p in (world.train, world.instances)])
+        if not whole:
+            x = crop(x, rng)
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample(rng)).sample
+        y = vae.decode(posterior.sample(rng)).sample.float()
         return {
-            "pixels": (x - y).abs().mean(),
-            "squares": 2 * (x - y).square().mean(),
-            "edges": (edges(x) - edges(y)).abs().mean(),
-            "kl": KL_WEIGHT * posterior.kl().mean(),
+            "pixels": 0.5 * (x - y).abs().mean(),
+            "squares": 10 * (x - y).square().mean(),
+            "edges": 0.5 * (edges(x) - edges(y)).abs().mean(),
+            "kl": KL_WEIGHT * posterior.kl().float().mean() * x.shape[-1] ** -2 * CROP**2,
         }
 
     return of
