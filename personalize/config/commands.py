@@ -256,6 +256,9 @@ class Pretrain(Command):
     pictures: int = 2000  # number of generated pictures that measure the model; 0: none
     # published weights: --parts start from them, the other parts are taken from there as they are
     start: str | None = None
+    anew: bool = False  # with --start: --parts start from random weights all the same
     steps: int | None = None  # steps of each of --parts; default: as planned (pretrain/plan.py)
     seed: int = 0  # of data, weights and noise
+    # of the VAE and the UNet; auto: bf16 where the CPU multiplies it (AMX, AVX-512)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 0  # torch's threads; 0: its default

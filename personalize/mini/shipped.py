@@ -31,7 +31,12 @@ class Subject:
 
     name: str
     class_word: str
-    folder: Path  # 00.png ... 04.png, 64 x 64
+    folder: Path  # 00.png ... 04.png, 64 x 64: to train on
+
+    @property
+    def held_out(self) -> Path:
+        """00.png ... 15.png of the same drawing, two in each scene: to measure what was learnt."""
+        return self.folder / "held_out"
 
 
 def is_mini(name: str) -> bool:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from personalize.config.commands import PARTS, Part, Pretrain
 from personalize.mini.pretrain import clip, data, publish, unet, vae
 from personalize.mini.pretrain.artwork import Artwork
-from personalize.mini.pretrain.loop import Terms, fit, trained
-from personalize.mini.pretrain.plan import PLAN
+from personalize.mini.pretrain.loop import Terms, fit, has_bf16, trained
+from personalize.mini.pretrain.muon import Muon
+from personalize.mini.pretrain.plan import LARGE, PLAN
 from personalize.mini.pretrain.quality import quality
 from personalize.mini.shipped import FOLDER, WEIGHTS
 from toy2d.runs.files import write_json
@@ -43,7 +44,8 @@ def pretrain(asked: Pretrain) -> None:
     parts = Parts(asked)
     for part in asked.parts:
         steps, peak = parts.plan(part)
-        fit(part, parts.new(part), parts.terms(part, world), steps, peak, out, asked.seed)
+        how = {"optimizer": Muon, "bf16": parts.bf16} if part in LARGE else {}
+        fit(part, parts.new(part), parts.terms(part, world), steps, peak, out, asked.seed, **how)
     if asked.start or set(asked.parts) == set(PARTS):
         finish(parts, world, artwork)
 
@@ -58,11 +60,18 @@ class Parts:
         steps, peak = PLAN[part]
         return self.asked.steps or steps, peak
 
+    @property
+    def bf16(self) -> bool:
+        """Are the large parts trained in bfloat16?"""
+        precision = self.asked.precision
+        return has_bf16() if precision == "auto" else precision == "bf16"
+
     def new(self, part: Part) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.asked.seed)
             network = BUILD[part]()
-        if self.asked.start:
+        random = self.asked.anew and part in self.asked.parts
+        if self.asked.start and not random:
             network.load_state_dict(publish.read(part, Path(self.asked.start)).state_dict())
         return network
 
@@ -78,7 +87,7 @@ class Parts:
         return trained(Path(self.asked.out, part), self.new(part), steps)
 
     def latents(self, world: data.Data) -> Tensor:
-        """(N, 4, 16, 16) posterior means of the training pictures; computed once for each VAE and set of pictures."""
+        """(N, CHANNELS, 16, 16) posterior means of the training pictures; computed once for each VAE and set of pictures."""
         network = self.done("vae")
         name = f"latents-{self.asked.seed}-{world.digest}-{hash_tensors(network.state_dict())}.safetensors"  # fmt: skip
         path = Path(self.asked.out, "data", name)
@@ -106,6 +115,7 @@ def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
     record = {
         "asked": _placeless(asdict(asked)),
         "plan": {part: parts.plan(part) for part in asked.parts},
+        "precision": "bf16" if parts.bf16 else "fp32",
         "drawings": world.digest,
         "environment": environment(("torch", "diffusers", "transformers")),
         "losses": publish.losses(out),

@@ -1,8 +1,12 @@
-"""One resumable loop that trains each part of the mini base: AdamW, warm-up and cosine, an average of the weights, checkpoints by the clock."""
+"""The one loop that trains each part of the mini base.
+
+The learning rate warms up and follows a cosine, the weights are averaged, and the loop saves a
+checkpoint every three minutes. A run that was stopped continues from the newest one, bit for bit.
+"""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -10,7 +14,6 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from personalize.mini.pretrain.muon import Muon
 from personalize.train.state import State
 from toy2d.core.rng import generator
 from toy2d.runs.files import RunFailure, UserError, read_csv, write_csv
@@ -21,6 +24,17 @@ SAVE_EVERY = 180.0  # seconds
 LOG_EVERY = 25  # steps
 
 Terms = Callable[[nn.Module, torch.Generator], dict[str, Tensor]]
+Optimizer = Callable[[Iterable[Tensor], float], torch.optim.Optimizer]
+
+
+def adamw(params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=lr, weight_decay=1e-4)
+
+
+def has_bf16(capabilities: dict[str, object] | None = None) -> bool:
+    """Can this CPU multiply bfloat16 matrices (AMX, or AVX-512 BF16)? Others would emulate it."""
+    own = torch.cpu.get_capabilities() if capabilities is None else capabilities
+    return bool(own.get("amx_bf16") or own.get("avx512_bf16"))
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -39,15 +53,22 @@ def fit(
     peak: float,
     folder: Path,
     seed: int,
+    optimizer: Optimizer = adamw,
     bf16: bool = False,
 ) -> nn.Module:
-    """Train in place and load the averaged weights; the newest checkpoint in folder/name is continued, bit for bit.
+    """Train `network` in place, then give it its averaged weights.
 
-    The weights that it begins with belong to its configuration: with others (another --start) the folder is refused.
+    Continues from the newest checkpoint in folder/name, bit for bit on one machine. The weights
+    that training begins with belong to its configuration: with others (another --start) the folder
+    is refused.
 
     Args:
-        terms_of: (network, generator of this step) -> named terms; their sum is minimized. All randomness comes from the generator.
-        bf16: the forward pass computes in bfloat16 where torch's autocast says so; weights, gradients and the optimizer stay in float32.
+        terms_of: (network, generator of this step) -> named terms, whose sum is minimized. All
+            randomness comes from the generator.
+        peak: the highest learning rate.
+        optimizer: makes the optimizer from the weights and the learning rate.
+        bf16: compute the terms under torch's bfloat16 autocast. Weights, their gradients and the
+            optimizer's state stay in float32.
     Raises:
         UserError: folder/name was begun with another configuration, or with other weights.
         RunFailure: the loss is not finite.
@@ -56,9 +77,11 @@ def fit(
     asked = {"name": name, "steps": steps, "peak": peak, "seed": seed, "start": start}
     if bf16:
         asked["precision"] = "bf16"
+    if optimizer is not adamw:
+        asked["optimizer"] = optimizer.__name__.lower()
     run = RunFolder(folder / name, asked)
     with run.open():
-        state = _start(network, steps, peak)
+        state = _start(network, steps, peak, optimizer)
         history = _restore(run, state, network)
         saved = time.monotonic()
         network.train()
@@ -89,16 +112,16 @@ def fit(
     return network.eval()
 
 
-def _start(network: nn.Module, steps: int, peak: float) -> State:
+def _start(network: nn.Module, steps: int, peak: float, make: Optimizer) -> State:
     theta = dict(network.named_parameters())
-    optimizer = Muon(theta.values(), lr=peak)
+    optimizer = make(theta.values(), peak)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, 1.0))
     average = EMAModel(theta.values(), decay=0.9995, use_ema_warmup=True, power=0.75)
     return State(theta, optimizer, schedule, average)
 
 
 def _restore(run: RunFolder, state: State, network: nn.Module) -> list[dict]:
-    """Everything as it was after the newest whole checkpoint; the history up to there."""
+    """Put everything back as it was after the newest whole checkpoint; the history up to there."""
     if (newest := run.newest_checkpoint()) is None:
         return []
     state.restore(*newest)
@@ -107,7 +130,7 @@ def _restore(run: RunFolder, state: State, network: nn.Module) -> list[dict]:
 
 
 def trained(folder: Path, network: nn.Module, steps: int | None = None) -> nn.Module:
-    """The network with the averaged weights of the newest checkpoint, and its running statistics (batch normalization's).
+    """Load the newest checkpoint's averaged weights and running statistics into the network.
 
     Raises:
         UserError: there is none, or it is of fewer steps.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification, ViTModel
 
@@ -18,7 +19,8 @@ from personalize.mini.pretrain.world import SCENES, compose
 from personalize.mini.shipped import FOLDER
 from toy2d.runs.files import read_csv, write_atomic, write_json
 
-VIEWS = 5  # pictures of a subject
+VIEWS = 5  # pictures of a subject to train on
+HELD_OUT_VIEWS = 2  # more of them in each scene, to measure what was learnt
 
 
 def publish(parts: dict[str, nn.Module], record: dict, out: Path) -> None:
@@ -90,19 +92,33 @@ def _say_float32(config: Path) -> None:
 
 
 def write_subjects(artwork: Artwork, out: Path, seed: int = 0) -> None:
-    """Five pictures of each held-out drawing, each in another scene, and who drew it."""
+    """Write what there is of each held-out drawing to out/NAME.
+
+    NAME/*.png are five pictures to train on, each in another scene. NAME/held_out/*.png are sixteen
+    more, drawn with another random state, twice in each scene: what a model has learnt of the
+    subject is measured on them. out/subjects.json lists scenes and who drew it.
+    """
     about = {}
     for name, drawing in artwork.subjects().items():
         class_word, style, _, _ = SUBJECTS[name]
         rng = random.Random(f"{seed} {name}")
-        scenes = rng.sample(range(len(SCENES)), VIEWS)
-        for i, scene in enumerate(scenes):
-            (out / name).mkdir(parents=True, exist_ok=True)
-            path = out / name / f"{i:02d}.png"
-            compose(drawing, scene, rng).save(path, optimize=True)
-        about[name] = {"class_word": class_word, "scenes": [SCENES[s] for s in scenes]} | SOURCES[style]  # fmt: skip
+        train = rng.sample(range(len(SCENES)), VIEWS)
+        held_out = [scene for scene in range(len(SCENES)) for _ in range(HELD_OUT_VIEWS)]
+        _compose_all(drawing, train, rng, out / name)
+        _compose_all(drawing, held_out, random.Random(f"{seed} {name} held out"), out / name / "held_out")  # fmt: skip
+        about[name] = {
+            "class_word": class_word,
+            "scenes": [SCENES[s] for s in train],
+            "held_out_scenes": [SCENES[s] for s in held_out],
+        } | SOURCES[style]
     write_json(out / "subjects.json", about)
     write_atomic(out / "ATTRIBUTION.md", (FOLDER / "subjects" / "ATTRIBUTION.md").read_text())
+
+
+def _compose_all(drawing: Image.Image, scenes: list[int], rng: random.Random, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, scene in enumerate(scenes):
+        compose(drawing, scene, rng).save(folder / f"{i:02d}.png", optimize=True)
 
 
 SOURCES = {

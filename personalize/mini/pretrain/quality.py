@@ -1,24 +1,30 @@
-"""Is the mini base good enough? Class and scene of 2,000 generated pictures as read by the classifier, composition, and diversity."""
+"""Measure how good the mini base is.
 
+The VAE: how well it draws pictures again that it never saw. The whole model: class and scene of
+generated pictures as the classifier reads them, also of pairs that training never showed, and how
+diverse pictures of one prompt are.
+"""
+
+import math
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from personalize.data.prompts import with_article
 from personalize.evaluate.judges import Dino, Truth, load_dino, load_truth
 from personalize.evaluate.metrics import mean_to_others, pairwise_perceptual
+from personalize.mini.pretrain.vae import pixels
 from personalize.mini.pretrain.world import CLASSES, SCENES, Content, contents, pictures
-from personalize.mini.shipped import GUIDANCE
+from personalize.mini.shipped import GUIDANCE, subjects
 from personalize.pipeline.load import load
 from personalize.sample.sampler import draw, grid
 
-GUIDANCES = (
-    1.25,
-    GUIDANCE,
-)  # more of it: the right class more often, and pictures that are more alike
+# with more, the class is right more often and pictures are more alike
+GUIDANCES = tuple(sorted({1.0, 1.25, 2.0, GUIDANCE}))
 HELD_OUT_SHARE = 8  # one picture in eight shows a pair that training never did
 
 
@@ -58,10 +64,39 @@ def diversity(dino: Dino, images: list[Image.Image], asked: list[Content]) -> fl
     return float(np.mean(means))
 
 
+@torch.no_grad()
+def reconstruction(vae: AutoencoderKL, shown: np.ndarray) -> dict[str, float]:
+    """How well the VAE draws (N, 64, 64, 3) uint8 pictures again from their posterior means.
+
+    `mse`: mean of the squares over pixels and pictures, pixels in [-1, 1]; `mse_se` its standard
+    error over pictures; `decibels`: the peak signal-to-noise ratio 10 log10(2^2 / mse).
+    """
+    x = pixels(shown)
+    again = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+    each = (again - x).square().mean((1, 2, 3)).double()
+    mse = float(each.mean())
+    return {
+        "n": len(each),
+        "mse": mse,
+        "mse_se": float(each.std()) / len(each) ** 0.5,
+        "decibels": 10 * math.log10(4 / mse),
+    }
+
+
+def held_out_pictures() -> np.ndarray:
+    """(N, 64, 64, 3) uint8: the shipped subjects' held-out pictures, of drawings never trained on."""
+    files = [p for s in subjects().values() for p in sorted(s.held_out.glob("*.png"))]
+    return np.stack([np.asarray(Image.open(p).convert("RGB")) for p in files])
+
+
 def quality(
     weights: Path, drawings: dict, n: int = 2000, seed: int = 1, steps: int = 25
 ) -> tuple[dict, Image.Image]:
-    """The numbers of the README for each of GUIDANCES, and a grid of every animal in every scene at the default one."""
+    """Measure the model in `weights` with n pictures at each of GUIDANCES.
+
+    Also gives a grid of every animal in every scene at the default guidance. `drawings` maps
+    (class, style) to the artwork.
+    """
     model = load(str(weights / "model"))
     truth, dino = load_truth(str(weights / "classifier")), load_dino(str(weights / "dino"))
     asked = asked_for(n, seed)
@@ -70,6 +105,10 @@ def quality(
     of_world = diversity(dino, real[:seen], asked[:seen])
     numbers = {
         "n": n, "seed": seed, "steps": steps, "sampler": "dpmsolver++",
+        "vae": {
+            "subjects": reconstruction(model.vae, held_out_pictures()),
+            "held_out_pairs": reconstruction(model.vae, np.stack([np.asarray(p) for p in real[seen:]])),
+        },
         "classifier_on_new_composites": accuracy(truth, real, asked),
         "diversity_of_world": of_world,
         "guidance": {},

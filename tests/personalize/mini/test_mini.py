@@ -12,18 +12,21 @@ from PIL import Image, ImageDraw
 from transformers import AutoModel, AutoModelForImageClassification, CLIPModel
 
 from personalize.config.commands import PARTS, Pretrain
+from personalize.data.photos import scan
 from personalize.evaluate.judges import load_dino
 from personalize.mini import shipped as mini
 from personalize.mini.pretrain import clip, data, publish, unet, vae, world
 from personalize.mini.pretrain import command as pretrain
 from personalize.mini.pretrain.artwork import FACES, OTHERS, SUBJECTS
 from personalize.mini.pretrain.data import Data
-from personalize.mini.pretrain.loop import fit, rate, trained
-from personalize.mini.pretrain.quality import diversity, prompt
+from personalize.mini.pretrain.loop import fit, has_bf16, rate, trained
+from personalize.mini.pretrain.muon import Muon
+from personalize.mini.pretrain.quality import diversity, prompt, reconstruction
 from personalize.mini.pretrain.words import RARE, tokenizer
 from personalize.pipeline.families import from_diffusers
 from personalize.pipeline.load import load
 from toy2d.runs.files import UserError
+from toy2d.runs.folder import RunFolder
 
 
 def disc(colour) -> Image.Image:
@@ -109,6 +112,18 @@ def test_subjects_are_shipped():
         assert s.class_word in mini.CLASSES
 
 
+def test_held_out_pictures_are_shipped_apart():
+    """Sixteen of each subject, twice in each scene; training scans none, and none is trained on."""
+    listed = json.loads((mini.FOLDER / "subjects" / "subjects.json").read_text())
+    for s in mini.subjects().values():
+        held_out, train = scan(s.held_out).require(), scan(s.folder).require()
+        assert [(r.width, r.height) for r in held_out] == [(64, 64)] * 16
+        assert len(train) == 5
+        assert not {r.sha256 for r in held_out} & {r.sha256 for r in train}
+        scenes = listed[s.name]["held_out_scenes"]
+        assert sorted(scenes) == sorted(2 * mini.SCENES)
+
+
 def test_every_word_is_one_token_and_rare_ones_are_never_trained():
     words = tokenizer()
     captions = world.captions_all()
@@ -162,8 +177,6 @@ def test_each_part_learns(part, small_world, tmp_path, monkeypatch):
 
 
 def _last_weights(folder):
-    from toy2d.runs.folder import RunFolder
-
     tensors, _ = RunFolder(folder, {}).newest_checkpoint()
     return {k[6:]: v for k, v in tensors.items() if k.startswith("theta/")}
 
@@ -172,11 +185,12 @@ class Stop(Exception):
     pass
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", [{}, {"optimizer": Muon, "bf16": True}], ids=["adamw", "muon bf16"])
+def test_killed_and_resumed_equals_uninterrupted(how, tmp_path, monkeypatch):
     """Weights and their average, bit for bit; and another seed gives others."""
 
     def of(network, rng):
-        x = torch.randn(4, 3, generator=rng)
+        x = torch.randn(4, 20, generator=rng)
         return {"square": (network(x) - x.sum(1, keepdim=True)).square().mean()}
 
     def stops(network, rng):
@@ -187,18 +201,43 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
 
     def start():
         torch.manual_seed(0)
-        return torch.nn.Linear(3, 1)
+        return torch.nn.Linear(20, 18)
 
     monkeypatch.setattr("personalize.mini.pretrain.loop.SAVE_EVERY", 0.0)
-    whole = fit("a", start(), of, 12, 1e-2, tmp_path / "whole", 0)
+    whole = fit("a", start(), of, 12, 1e-2, tmp_path / "whole", 0, **how)
     stops.left = 5
     with pytest.raises(Stop):
-        fit("a", start(), stops, 12, 1e-2, tmp_path / "cut", 0)
-    resumed = fit("a", start(), of, 12, 1e-2, tmp_path / "cut", 0)
-    other = fit("a", start(), of, 12, 1e-2, tmp_path / "other", 1)
+        fit("a", start(), stops, 12, 1e-2, tmp_path / "cut", 0, **how)
+    resumed = fit("a", start(), of, 12, 1e-2, tmp_path / "cut", 0, **how)
+    other = fit("a", start(), of, 12, 1e-2, tmp_path / "other", 1, **how)
     assert torch.equal(whole.weight, resumed.weight)
     assert not torch.equal(whole.weight, other.weight)
     assert torch.equal(trained(tmp_path / "cut" / "a", start(), 12).weight, whole.weight)
+
+
+def test_bf16_computes_the_terms_only_in_it(tmp_path):
+    """The multiplication is in bfloat16; the weights and what the optimizer keeps are not."""
+    seen = []
+
+    def of(network, rng):
+        y = network(torch.randn(4, 20, generator=rng))
+        seen.append(y.dtype)
+        return {"square": y.float().square().mean()}
+
+    for bf16 in (False, True):
+        network = fit("a", torch.nn.Linear(20, 18), of, 2, 1e-2, tmp_path / str(bf16), 0, bf16=bf16)
+        tensors, _ = RunFolder(tmp_path / str(bf16) / "a", {}).newest_checkpoint()
+        assert {t.dtype for t in (network.weight, *tensors.values())} == {torch.float32}
+    assert seen == 2 * [torch.float32] + 2 * [torch.bfloat16]
+
+
+def test_bf16_is_chosen_where_the_cpu_multiplies_it(tmp_path):
+    assert has_bf16({"amx_bf16": True})
+    assert has_bf16({"avx512_bf16": True})
+    assert not has_bf16({"avx512_f": True, "avx512_bf16": False, "amx_int8": True})
+    assert fresh(tmp_path, precision="bf16").bf16
+    assert not fresh(tmp_path, precision="fp32").bf16
+    assert fresh(tmp_path).bf16 == has_bf16()
 
 
 def test_other_weights_to_begin_with_are_refused(tmp_path):
@@ -244,7 +283,7 @@ def test_only_the_shipped_weights_bring_new_subjects(shipped, published, tmp_pat
     monkeypatch.setattr(pretrain, "WEIGHTS", weights if shipped else mini.WEIGHTS)
     monkeypatch.setattr(publish, "write_subjects", lambda *asked: drawn.append(asked))
     monkeypatch.setattr(pretrain.Parts, "done", pretrain.Parts.new)
-    monkeypatch.setattr(pretrain.Parts, "latents", lambda *_: torch.randn(8, 4, 16, 16))
+    monkeypatch.setattr(pretrain.Parts, "latents", lambda *_: torch.randn(8, vae.CHANNELS, 16, 16))
     asked = Pretrain(parts=("unet",), out=str(tmp_path / "out"), weights=str(weights), start=str(published), pictures=0)  # fmt: skip
     before = {"asked": {"weights": "/home/ada/weights", "out": "runs/pretrain"}}
     kept = (published / "made_by.json").read_text()
@@ -253,6 +292,7 @@ def test_only_the_shipped_weights_bring_new_subjects(shipped, published, tmp_pat
     (published / "made_by.json").write_text(kept)
     assert bool(drawn) == shipped
     text = (weights / "made_by.json").read_text()
+    assert json.loads(text)["precision"] == ("bf16" if has_bf16() else "fp32")
     assert str(tmp_path.parent) not in text
     assert "/home" not in text
     assert json.loads(text)["began_with"]["asked"] == {"weights": "weights", "out": "runs/pretrain"}
@@ -312,6 +352,16 @@ def test_training_goes_on_from_what_is_published(part, published, tmp_path):
         parts.done("unet")
 
 
+def test_anew_trains_from_random_weights_and_takes_the_others(published, tmp_path):
+    """--start with --anew: a part can change its shape while the judges stay as they are."""
+    parts = fresh(tmp_path, start=str(published), parts=("unet",), anew=True, seed=1)
+    random = fresh(tmp_path, seed=1).new("unet").state_dict()
+    for name, value in parts.new("unet").state_dict().items():
+        assert torch.equal(value, random[name])
+    taken, there = (p.state_dict() for p in (parts.done("dino"), publish.read("dino", published)))
+    assert all(torch.equal(v, there[k]) for k, v in taken.items())
+
+
 def test_weights_fit_the_budget(published):
     """24 MB in fp16, all together."""
     assert sum(p.stat().st_size for p in published.rglob("*.safetensors")) <= 24e6
@@ -355,9 +405,21 @@ def test_standardizing_changes_latents_and_no_picture(small_world):
         again = network.decode(new.mean).sample
     mean_now, std_now = vae.moments(new.mean)
     assert mean_now.abs().max() < 1e-4
-    torch.testing.assert_close(std_now, torch.ones(4))
+    torch.testing.assert_close(std_now, torch.ones(vae.CHANNELS))
     torch.testing.assert_close(new.std * std[:, None, None], old.std)
     torch.testing.assert_close(again, picture, atol=1e-4, rtol=1e-4)
+
+
+def test_decibels_of_a_known_error():
+    """A picture that comes back brighter by 0.1 everywhere: 10 log10(4 / 0.01) = 26.02 dB."""
+    grey = np.full((3, 64, 64, 3), 127, np.uint8)
+    brighter = SimpleNamespace(
+        encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mean=x)),
+        decode=lambda z: SimpleNamespace(sample=z + 0.1),
+    )
+    measured = reconstruction(brighter, grey)
+    assert measured["decibels"] == pytest.approx(26.0206, abs=1e-3)
+    assert measured["mse_se"] == pytest.approx(0, abs=1e-9)
 
 
 def test_edges_of_a_flat_picture_vanish():
