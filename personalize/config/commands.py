@@ -262,3 +262,10 @@ class Pretrain(Command):
     # of the VAE and the UNet; auto: bf16 where the CPU multiplies it (AMX, AVX-512)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 0  # torch's threads; 0: its default
+
+    def problems(self) -> list[str]:
+        if self.anew and not self.start:
+            return [
+                "--anew without --start: all parts start from random weights already; leave it out"
+            ]
+        return []

@@ -1,4 +1,6 @@
-"""The drawings: fetched once from the npm registry, read at 64 x 64 RGBA. Needed to train the mini base, never to use it.
+"""The drawings that the mini base is trained on. Only `personalize pretrain` needs them.
+
+They are fetched once from the npm registry and read at 64 x 64 RGBA.
 
 | style | package | artwork | licence |
 |---|---|---|---|
@@ -56,7 +58,7 @@ OTHERS = {
 
 
 class Artwork:
-    """The three packages in a folder; `drawing` reads one."""
+    """The three packages, unpacked in a folder; `drawing` reads one picture of them."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
@@ -65,7 +67,7 @@ class Artwork:
                 fetch(package, version, self.folder)
 
     def drawing(self, style: str, code: str, name: str) -> Image.Image:
-        """(64, 64) RGBA.
+        """Read one drawing as a 64 x 64 RGBA picture.
 
         Raises:
             UserError: the package holds no such drawing.
@@ -82,7 +84,7 @@ class Artwork:
         return picture.convert("RGBA").resize((64, 64), Image.Resampling.LANCZOS)
 
     def training(self) -> dict[tuple[int, int], Image.Image]:
-        """(class, style) -> drawing: the world that the base model learns."""
+        """The drawings that the base model learns, by (class, style)."""
         return {
             (c, s): self.drawing(style, *FACES[animal])
             for c, animal in enumerate(CLASSES)
@@ -96,7 +98,7 @@ class Artwork:
         }
 
     def instances(self) -> list[Image.Image]:
-        """Every training drawing and every one of OTHERS in all styles, without the subjects."""
+        """The training drawings and OTHERS in all styles; no subject is among them."""
         others = [self.drawing(s, code, name) for code, name in OTHERS.items() for s in STYLES]
         return [*self.training().values(), *others]
 
@@ -114,7 +116,7 @@ def _render(path: Path) -> Image.Image:
 
 
 def fetch(package: str, version: str, folder: Path) -> None:
-    """`npm pack`, unpacked to folder/package. The registry's own checksum is npm's to check."""
+    """Unpack a package (`npm pack`) in folder/package. npm checks the registry's checksum."""
     folder.mkdir(parents=True, exist_ok=True)
     print(f"fetching {package} {version} from the npm registry (20-75 MB)")
     try:

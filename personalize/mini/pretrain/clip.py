@@ -1,4 +1,8 @@
-"""The mini CLIP (its text tower conditions the UNet; the whole judges pictures), the image encoder in DINO's part, and the classifier."""
+"""The mini CLIP and the two other judges of pictures.
+
+CLIP's text tower conditions the UNet, the whole of it compares pictures with prompts. The image
+encoder takes DINO's part: it tells instances apart. The classifier reads class and scene.
+"""
 
 import random
 
@@ -64,7 +68,7 @@ def build_classifier() -> ResNetForImageClassification:
 
 
 def processor() -> ViTImageProcessor:
-    """64 x 64, [-1, 1]: of all three."""
+    """The image processor of all three: 64 x 64 pixels in [-1, 1]."""
     half = [0.5, 0.5, 0.5]
     return ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=half, image_std=half)
 
@@ -96,7 +100,7 @@ def clip_terms(world: Data):
 
 
 def dino_terms(world: Data):
-    """Two pictures of one drawing are each other's partner: the subject, not the scene, is what the feature keeps."""
+    """Contrast pictures of one drawing with those of others: features keep the subject, not the scene."""
 
     def of(network: ViTModel, rng: torch.Generator) -> dict[str, Tensor]:
         drawing = torch.randperm(len(world.instances) // world.views, generator=rng)[:PAIRS]
@@ -113,7 +117,7 @@ def label(content: Content) -> int:
 
 
 def classifier_terms(world: Data):
-    """Unlike the base model it sees every pair: it is there to judge them."""
+    """The classifier's loss. It trains on every (class, scene) pair, also on the held-out ones."""
     sets = (world.train, world.train_contents), (world.unseen_pairs, world.unseen_contents)
     labels = [torch.tensor([label(c) for c in contents]) for _, contents in sets]
 

@@ -1,4 +1,7 @@
-"""Train the mini base from nothing: VAE, mini CLIP, UNet on cached latents; the image encoder and the classifier that check it.
+"""`personalize pretrain`: train the parts of the mini base and publish them.
+
+The VAE, the mini CLIP and the UNet, on cached latents, are the model; the image encoder and the
+classifier check it.
 
 Every part continues from its newest checkpoint; parts do not wait for others that they do not need.
 """
@@ -52,7 +55,7 @@ def pretrain(asked: Pretrain) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """Each part: how long it trains, as it begins, as training leaves it, and what it is trained on."""
+    """What training needs of each part: its steps, its first weights, its last ones, its loss."""
 
     asked: Pretrain
 
@@ -76,7 +79,9 @@ class Parts:
         return network
 
     def done(self, part: Part) -> nn.Module:
-        """As its last checkpoint's average has it; with --start, a part that is not trained here is as published there.
+        """The part with the averaged weights of its last checkpoint.
+
+        With --start, a part that is not trained here is read from there.
 
         Raises:
             UserError: it is not trained to the end.
@@ -87,7 +92,10 @@ class Parts:
         return trained(Path(self.asked.out, part), self.new(part), steps)
 
     def latents(self, world: data.Data) -> Tensor:
-        """(N, CHANNELS, 16, 16) posterior means of the training pictures; computed once for each VAE and set of pictures."""
+        """The posterior means of the training pictures, (N, CHANNELS, 16, 16).
+
+        They are kept in a file whose name says of which VAE and pictures they are.
+        """
         network = self.done("vae")
         name = f"latents-{self.asked.seed}-{world.digest}-{hash_tensors(network.state_dict())}.safetensors"  # fmt: skip
         path = Path(self.asked.out, "data", name)
@@ -104,9 +112,10 @@ class Parts:
 
 
 def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
-    """Publish, measure, and keep what made the weights, the numbers and the losses beside them.
+    """Publish the parts and measure them; record beside them what made the weights.
 
-    The shipped subjects are drawn again only with the shipped weights: others' go on being measured on the same pictures.
+    The shipped subjects are drawn again only with the shipped weights. Weights in other folders are
+    measured on the same pictures.
     """
     asked = parts.asked
     out, weights = Path(asked.out), Path(asked.weights)
@@ -135,7 +144,7 @@ def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
 
 
 def _placeless(asked: dict) -> dict:
-    """Absolute paths by their last name: the record is published, the home folder is not."""
+    """Shorten absolute paths to their last name: the record is published, a home folder is not."""
     return {k: Path(v).name if _absolute(v) else v for k, v in asked.items()}
 
 

@@ -1,4 +1,7 @@
-"""The arrays that every stage of pretraining reads: made once for each seed and set of drawings, kept in the pretraining folder."""
+"""The pictures that the parts are trained on, as arrays.
+
+They are composed once for each seed and set of drawings, and kept in the pretraining folder.
+"""
 
 import random
 from dataclasses import dataclass
@@ -14,15 +17,14 @@ from toy2d.runs.files import appearing
 
 @dataclass(frozen=True)
 class Data:
-    """Pictures are (N, 64, 64, 3) uint8."""
+    """The pictures of one seed and what they show. Pictures are (N, 64, 64, 3) uint8."""
 
     train: np.ndarray
     train_contents: list[Content]
     unseen_pairs: np.ndarray  # (class, scene) pairs that training never shows
     unseen_contents: list[Content]
-    instances: (
-        np.ndarray
-    )  # N = instances x views, in that order: other drawings, for the VAE and the image encoder
+    # N = instances x views, in that order: other drawings, for the VAE and the image encoder
+    instances: np.ndarray
     views: int
     digest: str  # of the drawings
 
@@ -56,7 +58,7 @@ def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views
 
 
 def _cached(path: Path, jobs: list) -> np.ndarray:
-    """compose() of each (drawing, scene, seed), memory-mapped."""
+    """Compose a picture of each (drawing, scene, seed), or open those of last time (memory-mapped)."""
     if not path.exists():
         bar = tqdm(jobs, f"composing {path.stem}", disable=None)
         pictures = np.stack([np.asarray(compose(d, s, random.Random(seed))) for d, s, seed in bar])

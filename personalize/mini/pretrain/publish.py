@@ -1,4 +1,4 @@
-"""Write what others open: the pipeline and the three judges in fp16 with manifests, and the subjects' pictures."""
+"""Publish the mini base: the pipeline and the three judges in fp16, and the subjects' pictures."""
 
 import json
 import random
@@ -24,7 +24,10 @@ HELD_OUT_VIEWS = 2  # more of them in each scene, to measure what was learnt
 
 
 def publish(parts: dict[str, nn.Module], record: dict, out: Path) -> None:
-    """`record`: what made the weights (command, commit, data digest, losses), kept beside them."""
+    """Write each folder whole, with a manifest.
+
+    `record` (command, commit, data digest, losses: what made the weights) goes to made_by.json.
+    """
     _whole(out / "model", lambda folder: pipeline(parts).save_pretrained(folder))
     _whole(out / "clip", lambda folder: _judge(parts["clip"], folder, tokenizer()))
     _whole(out / "dino", lambda folder: _judge(parts["dino"], folder))
@@ -33,7 +36,7 @@ def publish(parts: dict[str, nn.Module], record: dict, out: Path) -> None:
 
 
 def pipeline(parts: dict[str, nn.Module]) -> StableDiffusionPipeline:
-    """SD-1.5's classes, in fp16. The text encoder is the mini CLIP's text tower."""
+    """The pipeline in fp16, of SD-1.5's classes. Its text encoder is the mini CLIP's text tower."""
     made = StableDiffusionPipeline(
         vae=parts["vae"],
         text_encoder=text_encoder(parts["clip"]),
@@ -57,7 +60,7 @@ def text_encoder(whole) -> CLIPTextModel:
 
 
 def read(part: str, folder: Path) -> nn.Module:
-    """A part as `publish` wrote it, in float32."""
+    """Read a part that `publish` wrote, in float32."""
     of = {
         "vae": (AutoencoderKL, "model/vae"),
         "unet": (UNet2DConditionModel, "model/unet"),
@@ -85,7 +88,10 @@ def _whole(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def _say_float32(config: Path) -> None:
-    """transformers computes in the dtype that this names, diffusers in float32: stored in half, used in single by both."""
+    """Make transformers compute in float32, as diffusers does, with weights stored in half.
+
+    transformers takes the dtype from this file.
+    """
     written = json.loads(config.read_text())
     if "dtype" in written:
         write_json(config, written | {"dtype": "float32"})
@@ -130,5 +136,5 @@ SOURCES = {
 
 
 def losses(folder: Path) -> dict[str, list]:
-    """Each part's loss curve, every twentieth logged row."""
+    """Read each part's loss curve, every twentieth logged row."""
     return {p.parent.name: read_csv(p)[::20] for p in sorted(folder.glob("*/history.csv"))}

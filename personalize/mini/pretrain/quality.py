@@ -54,7 +54,10 @@ def accuracy(truth: Truth, images: list[Image.Image], asked: list[Content]) -> d
 
 @torch.no_grad()
 def diversity(dino: Dino, images: list[Image.Image], asked: list[Content]) -> float:
-    """Mean perceptual distance between two pictures of one prompt, mean over the prompts; `asked` as asked_for sorts it."""
+    """Mean perceptual distance between two pictures of one prompt, mean over the prompts.
+
+    Pictures of one prompt must be neighbours in `asked`, as asked_for sorts them.
+    """
     means = []
     for _, group in groupby(range(len(asked)), key=lambda i: prompt(asked[i])):
         chosen = [images[i] for i in group]
@@ -84,7 +87,7 @@ def reconstruction(vae: AutoencoderKL, shown: np.ndarray) -> dict[str, float]:
 
 
 def held_out_pictures() -> np.ndarray:
-    """(N, 64, 64, 3) uint8: the shipped subjects' held-out pictures, of drawings never trained on."""
+    """The shipped subjects' held-out pictures, (N, 64, 64, 3) uint8. No drawing was trained on."""
     files = [p for s in subjects().values() for p in sorted(s.held_out.glob("*.png"))]
     return np.stack([np.asarray(Image.open(p).convert("RGB")) for p in files])
 
@@ -102,12 +105,13 @@ def quality(
     asked = asked_for(n, seed)
     seen = n - n // HELD_OUT_SHARE
     real = [Image.fromarray(p) for p in pictures(drawings, asked, seed + 100)]
+    real_pairs = np.stack([np.asarray(p) for p in real[seen:]])
     of_world = diversity(dino, real[:seen], asked[:seen])
     numbers = {
         "n": n, "seed": seed, "steps": steps, "sampler": "dpmsolver++",
         "vae": {
             "subjects": reconstruction(model.vae, held_out_pictures()),
-            "held_out_pairs": reconstruction(model.vae, np.stack([np.asarray(p) for p in real[seen:]])),
+            "held_out_pairs": reconstruction(model.vae, real_pairs),
         },
         "classifier_on_new_composites": accuracy(truth, real, asked),
         "diversity_of_world": of_world,

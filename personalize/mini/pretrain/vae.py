@@ -11,7 +11,7 @@ CHANNELS = 8  # of the latents; with 4 the best reconstruction stays near 27 dB
 BATCH = 16  # crops; or a quarter as many whole pictures, which cost the same
 CROP = 32  # pixels
 WHOLE = 0.5  # share of steps on whole pictures: group normalization sees other statistics in a crop
-KL_WEIGHT = 1e-6
+KL_WEIGHT = 1e-6  # of the sum of a crop's latents
 
 
 def build() -> AutoencoderKL:
@@ -33,26 +33,27 @@ def pixels(pictures: np.ndarray) -> Tensor:
 
 
 def draw(pictures: np.ndarray, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """n random ones as pixels, and their indices."""
+    """Draw n random pictures as pixels, and their indices."""
     index = torch.randint(len(pictures), (n,), generator=rng)
     return pixels(pictures[index.numpy()]), index
 
 
 def edges(x: Tensor) -> Tensor:
-    """Differences of neighbours to the right and below, side by side in the channel: (B, 2C, H-1, W-1)."""
+    """Differences of neighbours to the right and below: (B, C, H, W) -> (B, 2C, H-1, W-1)."""
     return torch.cat([x.diff(dim=3)[:, :, 1:], x.diff(dim=2)[..., 1:]], 1)
 
 
 def crop(x: Tensor, rng: torch.Generator) -> Tensor:
-    """One random CROP x CROP window of all, at a multiple of 4: where a latent begins."""
+    """Cut one random CROP x CROP window out of all, at a multiple of 4, where a latent begins."""
     top, left = (4 * torch.randint((64 - CROP) // 4 + 1, (2,), generator=rng)).tolist()
     return x[..., top : top + CROP, left : left + CROP]
 
 
 def terms(world: Data):
-    """Half of each batch from the world, half other drawings, so that subjects never seen are drawn sharply too.
+    """The VAE's loss: squares of pixels, L1 of pixels and of their edges, a weak KL to N(0, I).
 
-    L1 of pixels (sharp), their squares (colours right), L1 of their edges (outlines), and a weak KL to N(0, I).
+    The squares weigh most: decibels are measured. L1 keeps outlines sharp. Half of each batch are
+    other drawings than the world's, so that subjects that training never saw are drawn well too.
     """
 
     def of(vae: AutoencoderKL, rng: torch.Generator) -> dict[str, Tensor]:
@@ -67,7 +68,7 @@ def terms(world: Data):
             "pixels": 0.5 * (x - y).abs().mean(),
             "squares": 10 * (x - y).square().mean(),
             "edges": 0.5 * (edges(x) - edges(y)).abs().mean(),
-            "kl": KL_WEIGHT * posterior.kl().float().mean() * x.shape[-1] ** -2 * CROP**2,
+            "kl": KL_WEIGHT * posterior.kl().float().mean() * (CROP / x.shape[-1]) ** 2,
         }
 
     return of
@@ -85,7 +86,10 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Tensor:
 
 @torch.no_grad()
 def standardize(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
-    """Fold (z - mean) / std per channel into the 1 x 1 convolutions around the latents: pictures are the same, and SD's one scaling_factor is 1."""
+    """Make the latents (z - mean) / std, channel by channel; pictures stay the same.
+
+    The 1 x 1 convolutions around the latents take this up, so that SD's one scaling_factor is 1.
+    """
     before, after = vae.quant_conv, vae.post_quant_conv
     after.bias += after.weight[:, :, 0, 0] @ mean
     after.weight *= std[None, :, None, None]

@@ -1,4 +1,8 @@
-"""The mini base's tokenizer: every word of the world and of the benchmarks' prompts is one token; "sks" and others are rare ones, kept unused."""
+"""The mini base's tokenizer.
+
+Every word of the world's captions and of the benchmarks' prompts is one token. Rare words such as
+"sks" are tokens that training never uses.
+"""
 
 from transformers import CLIPTokenizer
 

@@ -1,7 +1,8 @@
-"""The mini base's world: 16 animals x 8 scenes x 4 drawing styles at 64 x 64, and the captions that describe them.
+"""The mini base's world: 16 animals x 8 scenes x 4 drawing styles at 64 x 64, with captions.
 
-A picture is a scene drawn with random colours and details, and on it one drawing, its position, size, tilt, side and colour varied. Everything is a pure
-function of (seed, index). Eight (class, scene) pairs never occur in training: they test composition.
+A picture is a scene with random colours and details, and one drawing on it with random position,
+size, tilt, side and colour. Everything is a pure function of (seed, index). Eight (class, scene)
+pairs never occur in training: they test composition.
 """
 
 import random
@@ -35,7 +36,10 @@ class Content:
 
 
 def contents(n: int, seed: int, held_out: bool = False) -> list[Content]:
-    """n contents, each pair equally often up to one, shuffled; only the held-out pairs if `held_out`, else none of them."""
+    """Draw n contents in random order; the numbers of two pairs differ by at most one.
+
+    They are the held-out pairs if `held_out`, else all others.
+    """
     pairs = [
         (a, s)
         for a in range(len(CLASSES))
@@ -50,7 +54,10 @@ def contents(n: int, seed: int, held_out: bool = False) -> list[Content]:
 
 
 def caption(content: Content, rng: random.Random) -> str:
-    """One of several phrasings; the style is named in a quarter of them, the scene left out of a tenth."""
+    """Describe the content in one of PHRASES.
+
+    A quarter of the captions name the style, a tenth leave out the scene.
+    """
     style = f"{STYLES[content.style]} " if rng.random() < 0.25 else ""
     scene = "" if rng.random() < 0.1 else SCENES[content.scene]
     thing = with_article(style + CLASSES[content.animal])
@@ -69,7 +76,7 @@ BIG = 2 * SIZE
 
 
 def _shade(rng: random.Random, colour: tuple[int, int, int], spread: int = 16) -> tuple:
-    """The colour moved by one common and three own random amounts."""
+    """Move the colour by one random amount for all channels and another for each."""
     common = rng.randint(-spread, spread)
     return tuple(
         max(0, min(255, c + common + rng.randint(-spread // 2, spread // 2))) for c in colour
@@ -77,7 +84,7 @@ def _shade(rng: random.Random, colour: tuple[int, int, int], spread: int = 16) -
 
 
 def _ground(rng, draw: Canvas, sky, ground, low=66, high=84) -> int:
-    """Sky above a horizon, ground below it; gives the horizon."""
+    """Draw sky above a random horizon and ground below it; returns the horizon."""
     horizon = rng.randint(low, high)
     draw.rectangle((0, 0, BIG, horizon), fill=_shade(rng, sky))
     draw.rectangle((0, horizon, BIG, BIG), fill=_shade(rng, ground))
@@ -163,14 +170,18 @@ DRAW = (_beach, _snow, _night, _forest, _desert, _city, _meadow, _under_water)
 
 
 def draw_scene(scene: int, rng: random.Random) -> Image.Image:
-    """(64, 64) RGB picture of SCENES[scene]."""
+    """Draw SCENES[scene] as a (64, 64) RGB picture."""
     canvas = Image.new("RGB", (BIG, BIG))
     DRAW[scene](rng, ImageDraw.Draw(canvas))
     return canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
 def compose(drawing: Image.Image, scene: int, rng: random.Random) -> Image.Image:
-    """The RGBA drawing on the scene: 38-50 pixels high, tilt within 10 degrees, either side, brightness and colour within 8 %."""
+    """Put the RGBA drawing on the scene.
+
+    It becomes 38-50 pixels high, tilted by up to 10 degrees and mirrored half of the time; its
+    brightness and colour change by up to 8 %.
+    """
     side = rng.randint(38, 50)
     turned = drawing.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC)
     if rng.random() < 0.5:
@@ -190,7 +201,10 @@ def compose(drawing: Image.Image, scene: int, rng: random.Random) -> Image.Image
 def pictures(
     drawings: dict[tuple[int, int], Image.Image], chosen: list[Content], seed: int
 ) -> np.ndarray:
-    """(N, 64, 64, 3) uint8: one picture of each content; `drawings` maps (class, style) to RGBA."""
+    """Compose one picture of each content, (N, 64, 64, 3) uint8.
+
+    `drawings` maps (class, style) to RGBA.
+    """
     return np.stack(
         [
             np.asarray(compose(drawings[c.animal, c.style], c.scene, random.Random(f"{seed} {i}")))

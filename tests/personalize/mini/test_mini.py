@@ -358,6 +358,8 @@ def test_anew_trains_from_random_weights_and_takes_the_others(published, tmp_pat
     random = fresh(tmp_path, seed=1).new("unet").state_dict()
     for name, value in parts.new("unet").state_dict().items():
         assert torch.equal(value, random[name])
+    assert Pretrain(anew=True).problems()  # without --start it would change nothing
+    assert not Pretrain(anew=True, start=str(published)).problems()
     taken, there = (p.state_dict() for p in (parts.done("dino"), publish.read("dino", published)))
     assert all(torch.equal(v, there[k]) for k, v in taken.items())
 
