@@ -257,7 +257,7 @@ class Pretrain(Command):
     # published weights: --parts start from them, the other parts are taken from there as they are
     start: str | None = None
     anew: bool = False  # with --start: --parts start from random weights all the same
-    steps: int | None = None  # steps of each of --parts; default: as planned (pretrain/plan.py)
+    steps: int | None = None  # steps of each of --parts; default: as planned (PLAN)
     seed: int = 0  # of data, weights and noise
     # of the VAE and the UNet; auto: bf16 where the CPU multiplies it (AMX, AVX-512)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

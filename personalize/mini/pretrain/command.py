@@ -18,12 +18,21 @@ from personalize.mini.pretrain import clip, data, publish, unet, vae
 from personalize.mini.pretrain.artwork import Artwork
 from personalize.mini.pretrain.loop import Terms, fit, has_bf16, trained
 from personalize.mini.pretrain.muon import Muon
-from personalize.mini.pretrain.plan import LARGE, PLAN
 from personalize.mini.pretrain.quality import quality
 from personalize.mini.shipped import FOLDER, WEIGHTS
 from toy2d.runs.files import write_json
 from toy2d.runs.folder import environment, hash_tensors, load_tensors, save_tensors
 
+# steps and peak learning rate of each part
+PLAN = {
+    "vae": (4000, 3e-3),
+    "clip": (1200, 1e-3),
+    "unet": (7850, 2e-3),
+    "dino": (800, 1e-3),
+    "classifier": (1200, 2e-3),
+}
+# trained by Muon, in bfloat16 where the CPU has it; the judges by AdamW in float32
+LARGE = ("vae", "unet")
 BUILD = {
     "vae": vae.build,
     "clip": clip.build_clip,
