@@ -41,7 +41,7 @@ def run(config: CompareConfig, say: Callable[[str], None] = print) -> Path:
     """
     c, subjects, jobs = plan(config)
     path = Path(c.each.output_dir)
-    folder = RunFolder(path, recorded(c, subjects))
+    folder = RunFolder(path, recorded(c, subjects), "--output_dir")
     with folder.open():
         if folder.status == "done":
             say(f"{path} is done already")

@@ -57,7 +57,7 @@ def run(
     """
     command, begun = config.command(), processes_at_start(config.output_dir)
     config, pictures = read(config, begun)
-    folder = RunFolder(config.output_dir, recorded(config))
+    folder = RunFolder(config.output_dir, recorded(config), "--output_dir")
     config = keep_step(config, begun, processes_here())
     accelerator = make_accelerator(config)
     say = say if accelerator.is_main_process else lambda text: None

@@ -73,6 +73,33 @@ def one_line(box: str, help_command: str = "--help") -> str:
     return f"{said if title in kept[0] else f'{title}: {said}'}; see {help_command}"
 
 
+class Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, raised where SIGINT raises KeyboardInterrupt, so that a run records it alike."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def raised_signals():
+    """Inside, SIGTERM and SIGHUP raise Signalled. A signal that is ignored (nohup) stays ignored."""
+
+    def raise_it(number, frame):
+        raise Signalled(number)
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread: signals are its business
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, raise_it)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def guard(main: Callable[[], Any], prog: str) -> int:
     """Run `main`; a fault that a person can mend is one line on stderr, not a traceback. Returns the exit code."""
     with_open_streams()
@@ -87,15 +114,20 @@ def guard(main: Callable[[], Any], prog: str) -> int:
 
 def _guarded(main: Callable[[], Any], prog: str) -> int:
     try:
-        main()
+        with raised_signals():
+            main()
     except UserError as e:
         return _end(prog, e, 2)
     except RunFailure as e:  # a signal that was obeyed ends as the shell expects
         return _end(prog, e, 128 + e.number if hasattr(e, "number") else 1)
     except MemoryError:
         return _end(prog, "the memory of this machine does not suffice", 1)
-    except KeyboardInterrupt:
-        return _end(prog, "interrupted; the same command goes on from the last checkpoint", 130)
+    except KeyboardInterrupt as e:
+        number = getattr(e, "number", signal.SIGINT)
+        said = "interrupted" if number == signal.SIGINT else f"ended by {e}"
+        return _end(
+            prog, f"{said}; the same command goes on from the last checkpoint", 128 + number
+        )
     return 0
 
 

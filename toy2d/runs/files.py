@@ -5,10 +5,12 @@ Temporary name on the same file system, fsync, rename: whoever reads sees the ol
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,32 @@ def readable(size: float) -> str:
     return f"{size:,.1f} TB"
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def cannot_write(path: Path, error: OSError, need: int | None = None) -> RunFailure:
+    """The fault that says which file, why not, what a full disk lacks, and what to do. `need`: bytes."""
+    path = Path(path)
+    if error.errno in FULL:
+        there = next((p for p in (path, *path.parents) if p.is_dir()), Path("."))
+        missing = f"{readable(need)} are needed, " if need else ""
+        reason = f"the disk of {there} is full ({missing}{readable(free_space(there))} are free)"
+        return RunFailure(
+            f"cannot write {path}: {reason}; free some space, and the same command goes on"
+        )
+    reason = error.strerror or str(error)
+    remedy = "the same command goes on when that is mended"
+    if error.errno in FORBIDDEN:
+        remedy = "choose a folder that you may write to"
+    return RunFailure(f"cannot write {path}: {reason}; {remedy}")
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that a user may still write there."""
+    return shutil.disk_usage(folder).free
+
+
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it becomes `path` when the body ends, and goes when the body raises.
@@ -45,9 +73,7 @@ def appearing(path: Path) -> Iterator[Path]:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        raise RunFailure(
-            f"cannot write {path}: {e.strerror}; free some space or choose another --out"
-        ) from e
+        raise cannot_write(path, e) from e
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -73,9 +99,14 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """Rows of `write_csv`; numbers become floats, empty cells are left out."""
+    """Rows of `write_csv`, as they were: whole numbers int, others float, empty cells left out.
+
+    So reading and writing again gives the same bytes.
+    """
 
     def value(text):
+        if text.removeprefix("-").isdecimal() and str(int(text)) == text:
+            return int(text)
         try:
             return float(text)
         except ValueError:
@@ -108,11 +139,29 @@ def write_manifest(folder: Path, leave_out: tuple[str, ...] = ()) -> None:
 
 def verify_manifest(folder: Path) -> bool:
     """Is every file of the manifest there, unaltered?"""
+    return damage(folder) is None
+
+
+def damage(folder: Path) -> str | None:
+    """The first thing that is wrong with a folder, e.g. "state.safetensors was cut (12 of 60 bytes)"; None if it is whole."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        return bool(manifest) and all(file_digest(folder / n) == d for n, d in manifest.items())
-    except (OSError, ValueError):
-        return False
+        if not manifest:
+            return "manifest.json is empty"
+        for name, digest in manifest.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            size = file.stat().st_size
+            if size != digest["bytes"]:
+                return f"{name} was cut ({size} of {digest['bytes']} bytes)"
+            if file_digest(file) != digest:
+                return f"{name} was altered"
+    except FileNotFoundError:
+        return "manifest.json is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        return f"manifest.json cannot be read ({type(e).__name__})"
+    return None
 
 
 def cut_or_missing(folder: Path) -> list[str]:

@@ -7,19 +7,23 @@ file) is written last; a torn or altered one is passed over for the one before i
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,13 +31,16 @@ from toy2d.runs.files import (
     RunFailure,
     UserError,
     appearing,
+    cannot_write,
     cut_or_missing,
-    verify_manifest,
+    damage,
+    free_space,
     write_json,
     write_manifest,
 )
 
 # what may change after a run is done, or is of no use then
+HEADROOM = 200_000  # bytes a checkpoint needs beside its tensors: header, state.json, manifest
 NOT_IN_MANIFEST = (".lock", "status.json", "checkpoints", "cache", "figures")
 
 
@@ -59,7 +66,17 @@ def save_tensors(
         own.add(storage.data_ptr())
         whole[name] = t
     with appearing(path) as temporary:
-        save_file(whole, temporary, metadata)
+        try:
+            save_file(whole, temporary, dict(sorted((metadata or {}).items())) or None)
+        except SafetensorError as e:
+            raise as_os_error(e) from e
+
+
+def as_os_error(e: SafetensorError) -> OSError:
+    """The fault of the disk that safetensors reports as text: "I/O error: No space left on device (os error 28)"."""
+    number = re.search(r"os error (\d+)", str(e))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code) if number else str(e))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -90,11 +107,29 @@ def environment(packages: tuple[str, ...] = ("torch", "numpy")) -> dict:
     }
 
 
-class RunFolder:
-    """One run's folder. `with RunFolder(path, config).open() as folder:` holds its lock and keeps status.json true."""
+def same_setting(name: str, old: Any, new: Any) -> bool:
+    """Equal values; folders and paths (by the setting's name) are compared as the places that they name.
 
-    def __init__(self, path: Path, config: dict):
+    Where a run folder itself lies (output_dir) is no part of its configuration: it may be moved.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return all(same_setting(k, old.get(k), new.get(k)) for k in {**old, **new})
+    if name == "output_dir" or old == new:
+        return True
+    if name.endswith(("_dir", "_path")) and isinstance(old, str) and isinstance(new, str):
+        return Path(old).expanduser().resolve() == Path(new).expanduser().resolve()
+    return False
+
+
+class RunFolder:
+    """One run's folder. `with RunFolder(path, config).open() as folder:` holds its lock and keeps status.json true.
+
+    `flag`: the flag with which a user chooses another folder, for messages.
+    """
+
+    def __init__(self, path: Path, config: dict, flag: str = "--out"):
         self.path, self.config = Path(path), json.loads(json.dumps(config))
+        self.flag = flag
 
     @property
     def status(self) -> str:
@@ -112,39 +147,64 @@ class RunFolder:
     def open(self) -> Iterator["RunFolder"]:
         """Lock, compare the configuration, mark as running; on leaving write the manifest and mark as done, or mark as failed.
 
-        Raises UserError if another process holds the folder, if it was made with another configuration (the differing fields
-        are listed), or if it is something else than a run folder; RunFailure if it cannot be written.
+        Raises UserError if another process holds the folder, if it was made with another
+        configuration (the differing fields are listed), or if it is something else than a run
+        folder; RunFailure if it cannot be written. A run that is refused (UserError) before its
+        first row or checkpoint leaves nothing behind.
         """
+        absent = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        unlocked = not (self.path / ".lock").exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
             raise UserError(
-                f"{self.path} is in use by process {self._owner()}; wait for it or choose another --out"
+                f"{self.path} is in use by process {self._owner()}; wait for it or choose another {self.flag}"
             ) from None
         except OSError as e:
-            raise RunFailure(
-                f"cannot write to {self.path}: {e.strerror}; choose another --out"
-            ) from e
+            raise cannot_write(self.path, e) from e
         try:
-            self._check_config()
-            if self.status == "done":
-                self._check_whole()
-                yield self
-                return
-            write_json(self.path / "config.json", self.config)
-            self._mark("running")
-            try:
-                yield self
-            except BaseException as e:
-                with contextlib.suppress(RunFailure):
-                    self._mark("failed", reason=f"{type(e).__name__}: {e}"[:500])
-                raise
-            write_manifest(self.path, NOT_IN_MANIFEST)
-            self._mark("done")
+            yield from self._opened()
+        except UserError:
+            if self._may_be_forgotten(unlocked):
+                self._forget(absent)
+            raise
         finally:
             lock.release()
+
+    def _opened(self) -> Iterator["RunFolder"]:
+        self._check_config()
+        if self.status == "done":
+            self._check_whole()
+            yield self
+            return
+        write_json(self.path / "config.json", self.config)
+        self._mark("running")
+        try:
+            yield self
+        except BaseException as e:
+            with contextlib.suppress(RunFailure):
+                self._mark("failed", reason=f"{type(e).__name__}: {e}"[:500])
+            raise
+        write_manifest(self.path, NOT_IN_MANIFEST)
+        self._mark("done")
+
+    # ---- a refused run leaves nothing
+    def _may_be_forgotten(self, was_unlocked: bool) -> bool:
+        """Was there no run before, and is there nothing yet that took time to make?"""
+        made = [self.path / "history.csv", *self.checkpoints()]
+        return was_unlocked and not any(p.exists() for p in made)
+
+    def _forget(self, absent: list[Path]) -> None:
+        """Take away what this opening has made: all of a folder that was not there, else our own files."""
+        with contextlib.suppress(OSError):
+            if self.path in absent:
+                shutil.rmtree(self.path)
+                for folder in absent[1:]:
+                    folder.rmdir()
+            else:
+                (self.path / ".lock").unlink()
 
     def _mark(self, status: str, **more) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -177,21 +237,23 @@ class RunFolder:
             ]
             if strangers:
                 raise UserError(
-                    f"{self.path} is not a run folder (it holds {sorted(strangers)[0]!r}); choose another --out"
+                    f"{self.path} is not a run folder (it holds {sorted(strangers)[0]!r}); "
+                    f"choose another {self.flag}"
                 )
             return
         try:
             old = json.loads(file.read_text())
-        except (ValueError, OSError) as e:
+        except (ValueError, OSError, RecursionError) as e:
             raise UserError(f"{file} cannot be read ({e}); move {self.path} away") from e
-        differing = [k for k in {**old, **self.config} if old.get(k) != self.config.get(k)]
+        if not isinstance(old, dict):
+            raise UserError(f"{file} is not a configuration; move {self.path} away")
+        now = self.config
+        differing = [k for k in {**old, **now} if not same_setting(k, old.get(k), now.get(k))]
         if differing:
-            shown = "; ".join(
-                f"{k}: {old.get(k)} there, {self.config.get(k)} now" for k in differing[:6]
-            )
+            shown = "; ".join(f"{k}: {old.get(k)} there, {now.get(k)} now" for k in differing[:6])
             raise UserError(
                 f"{self.path} holds a run with another configuration ({shown}); "
-                "choose another --out, or move that folder away"
+                f"choose another {self.flag}, or move that folder away"
             )
 
     # ---- checkpoints
@@ -202,19 +264,20 @@ class RunFolder:
         root = self.path / "checkpoints"
         final, temporary = root / f"step-{step:08d}", root / f".step-{step:08d}.{os.getpid()}.tmp"
         need = sum(t.numel() * t.element_size() for t in tensors.values())
-        root.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(root).free
-        if free < 1.1 * need + 2**20:
-            raise RunFailure(
-                f"checkpoint of step {step} needs {need / 2**20:.0f} MiB, {root} has {free / 2**20:.0f} MiB free; "
-                "free some space and run the same command again"
-            )
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_tensors(temporary / "state.safetensors", tensors)
-        write_json(temporary / "state.json", scalars)
-        write_manifest(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if free_space(root) < need + HEADROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            shutil.rmtree(temporary, ignore_errors=True)
+            save_tensors(temporary / "state.safetensors", tensors)
+            write_json(temporary / "state.json", scalars)
+            write_manifest(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+        except OSError as e:
+            raise cannot_write(final, e, need + HEADROOM) from e
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -222,12 +285,21 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("step-*"))
 
-    def newest_checkpoint(self) -> tuple[dict[str, Tensor], dict] | None:
-        """The newest checkpoint that is whole: (tensors, scalars); None if there is none."""
+    def newest_checkpoint(
+        self, say: Callable[[str], None] = print
+    ) -> tuple[dict[str, Tensor], dict] | None:
+        """The newest checkpoint that is whole: (tensors, scalars); None if there is none. Says which it skips, and why."""
+        skipped = []
         for folder in self.checkpoints()[::-1]:
-            if verify_manifest(folder):
+            harm = damage(folder)
+            if harm is None:
+                for line in skipped:
+                    say(f"{line}; going on from {folder.name}")
                 scalars = json.loads((folder / "state.json").read_text())
                 return load_tensors(folder / "state.safetensors"), scalars
+            skipped.append(f"skipped the checkpoint {folder}: {harm}")
+        for line in skipped:
+            say(f"{line}; there is no older one, so the run begins at step 0")
         return None
 
     def drop_checkpoints(self) -> None:

@@ -1,5 +1,6 @@
 """The run folder: whole files or none, one owner, one configuration, checkpoints that are checked."""
 
+import contextlib
 import errno
 import json
 import os
@@ -60,7 +61,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"not a run folder .*thesis\.txt"), folder(tmp_path).open():
         pass
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert os.listdir(tmp_path / "run") == ["thesis.txt"]
 
 
 def test_two_processes_on_one_folder(tmp_path):
@@ -73,7 +74,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 import torch
-from toy2d.runfolder import RunFolder
+from toy2d.runs.folder import RunFolder
 with RunFolder(Path(sys.argv[1]), {"steps": 3}).open() as run:
     run.save_checkpoint(1, {"x": torch.ones(3)}, {"step": 1})
     print("held", flush=True)
@@ -143,11 +144,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(runfolder.os, "fsync", full)
-    with pytest.raises(RunFailure, match="No space left on device"):
+    said = rf"cannot write .*: the disk of {tmp_path} is full \(.* are free\); free some space, and the same command goes on"
+    with pytest.raises(RunFailure, match=said):
         write_atomic(file, "new")
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
-    with pytest.raises(RunFailure, match="No space left on device"):
+    with pytest.raises(RunFailure, match=said):
         save_tensors(tmp_path / "a.json", {"x": torch.ones(3)})
     assert os.listdir(tmp_path) == ["a.json"]
     assert file.read_text() == "old"
@@ -160,7 +162,8 @@ def test_no_permission_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(runfolder.Path, "mkdir", denied)
     with (
         pytest.raises(
-            RunFailure, match=r"cannot write to .*Permission denied; choose another --out"
+            RunFailure,
+            match=r"cannot write .*Permission denied; choose a folder that you may write to",
         ),
         folder(tmp_path).open(),
     ):
@@ -183,7 +186,7 @@ def test_checkpoints_come_back_and_old_ones_go(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "no manifest"])
-def test_a_harmed_checkpoint_is_passed_over(tmp_path, harm):
+def test_a_harmed_checkpoint_is_passed_over_and_named(tmp_path, harm, capsys):
     run = checkpointed(tmp_path)
     file = run.checkpoints()[-1] / "state.safetensors"
     data = bytearray(file.read_bytes())
@@ -197,24 +200,76 @@ def test_a_harmed_checkpoint_is_passed_over(tmp_path, harm):
     else:
         (file.parent / "manifest.json").unlink()
     assert run.newest_checkpoint()[1]["step"] == 2
+    line = capsys.readouterr().out
+    why = {"truncate": "was cut (", "flip": "was altered"}.get(harm, "is missing")
+    assert line.startswith(f"skipped the checkpoint {file.parent}: ")
+    assert why in line
+    assert line.endswith("; going on from step-00000002\n")
 
 
 def test_no_room_for_a_checkpoint_is_said_before_writing(tmp_path, monkeypatch):
     run = checkpointed(tmp_path)
-    usage = type("usage", (), {"free": 10})
+    usage = type("usage", (), {"free": 60_000})
     monkeypatch.setattr(runfolder.shutil, "disk_usage", lambda p: usage)
-    with pytest.raises(RunFailure, match="run the same command again"):
+    said = r"is full \(200.0 kB are needed, 60.0 kB are free\); .* the same command goes on"
+    with pytest.raises(RunFailure, match=said):
         run.save_checkpoint(4, {"x": torch.zeros(3)}, {})
     assert run.newest_checkpoint()[1]["step"] == 3
 
 
 def test_csv_round_trip_with_growing_columns(tmp_path):
-    rows = [{"step": 0, "a": 1.5}, {"step": 1, "b": 2.0, "objective": "l2", "a": None}]
+    rows = [{"step": 0, "a": 1.5}, {"step": -1, "b": 2.0, "objective": "l2", "a": None}]
     write_csv(tmp_path / "h.csv", rows)
-    assert read_csv(tmp_path / "h.csv") == [
-        {"step": 0.0, "a": 1.5},
-        {"step": 1.0, "b": 2.0, "objective": "l2"},
-    ]
+    read = read_csv(tmp_path / "h.csv")
+    assert read == [{"step": 0, "a": 1.5}, {"step": -1, "b": 2.0, "objective": "l2"}]
+    assert [type(r["step"]) for r in read] == [int, int]
+
+
+def test_csv_read_and_written_again_is_the_same_bytes(tmp_path):
+    """A run that goes on writes the rows of before as they were: seed 0 stays 0, 1e-05 stays 1e-05."""
+    odd = {
+        "zero": 0,
+        "float": 0.0,
+        "small": 1e-05,
+        "third": 1 / 3,
+        "word": "prior:1+l2",
+        "n": "007",
+    }
+    write_csv(tmp_path / "h.csv", [odd | {"more": 10**20}, odd])
+    write_csv(tmp_path / "again.csv", read_csv(tmp_path / "h.csv"))
+    once, again = (tmp_path / n for n in ("h.csv", "again.csv"))
+    assert once.read_bytes().replace(b"007", b"7.0") == again.read_bytes()
+
+
+def test_a_refused_run_leaves_nothing(tmp_path):
+    run = RunFolder(tmp_path / "new" / "deep" / "run", {})
+    with pytest.raises(UserError, match="why"), run.open():
+        raise UserError("why")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_refusal_after_the_first_row_or_of_an_older_run_keeps_everything(tmp_path):
+    run = folder(tmp_path)
+    with contextlib.suppress(UserError), run.open():
+        write_csv(run.path / "history.csv", [{"step": 0}])
+        raise UserError("too late")
+    assert run.status == "failed"
+    with pytest.raises(UserError), folder(tmp_path, steps=4).open():
+        pass
+    assert (run.path / "history.csv").exists()
+
+
+def test_folders_are_compared_as_places_and_a_run_folder_may_be_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"output_dir": "run", "photos_dir": "photos", "prompt": "a/b"}
+    with RunFolder("run", settings).open():
+        pass
+    os.rename("run", "moved")
+    whole = {"output_dir": "moved", "photos_dir": str(tmp_path / "photos"), "prompt": "a/b"}
+    with RunFolder("moved", whole).open() as run:
+        assert run.status == "done"
+    with pytest.raises(UserError, match="prompt: a/b there, a/b/ now"):
+        RunFolder("moved", whole | {"prompt": "a/b/"}).open().__enter__()
 
 
 def test_hash_sees_names_values_and_shapes():
