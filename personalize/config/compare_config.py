@@ -24,6 +24,7 @@ OBJECTIVE_FLAGS = {
     "output": ("output", "output_weight", {}),
     "fisher": ("fisher", "fisher_weight", {}),
 }
+ENGINES = ("local", "dask", "ray", "slurm")
 DECIDED = {  # flag of `train` that a comparison sets itself -> flag of `compare` that decides it
     "instance_data_dir": "--subjects",
     "concepts_list": "--subjects",
@@ -149,6 +150,9 @@ def each_run(c: CompareConfig) -> list[tuple[str, tuple[int, ...]]]:
     for name in ("images", "inference_steps", "threads", "sweep_seeds"):
         if getattr(c, name) < 1:
             problems.append(f"--{name} {getattr(c, name)}: at least 1")
+    engine, _, address = c.engine.partition(":")
+    if engine not in ENGINES or (engine == "local" and address):
+        problems.append(f"--engine {c.engine}: use local, dask:ADDRESS, ray:ADDRESS or slurm")
     if not 0 < c.equal_fidelity <= 1:
         problems.append(f"--equal_fidelity {c.equal_fidelity} must be above 0 and at most 1")
     if "standard" not in c.runs:

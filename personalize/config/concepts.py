@@ -33,6 +33,8 @@ def read_concepts(source: str) -> tuple[Concept, ...]:
         entries = json.loads(text)
     except ValueError as e:
         raise UserError(f"{flag} is not JSON: {e}") from e
+    except RecursionError:
+        raise UserError(f"{flag} is no list of concepts: it is nested too deeply") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{flag} must be a list of concepts, [{{...}}, {{...}}]")
     return tuple(_concept(e, f"{flag}: entry {i + 1}") for i, e in enumerate(entries))
@@ -40,7 +42,7 @@ def read_concepts(source: str) -> tuple[Concept, ...]:
 
 def _concept(entry, where: str) -> Concept:
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is no object")
+        raise UserError(f"{where} is not an object, {...}")
     if unknown := sorted(entry.keys() - set(Concept._fields)):
         raise UserError(f"{where} has {unknown[0]!r}; known are {', '.join(Concept._fields)}")
     if wrong := [k for k, v in entry.items() if not isinstance(v, str | None)]:

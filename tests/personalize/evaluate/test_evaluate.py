@@ -488,7 +488,7 @@ def test_the_benchmark_as_published(tmp_path, capsys, words):
 
     Judges are loaded once, runs of one base share its pictures, and a subject that fails is named and stops no other.
     """
-    from test_prompts import published
+    from data.test_prompts import published
 
     root = tmp_path / "dreambooth"
     for subject in ("dog", "monster_toy", "vase"):
@@ -523,7 +523,7 @@ def test_faults_of_the_user(tmp_path, capsys, words):
     start = ["evaluate", "--model", str(tmp_path / "run"), "--reference", str(workshop() / "photos"), *words]  # fmt: skip
     for more, why in (
         (["--images", "0"], "--images 0"),
-        (["--chains", "1"], "--chains 1: chains must be 0"),
+        (["--chains", "1"], "--chains 1: one chain has no standard error"),
         (["--chains", "-2", "--steps", "0"], "--steps 0"),
         (["--guidance", "0.5"], "--guidance 0.5"),
         (["--sample_batch_size", "0"], "--sample_batch_size 0"),
@@ -627,6 +627,7 @@ def mini(folders, monkeypatch, tmp_path):
         dino_folder=lambda: Path(folders["dino"]),
         classifier_folder=lambda: Path(folders["truth"]),
     )
+    monkeypatch.setattr("personalize.mini.shipped.WEIGHTS", world.WEIGHTS)  # what is_mini reads
     monkeypatch.setitem(sys.modules, "personalize.mini.shipped", world)
     return world
 
