@@ -1,4 +1,7 @@
-"""The command line `personalize COMMAND`. A fault is one line on stderr: exit code 2 if the user can mend it, 1 if not."""
+"""The command line `personalize COMMAND`.
+
+A fault is one line on stderr: exit code 2 if the user can mend it, 1 if not.
+"""
 
 import importlib
 import sys
@@ -38,7 +41,9 @@ LIGHT = ("presets", "check", "report")  # these open no model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 refused by the machine, 2 wrong command, 130, 143)."""
+    """Run one command; returns the exit code (0 done, 1 refused by the machine, 2 wrong command,
+    130, 143).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     return guard(lambda: _run(arguments), "personalize")
 

@@ -54,7 +54,7 @@ def test_prose_is_wrapped_and_numbers_have_a_leading_zero(page):
 
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning_and_ask_the_network_nothing(tmp_path):
-    command = "-m sphinx -b html -c lectures -W -n --keep-going -q".split()
+    command = ["-m", "sphinx", "-b", "html", "-c", "lectures", "-W", "-n", "--keep-going", "-q"]
     where = ["-d", str(tmp_path / "doctrees"), ".", str(tmp_path / "pages")]
     offline = os.environ | {"BOOK_EXECUTION": "off"}
     subprocess.run([sys.executable, *command, *where], cwd=ROOT, env=offline, check=True)

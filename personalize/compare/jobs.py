@@ -17,8 +17,9 @@ from personalize.config.compare_config import (
     widened,
     without_idle_flags,
 )
+from personalize.config.effects import RULES
 from personalize.config.presets import PRESETS as TRAIN_PRESETS
-from personalize.config.rules import RULES, resolve
+from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
 from personalize.data.photos import scan
 from personalize.data.prompts import PromptSet, prompt_set, with_article

@@ -1,4 +1,5 @@
-"""Command lines: arguments -> a command's name and its typed configuration, or one line about what is wrong.
+"""Command lines: arguments -> a command's name and its typed configuration, or one line about what
+is wrong.
 
 Every flag may be written with underscores or dashes. `train` and `compare` show their help by topic
 (topics.py); a file of settings (toml.py) comes before the flags, and a flag beside it wins.
@@ -22,8 +23,8 @@ from personalize.config.compare_config import (
     mini_compare,
 )
 from personalize.config.flags import completed as completed_train
-from personalize.config.flags import split_negations
-from personalize.config.rules import explain_foreign_flags, refuse_missing_folders, resolve
+from personalize.config.flags import explain_foreign_flags, split_negations
+from personalize.config.rules import refuse_missing_folders, resolve
 from personalize.config.toml import read_settings, split_file
 from personalize.config.topics import TOPICS
 from personalize.config.train_config import TrainConfig
@@ -45,7 +46,10 @@ DEFAULTS = {CompareConfig: mini_compare}
 
 
 def parse(commands: Mapping[str, type], arguments: Sequence[str]) -> tuple[str, Any, list[str]]:
-    """(the command's name, its configuration, notes to print). Raises UserError; SystemExit after --help."""
+    """(the command's name, its configuration, notes to print).
+
+    Raises UserError; SystemExit after --help.
+    """
     arguments, notes = explain_foreign_flags(list(arguments))
     name = next(iter(arguments), "--help")
     if name in ("-h", "--help"):
@@ -70,7 +74,10 @@ def parse(commands: Mapping[str, type], arguments: Sequence[str]) -> tuple[str, 
 
 
 def judge(config: Any) -> None:
-    """Everything that can be said about the flags before torch, diffusers or a model is opened. Raises UserError."""
+    """Everything that can be said about the flags before torch, diffusers or a model is opened.
+
+    Raises UserError.
+    """
     if isinstance(config, TrainConfig):
         refuse_missing_folders(resolve(config))
     elif isinstance(config, CompareConfig):
@@ -94,7 +101,10 @@ def flag_names(kind: type) -> dict[str, str]:
 
 
 def refuse_unknown(name: str, kind: type, arguments: Iterable[str]) -> set[str]:
-    """The fields that the arguments name. Raises UserError for a flag that does not exist, with the nearest that does."""
+    """The fields that the arguments name.
+
+    Raises UserError for a flag that does not exist, with the nearest that does.
+    """
     known, given = flag_names(kind), set()
     for word in (a.split("=")[0] for a in arguments if a.startswith("--")):
         flag = word.lstrip("-").replace("-", "_")
@@ -164,7 +174,9 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 
 def _list(commands: Mapping[str, type]) -> None:
-    """Print the commands with the first sentence of each; raises SystemExit(0) as every --help does."""
+    """Print the commands with the first sentence of each; raises SystemExit(0) as every --help
+    does.
+    """
 
     def in_short(kind: type) -> Callable[[], None]:
         def listed() -> None: ...

@@ -1,4 +1,7 @@
-"""The commands of `personalize`: one frozen dataclass each, with help texts. Nothing heavy is imported."""
+"""The commands of `personalize`: one frozen dataclass each, with help texts.
+
+Nothing heavy is imported.
+"""
 
 import json
 import math
@@ -36,13 +39,17 @@ class Command:
     """A command's flags. Comments above or beside a field are its help text."""
 
     def problems(self) -> list[str]:
-        """What is wrong with the flags, in the user's words: asked before anything heavy is imported."""
+        """What is wrong with the flags, in the user's words: asked before anything heavy is
+        imported.
+        """
         return []
 
 
 @dataclass(frozen=True)
 class Check(Command):
-    """Look at a folder of photos as `train` would, and list everything that is wrong with it. Changes nothing.
+    """Look at a folder of photos as `train` would, and list everything that is wrong with it.
+
+    Changes nothing.
 
     $ personalize check photos/ --resolution 512
 
@@ -62,7 +69,7 @@ class Check(Command):
 class Generate(Command):
     """Draw pictures from a finished run: one row for each prompt, one column for each seed.
 
-    $ personalize generate runs/rex --prompt "a photo of sks dog in the snow" "a photo of a dog" --base
+    $ personalize generate runs/rex --prompt "a photo of sks dog" "a photo of a dog" --base
     """
 
     run: tyro.conf.Positional[str]  # the run folder
@@ -85,12 +92,12 @@ class Generate(Command):
 
 @dataclass(frozen=True)
 class Evaluate(Command):
-    """Score a model's pictures (DINO, CLIP, PRES, DIV, memorization) and measure its drift from the base.
+    """Score a model's pictures and measure its drift from the base.
 
     $ personalize evaluate --model runs/rex --reference photos/ --prompts dreambooth
     $ personalize evaluate --model runs/bench --reference dreambooth/
 
-    The second form scores all subjects of the DreamBooth benchmark that have a run in runs/bench.
+    Scores: DINO, CLIP, PRES, DIV, memorization; drift: pictures and path KL. The second form scores all subjects of the DreamBooth benchmark that have a run in runs/bench.
     """
 
     model: str  # run folder, pipeline folder, hub id or mini; for the benchmark a folder of runs
@@ -129,7 +136,7 @@ class Evaluate(Command):
 
 @dataclass(frozen=True)
 class Export(Command):
-    """Write a finished run's weights in the format of another program, and open them again to be sure.
+    """Write a finished run's weights in another program's format, and open them again to be sure.
 
     $ personalize export runs/rex --format kohya
     $ personalize export delta.bin --format merged --pretrained_model_name_or_path sd14/
@@ -174,9 +181,9 @@ def _wrong_base(c: Export) -> list[str]:
 class Bench(Command):
     """Time and memory of the objectives, side by side in one process, as ratios to standard.
 
-    $ personalize bench                                               a random model, minutes on a CPU
-    $ personalize bench --model runwayml/stable-diffusion-v1-5        the published model, on a GPU
-    $ personalize bench --memory --width 320 --resolution 512         every preset's peak, on a GPU
+    $ personalize bench                                        a random model, minutes on a CPU
+    $ personalize bench --model runwayml/stable-diffusion-v1-5      the published model, on a GPU
+    $ personalize bench --memory --width 320 --resolution 512       every preset's peak, on a GPU
     """
 
     model: str | None = None  # pipeline folder or hub id; default: a random one of --width
@@ -240,13 +247,16 @@ PARTS: tuple[Part, ...] = ("vae", "clip", "unet", "dino", "classifier")
 
 @dataclass(frozen=True)
 class Pretrain(Command):
-    """Train the mini base model from openly licensed drawings. Hours on two cores; it continues where it stopped.
+    """Train the mini base model from openly licensed drawings.
+
+    Hours on two cores; it continues where it stopped.
 
     $ personalize pretrain                     all parts, then the folders that `mini` names
     $ personalize pretrain --parts unet        only this one; those it needs must be trained
     $ personalize pretrain --parts unet --start personalize/mini/weights
 
-    The last form trains the published UNet further and publishes it again. npm fetches the drawings once.
+    The last form trains the published UNet further and publishes it again. npm fetches the drawings
+    once.
     """
 
     parts: tuple[Part, ...] = PARTS  # what to train

@@ -8,8 +8,8 @@ compare/run.py does it.
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
+from personalize.config.effects import RULES
 from personalize.config.presets import PRESETS as TRAIN_PRESETS
-from personalize.config.rules import RULES
 from personalize.config.train_config import TrainConfig
 from personalize.mini.shipped import GUIDANCE
 from toy2d.runs.files import UserError

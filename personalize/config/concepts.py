@@ -1,7 +1,8 @@
-"""Concepts: the subjects of one run, each with pictures and prompts of its own. --concepts_list is diffusers' JSON:
+"""Concepts: the subjects of one run, each with pictures and prompts of its own. --concepts_list is
+diffusers' JSON:
 
-[{"instance_data_dir": "photos/cat", "instance_prompt": "a photo of <new1> cat", "class_prompt": "a photo of a cat",
-  "class_data_dir": "class/cat"},
+[{"instance_data_dir": "photos/cat", "instance_prompt": "a photo of <new1> cat",
+  "class_prompt": "a photo of a cat", "class_data_dir": "class/cat"},
  {"instance_data_dir": "photos/dog", "instance_prompt": "a photo of <new2> dog"}]
 """
 
@@ -13,7 +14,9 @@ from toy2d.runs.files import UserError
 
 
 class Concept(NamedTuple):
-    """A folder of pictures and the prompt of those without a caption; the class's prompt and folder where an objective needs them."""
+    """A folder of pictures and the prompt of those without a caption; the class's prompt and folder
+    where an objective needs them.
+    """
 
     instance_data_dir: str
     instance_prompt: str | None = None
@@ -22,7 +25,10 @@ class Concept(NamedTuple):
 
 
 def read_concepts(source: str) -> tuple[Concept, ...]:
-    """The concepts of a JSON file, or of JSON itself. Raises UserError naming what is wrong with which entry."""
+    """The concepts of a JSON file, or of JSON itself.
+
+    Raises UserError naming what is wrong with which entry.
+    """
     text, flag = source, f"--concepts_list {source[:60]}"
     if not source.lstrip().startswith("["):
         try:

@@ -1,13 +1,13 @@
 """What can train, as data: one `Kind` for each word of --train. Nothing heavy is imported here.
 
     full               every weight of the denoiser
-    lora               W + s B A                                              Hu et al. 2021
-    loha               W + s (B1 A1) * (B2 A2), elementwise                   Hyeon-Woo et al. 2021 (FedPara)
-    lokr               W + s (W1 kron W2)                                     Edalati et al. 2022 (KronA)
-    oft                W R, R block-diagonal and orthogonal                   Qiu et al. 2023
-    boft               diag(s) W R, R a product of butterflies                Liu et al. 2023
-    custom_diffusion   keys and values of the cross-attention, new words      Kumari et al. 2023
-    token              new words alone: textual inversion                     Gal et al. 2022
+    lora               W + s B A                                         Hu et al. 2021
+    loha               W + s (B1 A1) * (B2 A2), elementwise              Hyeon-Woo et al. 2021 (FedPara)
+    lokr               W + s (W1 kron W2)                                Edalati et al. 2022 (KronA)
+    oft                W R, R block-diagonal and orthogonal              Qiu et al. 2023
+    boft               diag(s) W R, R a product of butterflies           Liu et al. 2023
+    custom_diffusion   keys and values of the cross-attention, new words Kumari et al. 2023
+    token              new words alone: textual inversion                Gal et al. 2022
 
 The loop, the distances and the formats read these fields; none of them asks for a kind by name.
 """
@@ -31,11 +31,14 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """`adapter`: PEFT's name of it. `flags`: PEFT's keyword -> field of TrainConfig; `fixed`: PEFT's keyword -> value.
+    """`adapter`: PEFT's name of it.
 
-    `weights` names the denoiser's own weights that train, `words` says whether there are new words (--train_text_encoder then leaves the
-    embedding table alone). `objectives` and `decoupled` list what acts on it while text encoders are frozen; `formats` what `export` writes, `leaves` what a run folder holds
-    of them from the start; `hint` says why others are missing.
+    `flags`: PEFT's keyword -> field of TrainConfig; `fixed`: PEFT's keyword -> value.
+
+    `weights` names the denoiser's own weights that train, `words` says whether there are new words
+    (--train_text_encoder then leaves the embedding table alone). `objectives` and `decoupled` list
+    what acts on it while text encoders are frozen; `formats` what `export` writes, `leaves` what a
+    run folder holds of them from the start; `hint` says why others are missing.
     """
 
     learning_rate: float
@@ -61,7 +64,9 @@ class Kind:
 
 
 def new_words(placeholders: str | None, initializers: str | None, vectors: int) -> tuple[Word, ...]:
-    """The words of "<new1>+<new2>": one initializer serves all, or there is one for each (rules.py sees to it)."""
+    """The words of "<new1>+<new2>": one initializer serves all, or there is one for each (rules.py
+    sees to it).
+    """
     if not placeholders:
         return ()
     new, known = placeholders.split("+"), (initializers or "").split("+")
@@ -70,7 +75,7 @@ def new_words(placeholders: str | None, initializers: str | None, vectors: int) 
 
 
 def wrong_words(placeholders: str | None, initializers: str | None) -> list[str]:
-    """What is wrong with the flags that name new words, in the user's words; empty if nothing is."""
+    """What is wrong with the flags that name new words, empty if nothing is."""
     if not placeholders:
         return []
     flag, new = f"--placeholder_token {placeholders!r}", placeholders.split("+")

@@ -21,7 +21,9 @@ NAME = "run.toml"  # in a run folder
 
 
 def split_file(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """(arguments without the file, the file): the first word if it ends in .toml, or what follows --config."""
+    """(arguments without the file, the file): the first word if it ends in .toml, or what follows
+    --config.
+    """
     rest, file = list(arguments), None
     if rest and rest[0].endswith(".toml"):
         file = rest.pop(0)
@@ -37,7 +39,10 @@ def split_file(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def read_settings(file: Path, kind: type = TrainConfig) -> dict[str, Any]:
-    """The settings of a TOML file. Raises UserError for what cannot be read, an unknown name or a value of another type."""
+    """The settings of a TOML file.
+
+    Raises UserError for what cannot be read, an unknown name or a value of another type.
+    """
     try:
         found = tomllib.loads(file.read_text())
     except OSError as e:
@@ -76,7 +81,10 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def as_toml(config: TrainConfig) -> str:
-    """run.toml: what differs from the defaults, or from the preset. `personalize train run.toml` gives this run again."""
+    """run.toml: what differs from the defaults, or from the preset.
+
+    `personalize train run.toml` gives this run again.
+    """
     lines = ["# personalize train run.toml   gives this run again; a flag beside it wins"]
     lines += [f"{name} = {_written(value)}" for name, value in differing(config).items()]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,5 @@
-"""TrainConfig: every choice of one run, with the flag names and defaults of diffusers' DreamBooth scripts.
+"""TrainConfig: every choice of one run, with the flag names and defaults of diffusers' DreamBooth
+scripts.
 
 Nothing heavy is imported here. `rules.resolve` fills in what was left open (None) and refuses flags
 that would do nothing.
@@ -40,7 +41,9 @@ class TrainConfig(  # the fields of the last class come first
     """
 
     def command(self) -> str:
-        """The command line that gives this configuration: what differs from the defaults, or from the preset."""
+        """The command line that gives this configuration: what differs from the defaults, or from
+        the preset.
+        """
         words = ["personalize", "train"]
         default = {f.name: f.default for f in fields(self)}
         default |= PRESETS[self.preset]() if self.preset else {}
@@ -64,7 +67,12 @@ class TrainConfig(  # the fields of the last class come first
     @property
     def weight(self) -> float | str | None:
         """The objective's weight; of a sum, all of them joined by +; None for standard."""
-        of = {"prior": self.prior_loss_weight, "l2": self.l2_reg_weight, "output": self.output_weight, "fisher": self.fisher_weight}  # fmt: skip
+        of = {
+            "prior": self.prior_loss_weight,
+            "l2": self.l2_reg_weight,
+            "output": self.output_weight,
+            "fisher": self.fisher_weight,
+        }
         weights = [of[p] for p in self.parts]
         return weights[0] if len(weights) == 1 else "+".join(map(str, weights)) or None
 

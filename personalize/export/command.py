@@ -1,4 +1,6 @@
-"""`personalize export`: a finished run, or the authors' delta.bin, in the format that another program opens; opened again to be sure."""
+"""`personalize export`: a finished run, or the authors' delta.bin, in the format that another
+program opens; opened again to be sure.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -14,7 +16,10 @@ from toy2d.runs.files import RunFailure, UserError
 
 
 def export_run(command: Export, say: Callable[[str], None] = print) -> Path:
-    """Returns the folder. Raises UserError for what cannot be, RunFailure if the export does not answer as the run."""
+    """Returns the folder.
+
+    Raises UserError for what cannot be, RunFailure if the export does not answer as the run.
+    """
     source = Path(command.source).expanduser()
     model, base = _of_file(command, source) if source.is_file() else _of_run(command, source)
     usual = source.with_suffix("") if source.is_file() else source / "export"
@@ -25,9 +30,15 @@ def export_run(command: Export, say: Callable[[str], None] = print) -> Path:
     except RunFailure:
         shutil.rmtree(out)
         raise
-    say(f"{out}: {FORMATS[command.format].how}; opened so, its answer differs by {check.difference:.1g} of the run's")  # fmt: skip
+    say(
+        f"{out}: {FORMATS[command.format].how}; opened so, its answer differs by "
+        f"{check.difference:.1g} of the run's"
+    )
     if not check.tells:
-        say(f"training has moved that answer by {check.moved:.1g} of it, hardly more than rounding: the comparison would not see a part that is missing")  # fmt: skip
+        say(
+            f"training has moved that answer by {check.moved:.1g} of it, hardly more than "
+            "rounding: the comparison would not see a part that is missing"
+        )
     return out
 
 
@@ -40,7 +51,9 @@ def _of_run(command: Export, source: Path) -> tuple[Model, Callable[[], Model]]:
 def _of_file(command: Export, source: Path) -> tuple[Model, Callable[[], Model]]:
     name = command.pretrained_model_name_or_path
     if not name:
-        raise UserError(f"{source} needs --pretrained_model_name_or_path: the base it was trained from")  # fmt: skip
+        raise UserError(
+            f"{source} needs --pretrained_model_name_or_path: the base it was trained from"
+        )
     model = load(name)
     read_delta(model, source)
     return model, lambda: load(name)

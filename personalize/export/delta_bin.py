@@ -1,9 +1,11 @@
 """delta.bin of Custom Diffusion's authors (and of Preserve-and-Personalize), put onto a base.
 
-    {"unet": {"down_blocks. ... attn2.to_k.weight": W, ...},     or {"u": U, "v": V} for W + U V (their compress.py)
-     "modifier_token": {"<new1>": row},                          a list of rows for SDXL, one for each text encoder
-     "text_encoder": its state}                                  if it trained
+    {"unet": {"down_blocks. ... attn2.to_k.weight": W, ...},
+     "modifier_token": {"<new1>": row},
+     "text_encoder": its state}
 
+A weight may be {"u": U, "v": V} for a change U V (their compress.py); a word of SDXL is a list of
+rows, one for each text encoder; the text encoder is there if it trained.
 Opened with weights_only=True and nothing else: the file is a pickle.
 """
 
@@ -22,11 +24,16 @@ KNOWN = {"unet", "modifier_token", "text_encoder"}
 
 
 def read_delta(model: Model, file: str | Path) -> None:
-    """Put the file's weights and words onto `model`, a freshly loaded base. Raises UserError for anything that has no place in it."""
+    """Put the file's weights and words onto `model`, a freshly loaded base.
+
+    Raises UserError for anything that has no place in it.
+    """
     file = Path(file).expanduser()
     model.hash()
     delta = _opened(file)
-    weights = {name: _weight(model, name, value, file) for name, value in delta.get("unet", {}).items()}  # fmt: skip
+    weights = {
+        name: _weight(model, name, value, file) for name, value in delta.get("unet", {}).items()
+    }
     put_weights(model, model.family.denoiser, weights, str(file))
     if state := delta.get("text_encoder"):
         _put_text_encoder(model, state, file)
@@ -43,7 +50,10 @@ def _opened(file: Path) -> dict:
         delta = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as e:
         reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{file} cannot be opened as weights alone ({reason}); it is damaged, or holds code, which never runs here") from e  # fmt: skip
+        raise UserError(
+            f"{file} cannot be opened as weights alone ({reason}); it is damaged, or holds "
+            "code, which never runs here"
+        ) from e
     if not isinstance(delta, dict) or not delta or not delta.keys() <= KNOWN:
         held = sorted(map(str, delta)) if isinstance(delta, dict) else type(delta).__name__
         raise UserError(f"{file} is no delta.bin: it holds {held}, not {sorted(KNOWN)}")
@@ -67,7 +77,9 @@ def _rows(model: Model, words: dict, file: Path) -> dict[str, dict[str, Tensor]]
         rows = list(rows) if isinstance(rows, list | tuple) else [rows]
         widths = [getattr(model.pipeline, p).get_input_embeddings().weight.shape[1] for p in parts]
         if [getattr(r, "shape", (0,))[-1] for r in rows] != widths:
-            raise UserError(f"{file}: the word {word!r} does not fit the text encoders of this base")  # fmt: skip
+            raise UserError(
+                f"{file}: the word {word!r} does not fit the text encoders of this base"
+            )
         for part, row in zip(parts, rows, strict=True):
             found[part][str(word)] = row.reshape(-1, row.shape[-1])
     return found
@@ -76,7 +88,9 @@ def _rows(model: Model, words: dict, file: Path) -> dict[str, dict[str, Tensor]]
 def _put_text_encoder(model: Model, state: dict, file: Path) -> None:
     encoder = model.text_encoders[0]
     # older transformers: a "text_model." in front, and the positions saved too
-    state = {k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")}  # fmt: skip
+    state = {
+        k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")
+    }
     own = dict(encoder.named_parameters())
     strange = state.keys() ^ own.keys() or {k for k, v in state.items() if v.shape != own[k].shape}
     if strange:

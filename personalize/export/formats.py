@@ -1,15 +1,16 @@
 """The formats of `personalize export`: who writes each, and how its official loader opens it.
 
-    diffusers          pytorch_lora_weights.safetensors                   pipeline.load_lora_weights(folder)
-    kohya              kohya_lora.safetensors (A1111, Comfy)              pipeline.load_lora_weights(folder, weight_name=...)
-    peft               unet/ or transformer/, text_encoder/, ...          PeftModel.from_pretrained(pipeline.unet, folder / "unet"), ...
-    custom_diffusion   pytorch_custom_diffusion_weights.safetensors       pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)
-                       and <new1>.safetensors                             pipeline.load_textual_inversion(folder, weight_name=...)
-    token              learned_embeds.safetensors, or one file per word   pipeline.load_textual_inversion(folder)
-    merged             a whole pipeline                                   DiffusionPipeline.from_pretrained(folder)
+    diffusers          pytorch_lora_weights.safetensors
+    kohya              kohya_lora.safetensors (A1111, Comfy)
+    peft               unet/ or transformer/, text_encoder/, ...
+    custom_diffusion   pytorch_custom_diffusion_weights.safetensors and <new1>.safetensors
+    token              learned_embeds.safetensors, or one file per word
+    merged             a whole pipeline
 
-diffusers loads no LoHa, LoKr, OFT or BOFT: those are exported merged, and as PEFT folders. Every export is opened again by its loader
-and must answer as the run does (`checked`).
+official.py opens each as its documentation says.
+
+diffusers loads no LoHa, LoKr, OFT or BOFT: those are exported merged, and as PEFT folders. Every
+export is opened again by its loader and must answer as the run does (`checked`).
 """
 
 from collections.abc import Callable
@@ -38,10 +39,10 @@ from personalize.export.write import (
     save_merged,
     save_peft,
     save_pipeline,
-    whole_folder,
 )
 from personalize.pipeline.model import Model
 from toy2d.runs.files import RunFailure, UserError
+from toy2d.runs.folder import whole_folder
 
 EMBEDS = "learned_embeds.safetensors"  # diffusers' name for a single word
 HEADER = {"format": "pt"}
@@ -49,7 +50,9 @@ HEADER = {"format": "pt"}
 
 # ---- kohya
 def save_kohya(model: Model, folder: str | Path) -> None:
-    """lora_unet_..., lora_te_... (SDXL: lora_te1_, lora_te2_): lora_down, lora_up and alpha of each layer."""
+    """lora_unet_..., lora_te_... (SDXL: lora_te1_, lora_te2_): lora_down, lora_up and alpha of each
+    layer.
+    """
     tensors = {}
     for part, network in model.parts.items():
         if not getattr(network, "peft_config", None):
@@ -77,7 +80,9 @@ def save_words(model: Model, folder: str | Path) -> None:
 
 
 def write_words(model: Model, folder: Path, alone: bool = False) -> None:
-    """A file per word: {"<new1>": rows (k E)}, or one tensor for each text encoder ({"clip_l": ..., "clip_g": ...})."""
+    """A file per word: {"<new1>": rows (k E)}, or one tensor for each text encoder ({"clip_l": ...,
+    "clip_g": ...}).
+    """
     by_part, keys = learnt_rows(model), model.family.embeddings
     words = next(iter(by_part.values()), {})
     for word in words:
@@ -87,7 +92,9 @@ def write_words(model: Model, folder: Path, alone: bool = False) -> None:
 
 
 def write_text_encoders(model: Model, folder: Path) -> None:
-    """Their own weights, if those train: for the run's folder alone, no other program looks for them."""
+    """Their own weights, if those train: for the run's folder alone, no other program looks for
+    them.
+    """
     for part in model.trainable_text_encoders:
         if own := model.kept_apart(part):
             tensors = {n: p.detach().cpu().contiguous() for n, p in own.items()}
@@ -96,7 +103,9 @@ def write_text_encoders(model: Model, folder: Path) -> None:
 
 # ---- Custom Diffusion
 def save_custom_diffusion(model: Model, folder: str | Path) -> None:
-    """The cross-attention's weights under diffusers' names of attention processors, and a file for each new word."""
+    """The cross-attention's weights under diffusers' names of attention processors, and a file for
+    each new word.
+    """
     with whole_folder(folder) as f:
         save_file(cross_attention_state(model), f / CROSS_ATTENTION, HEADER)
         write_words(model, f)
@@ -106,7 +115,8 @@ def save_custom_diffusion(model: Model, folder: str | Path) -> None:
 def cross_attention_state(model: Model) -> dict[str, torch.Tensor]:
     """ ".attn2.to_k.weight" -> ".attn2.processor.to_k_custom_diffusion.weight".
 
-    diffusers wants every attention of the network named: those that did not train have an empty tensor.
+    diffusers wants every attention of the network named: those that did not train have an empty
+    tensor.
     """
     family, denoiser = model.family, model.parts[model.family.denoiser]
     ends = (*family.cross_attention, *family.cross_attention_rest)
@@ -137,8 +147,10 @@ def save_whole(model: Model, folder: str | Path) -> None:
 
 # ---- the table
 class Format(NamedTuple):
-    """`save(model, folder)`; `place`: its folder's name in a run; `how` and `open(pipeline, folder)`: the official loader (None: it is a
-    pipeline); `lacks(model)`: why it cannot hold or open this one, empty if it can."""
+    """`save(model, folder)`; `place`: its folder's name in a run; `how` and `open(pipeline,
+    folder)`: the official loader (None: it is a pipeline); `lacks(model)`: why it cannot hold or
+    open this one, empty if it can.
+    """
 
     save: Callable[[Model, Path], None]
     place: str
@@ -172,12 +184,26 @@ _PEFT = "PeftModel.from_pretrained(pipeline.X, folder + '/X'), for each folder X
 _PROCESSORS = "pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)"
 FORMATS = {
     "diffusers": Format(save_lora, "lora", "pipeline.load_lora_weights(folder)", open_lora),
-    "kohya": Format(save_kohya, "kohya", "A1111, Comfy, or pipeline.load_lora_weights(folder)", open_kohya, _lacks_kohya),
+    "kohya": Format(
+        save_kohya,
+        "kohya",
+        "A1111, Comfy, or pipeline.load_lora_weights(folder)",
+        open_kohya,
+        _lacks_kohya,
+    ),
     "peft": Format(save_peft, "peft", _PEFT, open_peft),
-    "custom_diffusion": Format(save_custom_diffusion, "custom_diffusion", _PROCESSORS, open_custom_diffusion, _lacks_processors),
-    "token": Format(save_words, "token", "pipeline.load_textual_inversion(folder)", open_words, _lacks_words),
+    "custom_diffusion": Format(
+        save_custom_diffusion,
+        "custom_diffusion",
+        _PROCESSORS,
+        open_custom_diffusion,
+        _lacks_processors,
+    ),
+    "token": Format(
+        save_words, "token", "pipeline.load_textual_inversion(folder)", open_words, _lacks_words
+    ),
     "merged": Format(save_whole, "pipeline", "DiffusionPipeline.from_pretrained(folder)", None),
-}  # fmt: skip
+}
 
 
 def leave(model: Model, run: Path) -> None:
@@ -191,10 +217,15 @@ def formats_for(model: Model) -> list[str]:
 
 
 def save_as(model: Model, name: str, folder: str | Path) -> None:
-    """Write the trained weights as `name`. Raises UserError for a format that cannot hold them, saying which can."""
+    """Write the trained weights as `name`.
+
+    Raises UserError for a format that cannot hold them, saying which can.
+    """
     kind, fit = TRAINING_KINDS[model.trained], " or ".join(formats_for(model))
     if name not in kind.formats:
-        raise UserError(f"--format {name} cannot hold --train {model.trained}: {kind.hint}; use {fit}")  # fmt: skip
+        raise UserError(
+            f"--format {name} cannot hold --train {model.trained}: {kind.hint}; use {fit}"
+        )
     if lack := FORMATS[name].lacks(model):
         raise UserError(f"--format {name} is of no use here: {lack}; use {fit}")
     FORMATS[name].save(model, folder)
@@ -202,8 +233,10 @@ def save_as(model: Model, name: str, folder: str | Path) -> None:
 
 # ---- is it what it should be?
 SHARE = 1e-4  # of what training changed in the answer
-# units in the last place of the largest answer. Measured in float32 on the tiny models and the mini: factors 0, merged and Custom
-# Diffusion below 10. A layer whose loss stays below this in the one answer compared (some of the mini's) is not seen
+# units in the last place of the largest answer. Measured in float32 on the tiny models and the
+# mini: factors 0, merged and Custom
+# Diffusion below 10. A layer whose loss stays below this in the one answer compared (some of the
+# mini's) is not seen
 ROUNDING = 16
 
 
@@ -222,10 +255,11 @@ class Check(NamedTuple):
 
 @torch.no_grad()
 def checked(model: Model, name: str, folder: str | Path, base: Callable[[], Model]) -> Check:
-    """Open `folder` by its official loader on a fresh `base()`, and compare its answer with the run's and with its base's.
+    """Open `folder` by its official loader on a fresh `base()`, and compare its answer with the
+    run's and with its base's.
 
-    Raises RunFailure if it differs from the run by more than rounding and a ten-thousandth of what training changed: another scale,
-    a key that was passed over, a word that means something else.
+    Raises RunFailure if it differs from the run by more than rounding and a ten-thousandth of what
+    training changed: another scale, a key that was passed over, a word that means something else.
     """
     form = FORMATS[name]
     if form.open is None:
@@ -242,7 +276,8 @@ def checked(model: Model, name: str, folder: str | Path, base: Callable[[], Mode
     check = Check(difference, moved, ROUNDING * torch.finfo(model.compute_dtype).eps)
     if not difference <= SHARE * moved + check.rounding:
         raise RunFailure(
-            f"{folder}: opened by its loader it answers otherwise (by {difference:.2g} of the largest answer, of which training "
+            f"{folder}: opened by its loader it answers otherwise (by {difference:.2g} of the "
+            "largest answer, of which training "
             f"changed {moved:.2g}); please report this"
         )
     return check

@@ -1,10 +1,15 @@
-"""The model card: what was trained how, the exact command, the numbers. Prompts in it are data, never markup; home folders are ~."""
+"""The model card: what was trained how, the exact command, the numbers.
+
+Prompts in it are data, never markup; home folders are ~.
+"""
 
 import html
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from personalize.config.kinds import TRAINING_KINDS
 from toy2d.runs.files import write_atomic
@@ -46,13 +51,14 @@ CODE = {  # what opens the first format that the kind leaves (kinds.py)
     + BASE
     + """for part in Path("peft").iterdir():  # diffusers itself loads none of these adapters
     if part.is_dir():
-        setattr(pipeline, part.name, PeftModel.from_pretrained(getattr(pipeline, part.name), part))""",
+        network = PeftModel.from_pretrained(getattr(pipeline, part.name), part)
+        setattr(pipeline, part.name, network)""",
     "custom_diffusion": READ
     + BASE
-    + """# without _pipeline diffusers 0.42 reads the file and sets nothing; transformers (SD-3): personalize export RUN --format merged
-pipeline.unet.load_attn_procs(
-    "custom_diffusion", weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline
-)
+    + """# Without _pipeline diffusers 0.42 reads the file and sets nothing.
+# A transformer (SD-3) has no load_attn_procs: personalize export RUN --format merged
+weights = "pytorch_custom_diffusion_weights.safetensors"
+pipeline.unet.load_attn_procs("custom_diffusion", weight_name=weights, _pipeline=pipeline)
 """
     + WORDS.format(folder="custom_diffusion"),
     "token": READ + BASE + WORDS.format(folder="token"),
@@ -60,26 +66,29 @@ pipeline.unet.load_attn_procs(
 
 
 def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mapping) -> None:
-    """README.md in `folder`: front matter that the hub reads, the command, how to open the weights, settings, measures."""
-    front = {
-        "base_model": public_name(config.get("pretrained_model_name_or_path")),
-        "instance_prompt": config.get("instance_prompt"),
-        "library_name": "diffusers",
-        "tags": ["text-to-image", "diffusers", "driftlab", f"objective-{config.get('objective')}"],
-    }
+    """README.md in `folder`: front matter that the hub reads, the command, how to open the weights,
+    settings, measures.
+    """
+    front = ModelCardData(
+        base_model=public_name(config.get("pretrained_model_name_or_path")),
+        library_name="diffusers",
+        tags=["text-to-image", "diffusers", "driftlab", f"objective-{config.get('objective')}"],
+        instance_prompt=config.get("instance_prompt"),
+    )
     kind = TRAINING_KINDS.get(config.get("train"))
     code = CODE[kind.leaves[0]] if kind else ""
     if kind and kind.words and config.get("train_text_encoder"):  # no other file holds that
         code = "# first: personalize export RUN --format merged --out pipeline\n" + CODE["merged"]
     text = CARD.format(
-        front="\n".join(f"{k}: {_yaml(v)}" for k, v in front.items() if v),
+        front="\n".join(f"{k}: {_yaml(v)}" for k, v in front.to_dict().items()),
         title=_inline(config.get("instance_prompt") or "") or "A personalized model",
         command=_fenced(_shown(command)),
         usage=USAGE.format(code=code) if code else "",
         settings=_table("setting", config),
         measured=_table("measured", metrics),
     )
-    write_atomic(Path(folder) / "README.md", text.encode(errors="replace"))
+    card = ModelCard(text.encode(errors="replace").decode())  # refuses front matter that is no YAML
+    write_atomic(Path(folder) / "README.md", str(card))
 
 
 def public_name(source: str | None) -> str | None:
@@ -96,7 +105,10 @@ def _shown(value) -> str:
 
 
 def _yaml(value) -> str:
-    """JSON is YAML, once what YAML calls unprintable is escaped."""
+    """JSON is YAML, once what YAML calls unprintable is escaped.
+
+    ModelCardData.to_yaml would write a prompt with a line "---" so that ModelCard ends there.
+    """
     special = "[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
     text = json.dumps(value, ensure_ascii=False)
     return re.sub(special, lambda c: f"\\u{ord(c[0]):04x}", text)

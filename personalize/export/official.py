@@ -1,4 +1,6 @@
-"""Each format opened by its official loader, as its documentation says: what `formats.checked` compares a run with."""
+"""Each format opened by its official loader, as its documentation says: what `formats.checked`
+compares a run with.
+"""
 
 from pathlib import Path
 
@@ -37,7 +39,9 @@ def open_words(pipeline, folder: Path) -> None:
         for key, rows in tensors.items():
             encoder = getattr(pipeline, names[key])
             tokenizer = getattr(pipeline, names[key].replace("text_encoder", "tokenizer"))
-            pipeline.load_textual_inversion(rows, token=file.stem, text_encoder=encoder, tokenizer=tokenizer)  # fmt: skip
+            pipeline.load_textual_inversion(
+                rows, token=file.stem, text_encoder=encoder, tokenizer=tokenizer
+            )
 
 
 def open_custom_diffusion(pipeline, folder: Path) -> None:

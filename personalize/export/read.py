@@ -1,4 +1,6 @@
-"""Put what a run left back onto its base: one reader for each folder that a run can hold. Unmatched keys are errors.
+"""Put what a run left back onto its base: one reader for each folder that a run can hold.
+
+Unmatched keys are errors.
 
 The model is then what it was while it trained: `Model.base` works, and it can be exported again.
 """
@@ -42,7 +44,10 @@ def _all_placed(where: str, held: dict[str, Tensor], networks: list) -> None:
     """Loaders pass over what they do not know, and leave at its start what they do not find."""
     placed = sum(len(get_peft_model_state_dict(n, save_embedding_layers=False)) for n in networks)
     if placed != len(held):
-        raise UserError(f"{where} holds {len(held)} tensors, and {placed} of the adapter's have a place in the base")  # fmt: skip
+        raise UserError(
+            f"{where} holds {len(held)} tensors, and {placed} of the adapter's have a place in "
+            "the base"
+        )
 
 
 def read_peft(model: Model, folder: Path, config: dict) -> str:
@@ -58,7 +63,9 @@ def read_peft(model: Model, folder: Path, config: dict) -> str:
         state = {k.removeprefix("base_model.model."): v for k, v in state.items()}
         report = set_peft_model_state_dict(model.parts[part.name], state)
         if report.unexpected_keys:
-            raise UserError(f"{part} holds {report.unexpected_keys[0]!r}, which the base has no place for")  # fmt: skip
+            raise UserError(
+                f"{part} holds {report.unexpected_keys[0]!r}, which the base has no place for"
+            )
         _all_placed(str(part), state, [model.parts[part.name]])
     return next(
         name for name, kind in TRAINING_KINDS.items() if kind.adapter == adapter.peft_type.value
@@ -71,7 +78,11 @@ def read_words(model: Model, folder: Path, config: dict) -> str:
     if words := new_words(*names, config.get("num_vectors", 1)):
         add_words(model, words)
     encoders = {f"{part}.safetensors": part for part in model.trainable_text_encoders}
-    files = [f for f in sorted(folder.glob("*.safetensors")) if f.name not in (CROSS_ATTENTION, *encoders)]  # fmt: skip
+    files = [
+        f
+        for f in sorted(folder.glob("*.safetensors"))
+        if f.name not in (CROSS_ATTENTION, *encoders)
+    ]
     for name, part in encoders.items():
         if (folder / name).exists():
             put_weights(model, part, load_file(folder / name), str(folder / name))
@@ -101,7 +112,11 @@ def _word(model: Model, file: Path) -> tuple[str, dict[str, Tensor]]:
 
 def read_custom_diffusion(model: Model, folder: Path, config: dict) -> str:
     state = load_file(folder / CROSS_ATTENTION)
-    weights = {k.replace(".processor.", ".").replace("_custom_diffusion", ""): v for k, v in state.items() if v.numel()}  # fmt: skip
+    weights = {
+        k.replace(".processor.", ".").replace("_custom_diffusion", ""): v
+        for k, v in state.items()
+        if v.numel()
+    }
     put_weights(model, model.family.denoiser, weights, str(folder))
     read_words(model, folder, config)
     return "custom_diffusion"
@@ -109,11 +124,17 @@ def read_custom_diffusion(model: Model, folder: Path, config: dict) -> str:
 
 @torch.no_grad()
 def put_weights(model: Model, part: str, weights: dict[str, Tensor], where: str) -> None:
-    """Weights of a network by their names; the base's own are kept apart. Raises UserError for a name or shape that does not fit."""
+    """Weights of a network by their names; the base's own are kept apart.
+
+    Raises UserError for a name or shape that does not fit.
+    """
     own = dict(model.parts[part].named_parameters())
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
-            raise UserError(f"{where} holds {name!r} of shape {tuple(value.shape)}, which the base has no place for")  # fmt: skip
+            raise UserError(
+                f"{where} holds {name!r} of shape {tuple(value.shape)}, which the base has no "
+                "place for"
+            )
     model.keep_base([own[name] for name in weights])
     for name, value in weights.items():
         own[name].copy_(value)

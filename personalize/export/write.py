@@ -1,20 +1,16 @@
 """Weights in the formats that others open.
 
-    save_pipeline   a diffusers folder                      DiffusionPipeline.from_pretrained(folder)
-    save_lora       pytorch_lora_weights.safetensors        pipeline.load_lora_weights(folder)          scale kept in the header
-    save_peft       unet/ and text_encoder/, PEFT's own     PeftModel.from_pretrained(pipeline.unet, folder / "unet")
-    save_merged     the pipeline with W + s B A             DiffusionPipeline.from_pretrained(folder)
+    save_pipeline   a diffusers folder
+    save_lora       pytorch_lora_weights.safetensors, its scale kept in the header
+    save_peft       unet/ and text_encoder/, PEFT's own
+    save_merged     a diffusers folder with W + s B A
 
-A folder appears whole under its name (temporary name, fsync, manifest.json last, rename) or the old one stays. `load_run` opens what a
-run left.
+A folder appears whole under its name or the old one stays (toy2d.runs.folder.whole_folder).
+`load_run` opens what a run left.
 """
 
-import contextlib
 import copy
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +18,6 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -30,54 +25,16 @@ from personalize.export.model_card import public_name
 from personalize.export.read import READERS
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from toy2d.runs.files import RunFailure, UserError, verify_manifest, write_manifest
-
-
-@contextlib.contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder to fill; on leaving it takes the name `folder`, replacing one of ours.
-
-    A kill between the two renames of a replacement leaves neither; what any kill leaves is hidden and cleared the next time.
-    Raises UserError if `folder` holds something without a manifest, RunFailure if the disk refuses.
-    """
-    folder = Path(folder)
-    if folder.exists() and not _ours(folder):
-        raise UserError(f"{folder} holds files that are not ours; choose another folder")
-    temporary, old = (folder.with_name(f".{folder.name}.{word}.tmp") for word in ("new", "old"))
-    for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _flush(temporary)
-        write_manifest(temporary)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-    except (OSError, SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise RunFailure(f"cannot write {folder}: {reason}; free some space") from e
-    finally:
-        for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _ours(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    return (folder / "manifest.json").exists() or not any(folder.iterdir())
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as f:
-                os.fsync(f.fileno())
+from toy2d.runs.files import UserError, verify_manifest
+from toy2d.runs.folder import whole_folder
 
 
 # ---- the four formats
 def save_pipeline(model: Model, folder: str | Path) -> None:
-    """The whole pipeline as it is now. Raises ValueError while it carries adapters: `save_merged` is meant then."""
+    """The whole pipeline as it is now.
+
+    Raises ValueError while it carries adapters: `save_merged` is meant then.
+    """
     if any(getattr(part, "peft_config", None) for part in model.parts.values()):
         raise ValueError(
             "save_pipeline of a model with adapters: use save_merged, save_lora or save_peft"
@@ -87,7 +44,9 @@ def save_pipeline(model: Model, folder: str | Path) -> None:
 
 
 def save_merged(model: Model, folder: str | Path) -> None:
-    """The pipeline with every adapter merged into its weight, in that weight's dtype (a copy: the model goes on training)."""
+    """The pipeline with every adapter merged into its weight, in that weight's dtype (a copy: the
+    model goes on training).
+    """
     merged = {name: _merged(part) for name, part in _adapted(model).items()}
     pipeline = type(model.pipeline)(**{**model.pipeline.components, **merged}, **_flags(model))
     with whole_folder(folder) as f:
@@ -95,13 +54,16 @@ def save_merged(model: Model, folder: str | Path) -> None:
 
 
 def save_lora(model: Model, folder: str | Path) -> None:
-    """`pytorch_lora_weights.safetensors` with diffusers' keys, and PEFT's configuration in its header so that alpha != rank survives."""
+    """`pytorch_lora_weights.safetensors` with diffusers' keys, and PEFT's configuration in its
+    header so that alpha != rank survives.
+    """
     layers = {}
     for name, part in _adapted(model).items():
         state = adapter_state(part)
         if name not in model.family.peft_keys:
             state = convert_state_dict_to_diffusers(state)
-        # the text encoder's keys as older transformers had them: newer loaders take both, older ones only this
+        # the text encoder's keys as older transformers had them: newer loaders take both, older
+        # ones only this
         old = "text_model." if hasattr(part, "encoder") else ""
         layers[f"{name}_lora_layers"] = {old + k: v.detach().cpu() for k, v in state.items()}
         config = part.peft_config["default"].to_dict()
@@ -128,7 +90,10 @@ def save_peft(model: Model, folder: str | Path) -> None:
 
 
 def adapter_state(part: nn.Module) -> dict[str, torch.Tensor]:
-    """PEFT's own names. Embeddings are never adapted here; the default would look for a vocabulary on the hub."""
+    """PEFT's own names.
+
+    Embeddings are never adapted here; the default would look for a vocabulary on the hub.
+    """
     return get_peft_model_state_dict(part, save_embedding_layers=False)
 
 
@@ -163,15 +128,17 @@ def _flags(model: Model) -> dict:
 def load_run(folder: str | Path, base: bool = False, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a run folder with its trained weights; `base` leaves them out.
 
-    Full training left a pipeline; everything else is put back onto the base that config.json names (reopen.py), so `Model.base()` works.
-    Raises UserError for a folder that is no run, is not finished, is damaged, or whose base has changed since.
+    Full training left a pipeline; everything else is put back onto the base that config.json names
+    (reopen.py), so `Model.base()` works. Raises UserError for a folder that is no run, is not
+    finished, is damaged, or whose base has changed since.
     """
     folder = Path(folder).expanduser()
     config = _read_json(folder / "config.json")
     trained = next((folder / n for n in ("pipeline", *READERS) if (folder / n).is_dir()), None)
     if not base and trained is None:
         raise UserError(
-            f"{folder} holds no trained weights yet ({', '.join(('pipeline', *READERS))}): finish the run"
+            f"{folder} holds no trained weights yet ({', '.join(('pipeline', *READERS))}): "
+            "finish the run"
         )
     if not base and not verify_manifest(trained):
         raise UserError(
@@ -184,7 +151,9 @@ def load_run(folder: str | Path, base: bool = False, dtype: torch.dtype = torch.
     name = config.get("pretrained_model_name_or_path")
     if not isinstance(name, str):
         raise UserError(f"{folder}/config.json names no base model")
-    model = load(name, config.get("revision"), config.get("variant"), dtype, config.get("without_t5", False))  # fmt: skip
+    model = load(
+        name, config.get("revision"), config.get("variant"), dtype, config.get("without_t5", False)
+    )
     _check_base(model, folder)
     if not base:
         model.hash()
@@ -200,7 +169,8 @@ def _check_base(model: Model, folder: Path) -> None:
     )
     if recorded and recorded != model.hash():
         raise UserError(
-            f"the base model {model.source} has changed since this run ({recorded} then, {model.hash()} now); "
+            f"the base model {model.source} has changed since this run ({recorded} then, "
+            f"{model.hash()} now); "
             "put the old one back"
         )
 

@@ -16,13 +16,33 @@ WEIGHTS = FOLDER / "weights"
 # of its pictures; with less they are more diverse, and more often of another class (quality.json)
 GUIDANCE = 2.0
 CLASSES = (
-    "dog", "cat", "fox", "bear", "panda", "koala", "tiger", "lion",
-    "cow", "pig", "frog", "monkey", "penguin", "rabbit", "mouse", "owl",
-)  # fmt: skip
+    "dog",
+    "cat",
+    "fox",
+    "bear",
+    "panda",
+    "koala",
+    "tiger",
+    "lion",
+    "cow",
+    "pig",
+    "frog",
+    "monkey",
+    "penguin",
+    "rabbit",
+    "mouse",
+    "owl",
+)
 SCENES = (
-    "on the beach", "in the snow", "at night", "in the forest",
-    "in the desert", "in the city", "in the meadow", "under water",
-)  # fmt: skip
+    "on the beach",
+    "in the snow",
+    "at night",
+    "in the forest",
+    "in the desert",
+    "in the city",
+    "in the meadow",
+    "under water",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,11 @@ class Subject:
 def is_mini(name: str) -> bool:
     """Is it the mini base, by its name or its folder? Nothing is opened or hashed."""
     return name == "mini" or Path(name).expanduser().resolve() == (WEIGHTS / "model").resolve()
+
+
+def is_folder(name: str) -> bool:
+    """Is the base a pipeline folder here (the mini is one), not a hub id?"""
+    return is_mini(name) or Path(name).expanduser().is_dir()
 
 
 def usual_guidance(base: str) -> float:

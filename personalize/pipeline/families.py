@@ -1,12 +1,15 @@
-"""What differs between backbones: a `Family` is names, a few small functions, and the field's habits. The next one is another value.
+"""What differs between backbones: a `Family` is names, a few small functions, and the field's
+habits. The next one is another value.
 
-The pipeline's own classes do all the work; every number (betas, shift, prediction type, lengths) is read from its configuration files.
+The pipeline's own classes do all the work; every number (betas, shift, prediction type, lengths) is
+read from its configuration files.
 
-    family   denoiser               text                                  predicts       told besides the text
-    SD15     UNet                   one CLIP                              eps or v
-    SDXL     UNet                   two CLIPs, the second's pooled too    eps or v       the frame: original size, crop corner, target size
-    SD3      multimodal transformer two CLIPs, both pooled too, and T5    flow
+    family   denoiser                 text                                  predicts
+    SD15     UNet                     one CLIP                              eps or v
+    SDXL     UNet                     two CLIPs, the second's pooled too    eps or v
+    SD3      multimodal transformer   two CLIPs, both pooled too, and T5    flow
 
+SDXL is told the frame too: original size, crop corner, target size.
 Shapes: B batch, L tokens, E their size; x_t is B C h w.
 """
 
@@ -33,7 +36,10 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' word -> ours
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between backbones. `encode(pipeline, prompts) -> cond`; `call(denoiser, x_t, t, cond) -> its output`."""
+    """What differs between backbones.
+
+    `encode(pipeline, prompts) -> cond`; `call(denoiser, x_t, t, cond) -> its output`.
+    """
 
     name: str
     pipeline_class: type[DiffusionPipeline]
@@ -101,14 +107,17 @@ def _call_sd3(denoiser, x_t, t, cond):
 
 # ---- the scheduler's configuration -> Schedule
 def from_diffusers(scheduler) -> Schedule:
-    """The schedule that a diffusers scheduler was configured with: its own alphas_cumprod and prediction type.
+    """The schedule that a diffusers scheduler was configured with: its own alphas_cumprod and
+    prediction type.
 
-    Raises UserError for what the objectives cannot use, naming it: another prediction type, or zero terminal SNR.
+    Raises UserError for what the objectives cannot use, naming it: another prediction type, or zero
+    terminal SNR.
     """
     word = scheduler.config.get("prediction_type", "epsilon")
     if word not in PREDICTIONS or not hasattr(scheduler, "alphas_cumprod"):
         raise UserError(
-            f"the model predicts {word!r} under a {type(scheduler).__name__}; personalize knows {', '.join(PREDICTIONS)} "
+            f"the model predicts {word!r} under a {type(scheduler).__name__}; personalize "
+            f"knows {', '.join(PREDICTIONS)} "
             "with a table alphas_cumprod: choose another base model"
         )
     try:
@@ -118,15 +127,18 @@ def from_diffusers(scheduler) -> Schedule:
 
 
 def from_flow_matching(scheduler) -> Schedule:
-    """The table s_t of a FlowMatchEulerDiscreteScheduler, shifted as its configuration says, and the timesteps the network knows.
+    """The table s_t of a FlowMatchEulerDiscreteScheduler, shifted as its configuration says, and
+    the timesteps the network knows.
 
-    Its last node is pure noise (s = 1, alpha_bar = 0), where a step of the ancestral chain would be 0/0: there beta is clipped at
-    .999 (Nichol & Dhariwal 2021), which moves s by 1e-5. Raises UserError for a shift that depends on the resolution.
+    Its last node is pure noise (s = 1, alpha_bar = 0), where a step of the ancestral chain would be
+    0/0: there beta is clipped at .999 (Nichol & Dhariwal 2021), which moves s by 1e-5. Raises
+    UserError for a shift that depends on the resolution.
     """
     c = scheduler.config
     if "shift" not in c or c.get("use_dynamic_shifting") or c.get("shift_terminal"):
         raise UserError(
-            f"the model's {type(scheduler).__name__} has no fixed shift; SD-3 needs a FlowMatchEulerDiscreteScheduler: "
+            f"the model's {type(scheduler).__name__} has no fixed shift; SD-3 needs a "
+            "FlowMatchEulerDiscreteScheduler: "
             "choose another base model"
         )
     u = torch.arange(1, c.num_train_timesteps + 1, dtype=torch.float64) / c.num_train_timesteps

@@ -5,7 +5,9 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Their warnings are about their own optional parts, and to each other about versions to come; ours are errors."""
+    """Their warnings are about their own optional parts, and to each other about versions to come;
+    ours are errors.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -1,6 +1,7 @@
 """Load a pipeline; choose.py says what of it trains.
 
-Weights are safetensors only, every network must be whole, and no code from a model folder ever runs.
+Weights are safetensors only, every network must be whole, and no code from a model folder ever
+runs.
 """
 
 import re
@@ -33,11 +34,12 @@ def load(
     dtype: torch.dtype = torch.float32,
     without_t5: bool = False,
 ) -> Model:
-    """A model from a pipeline folder, a hub id (the local cache serves when there is no network), or "mini", the one that ships here.
+    """A model from a pipeline folder, a hub id (the local cache serves when there is no network),
+    or "mini", the one that ships here.
 
-    `dtype` is that of the denoiser and the text encoders; the VAE stays in float32, because it runs once per picture and half
-    precision overflows in some. The safety checker is left out, and SD-3's T5 if asked. Raises UserError that says what is missing and
-    what to do.
+    `dtype` is that of the denoiser and the text encoders; the VAE stays in float32, because it runs
+    once per picture and half precision overflows in some. The safety checker is left out, and
+    SD-3's T5 if asked. Raises UserError that says what is missing and what to do.
     """
     folder = model_folder() if name_or_path == "mini" else Path(name_or_path).expanduser()
     name = str(folder if folder.is_dir() else name_or_path)
@@ -68,7 +70,9 @@ def load(
 
 
 def _text_encoders(name, family, config, without_t5) -> list[str]:
-    """Those to load: all of the family's, but for an optional one that the folder lacks or the user does without."""
+    """Those to load: all of the family's, but for an optional one that the folder lacks or the user
+    does without.
+    """
     if without_t5 and not family.optional:
         raise UserError(f"--without_t5 has no effect: {name} has no T5")
     there = [p for p in family.text_encoders if (config.get(p) or [None])[0] is not None]
@@ -83,7 +87,9 @@ def _left_out(family, encoders) -> dict[str, None]:
 
 
 def _text_encoder(name, part, config, dtype, where) -> nn.Module:
-    """Loaded apart from the pipeline, because transformers fills missing weights at random and only says so in a log."""
+    """Loaded apart from the pipeline, because transformers fills missing weights at random and only
+    says so in a log.
+    """
     kind = getattr(transformers, config[part][1])
     encoder, report = kind.from_pretrained(
         name, subfolder=part, dtype=dtype, output_loading_info=True, **where
@@ -97,12 +103,14 @@ def _family(name: str, config: dict[str, Any]) -> Family:
     word = config.get("_class_name")
     if not isinstance(word, str) or word not in FAMILIES:
         raise UserError(
-            f"{name} is a {word!r}; personalize trains {', '.join(FAMILIES)} (SD-1.x, SD-2.x, SDXL, SD-3): choose such a base model"
+            f"{name} is a {word!r}; personalize trains {', '.join(FAMILIES)} (SD-1.x, SD-2.x, "
+            "SDXL, SD-3): choose such a base model"
         )
     for part, value in config.items():
         if isinstance(value, list | tuple) and value[0] not in LIBRARIES:
             raise UserError(
-                f"{name} asks for code of its own ({part}: {value[0]}.{value[1]}), which is never run; "
+                f"{name} asks for code of its own ({part}: {value[0]}.{value[1]}), which is "
+                "never run; "
                 "choose a model made of diffusers' and transformers' classes"
             )
     return FAMILIES[word]
@@ -119,6 +127,7 @@ def _cannot_load(name: str, variant: str | None, error: Exception) -> str:
             "every network must be whole and in safetensors"
         )
     return (
-        f"{name} is neither a folder here nor a model that the hub or its local cache gave ({reason}); "
+        f"{name} is neither a folder here nor a model that the hub or its local cache gave "
+        f"({reason}); "
         "check the spelling and the network, or pass a pipeline folder"
     )

@@ -2,8 +2,8 @@
 
 What differs between backbones is in its `Family` (families.py); nothing here asks which one it is.
 
-Shapes: B batch, C latent channels, h w latent size, f = 2^(VAE levels - 1), H = f h, W = f w pixels.
-cond: a dict of tensors, batch first, handed through unread; only the family knows its keys.
+Shapes: B batch, C latent channels, h w latent size, f = 2^(VAE levels - 1), H = f h, W = f w
+pixels. cond: a dict of tensors, batch first, handed through unread; only the family knows its keys.
 """
 
 import contextlib
@@ -44,7 +44,9 @@ class Model:
         self.denoiser = getattr(self.pipeline, self.family.denoiser)
         self.schedule = self.family.schedule(self.pipeline.scheduler)
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
-            warnings.warn("the VAE overflows in float16 (force_upcast): it computes in float32", stacklevel=3)  # fmt: skip
+            warnings.warn(
+                "the VAE overflows in float16 (force_upcast): it computes in float32", stacklevel=3
+            )
             self.vae.float()
         for part in self.parts.values():
             part.requires_grad_(False).eval()
@@ -82,7 +84,9 @@ class Model:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the denoiser computes in, here and now: autocast's choice, or that of its own weights."""
+        """What the denoiser computes in, here and now: autocast's choice, or that of its own
+        weights.
+        """
         kind = self.device.type
         if torch.is_autocast_enabled(kind):
             return torch.get_autocast_dtype(kind)
@@ -99,14 +103,18 @@ class Model:
         return self.parts[self.family.denoiser].config.sample_size * self.latent_scale
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of a square picture. Raises UserError for one that the denoiser's levels or patches do not fit."""
+        """(C, h, w) of a square picture.
+
+        Raises UserError for one that the denoiser's levels or patches do not fit.
+        """
         config, f = self.parts[self.family.denoiser].config, self.latent_scale
         divisor, largest = self.family.fits(config)
         multiple = f * divisor
         if resolution < multiple or resolution % multiple or resolution > f * largest:
             near = max(1, round(min(resolution, f * largest) / multiple)) * multiple
             raise UserError(
-                f"resolution {resolution} does not fit this model: it must be a multiple of {multiple}"
+                f"resolution {resolution} does not fit this model: it must be a multiple of "
+                f"{multiple}"
                 f"{f' up to {f * largest}' if resolution > f * largest else ''}, try {near}"
             )
         return config.in_channels, resolution // f, resolution // f
@@ -119,7 +127,9 @@ class Model:
 
     # ---- the four things a pipeline does
     def lost_text(self, prompt: str) -> str:
-        """The end of a prompt that no text encoder will see (CLIP reads 77 tokens, T5 256); empty when one sees all."""
+        """The end of a prompt that no text encoder will see (CLIP reads 77 tokens, T5 256); empty
+        when one sees all.
+        """
         ends = []
         for name in self.text_encoder_names:
             tokenizer = getattr(self.pipeline, name.replace("text_encoder", "tokenizer"))
@@ -128,7 +138,9 @@ class Model:
         return min(ends, key=len)
 
     def encode_prompts(self, prompts: list[str]) -> Cond:
-        """The pipeline's own text encoding, one row per prompt; differentiable when the text encoder trains."""
+        """The pipeline's own text encoding, one row per prompt; differentiable when the text
+        encoder trains.
+        """
         with contextlib.ExitStack() as stack:
             for encoder in self.text_encoders:
                 stack.enter_context(self._resident(encoder))
@@ -136,7 +148,8 @@ class Model:
         return {k: v.to(self.device) for k, v in cond.items()}
 
     def unread(self, part: str) -> list[str]:
-        """The modules of a text encoder that no embedding depends on (SDXL reads its first one's last layer but one); else empty.
+        """The modules of a text encoder that no embedding depends on (SDXL reads its first one's
+        last layer but one); else empty.
 
         They would get no gradient: they neither train nor carry adapters.
         """
@@ -149,11 +162,15 @@ class Model:
         grads = torch.autograd.grad(read, weights, allow_unused=True)
         for w in weights:
             w.requires_grad_(False)
-        return sorted({n.rpartition(".")[0] for n, g in zip(names, grads, strict=True) if g is None})  # fmt: skip
+        return sorted(
+            {n.rpartition(".")[0] for n, g in zip(names, grads, strict=True) if g is None}
+        )
 
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (B C h w) of the latents of pixels (B 3 H W) in [-1, 1], scaled as the denoiser sees them."""
+        """Mean and standard deviation (B C h w) of the latents of pixels (B 3 H W) in [-1, 1],
+        scaled as the denoiser sees them.
+        """
         config = self.vae.config
         with self._resident(self.vae), self._without_autocast():
             law = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
@@ -180,14 +197,18 @@ class Model:
         """Where others draw black."""
         if not torch.isfinite(made).all():
             raise RunFailure(
-                f"the VAE's {what} are not finite numbers in {str(self.vae.dtype).removeprefix('torch.')}: "
-                "its weights overflow there or are damaged; load it in float32, or download the model again"
+                f"the VAE's {what} are not finite numbers in "
+                f"{str(self.vae.dtype).removeprefix('torch.')}: "
+                "its weights overflow there or are damaged; load it in float32, or download "
+                "the model again"
             )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The denoiser's output (a `Predict`), computed in its own dtype, returned in x_t's. t as in `schedule.timesteps`.
+        """The denoiser's output (a `Predict`), computed in its own dtype, returned in x_t's. t as
+        in `schedule.timesteps`.
 
-        A backbone that is told the frame of a picture, and was not, is told that x_t shows all of it.
+        A backbone that is told the frame of a picture, and was not, is told that x_t shows all of
+        it.
         """
         dtype = next(self.denoiser.parameters()).dtype
         if self.family.framed and "frame" not in cond:
@@ -203,9 +224,11 @@ class Model:
     # ---- the frozen base
     @contextlib.contextmanager
     def base(self) -> Iterator["Model"]:
-        """Inside, everything answers as the base model did: adapters off, the few weights that were kept apart put back.
+        """Inside, everything answers as the base model did: adapters off, the few weights that were
+        kept apart put back.
 
-        Raises RuntimeError after `choose(train="full")`: those weights are gone; cache the base's outputs before training.
+        Raises RuntimeError after `choose(train="full")`: those weights are gone; cache the base's
+        outputs before training.
         """
         if self.trained in TRAINING_KINDS and not TRAINING_KINDS[self.trained].keeps_base:
             raise RuntimeError(
@@ -253,7 +276,9 @@ class Model:
                 part.train(modes[name])
 
     def hash(self) -> str:
-        """16 hex digits of the base's weights (denoiser, text encoders, VAE) as loaded; `choose` takes it before anything trains."""
+        """16 hex digits of the base's weights (denoiser, text encoders, VAE) as loaded; `choose`
+        takes it before anything trains.
+        """
         if not self._hash:
             weights = {
                 f"{part}.{name}": w
@@ -265,7 +290,7 @@ class Model:
 
     # ---- memory
     def unload(self, what: Literal["vae", "text_encoders"]) -> None:
-        """Park a part in the host's memory; a later use brings it back for the length of that call."""
+        """Park a part in the host's memory; a use brings it back for the length of the call."""
         for module in [self.vae] if what == "vae" else self.text_encoders:
             if any(p.requires_grad for p in module.parameters()):
                 raise ValueError(f"{what} cannot be unloaded: it trains")

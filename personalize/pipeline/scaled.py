@@ -1,8 +1,10 @@
-"""The real architectures with every width scaled and random weights: what a step costs, with nothing to download.
+"""The real architectures with every width scaled and random weights: what a step costs, with
+nothing to download.
 
-Sizes are those in the config.json files of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0 and stable-diffusion-3-medium; at width 320
-they are exactly those networks. Heads and layers stay as many, so that a smaller one has the same shape of cost. Only the vocabulary is
-tiny's: its tokenizers know a few hundred words, the embedding tables have all their rows.
+Sizes are those in the config.json files of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0 and
+stable-diffusion-3-medium; at width 320 they are exactly those networks. Heads and layers stay as
+many, so that a smaller one has the same shape of cost. Only the vocabulary is tiny's: its
+tokenizers know a few hundred words, the embedding tables have all their rows.
 """
 
 import torch
@@ -23,7 +25,10 @@ T5_XXL = {"heads": 64, "layers": 24}  # 4096
 
 
 def random_pipeline(kind: str = "sd15", width: int = 320, seed: int = 0) -> DiffusionPipeline:
-    """`kind`: sd15, sdxl or sd3. `width`: of the UNet's first level in SD-1.5; all others follow in proportion."""
+    """`kind`: sd15, sdxl or sd3.
+
+    `width`: of the UNet's first level in SD-1.5; all others follow in proportion.
+    """
     pipeline = tiny(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -41,7 +46,11 @@ def _sd15(width: int, tokenizer) -> dict:
         norm_num_groups=_groups(width),
     )
     vae = _vae(width, latent_channels=4, sample_size=512, scaling_factor=0.18215)
-    return {"unet": unet, "vae": vae, "text_encoder": _clip(CLIPTextModel, width, tokenizer, **CLIP_L)}  # fmt: skip
+    return {
+        "unet": unet,
+        "vae": vae,
+        "text_encoder": _clip(CLIPTextModel, width, tokenizer, **CLIP_L),
+    }
 
 
 def _sdxl(width: int, tokenizer) -> dict:

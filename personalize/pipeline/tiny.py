@@ -1,6 +1,8 @@
-"""Pipelines for trying things: the real classes of SD-1.5, SDXL and SD-3, random weights, a vocabulary of common prompt words.
+"""Pipelines for trying things: the real classes of SD-1.5, SDXL and SD-3, random weights, a
+vocabulary of common prompt words.
 
-The whole code runs on it offline in seconds. It learns nothing worth looking at; the mini base model is for that.
+The whole code runs on it offline in seconds. It learns nothing worth looking at; the mini base
+model is for that.
 """
 
 from collections import Counter
@@ -49,9 +51,11 @@ def tiny(
     prediction: Literal["epsilon", "v_prediction"] = "epsilon",
     seed: int = 0,
 ) -> DiffusionPipeline:
-    """The kind's pipeline with a million random weights: 64 px, f = 8, its own scheduler and text encoders. Saved in `folder` if given.
+    """The kind's pipeline with a million random weights: 64 px, f = 8, its own scheduler and text
+    encoders. Saved in `folder` if given.
 
-    Every word of WORDS is one token; CLIP spells others in bytes, as it does, so that any caption can be encoded; T5 reads "unknown".
+    Every word of WORDS is one token; CLIP spells others in bytes, as it does, so that any caption
+    can be encoded; T5 reads "unknown".
     """
     if kind not in BUILD:
         raise ValueError(f"tiny knows {', '.join(BUILD)}, not {kind!r}")
@@ -199,7 +203,9 @@ def _t5_tokenizer() -> T5Tokenizer:
 
 
 def word_tokenizer(words: set[str], length: int = 77) -> CLIPTokenizer:
-    """Byte-pair merges learnt on the words alone until every one is one token; the same in every process. Prompts of `length` tokens."""
+    """Byte-pair merges learnt on the words alone until every one is one token; the same in every
+    process. Prompts of `length` tokens.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = _byte_pair_merges(words)
     tokens = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges)]
@@ -209,7 +215,9 @@ def word_tokenizer(words: set[str], length: int = 77) -> CLIPTokenizer:
 
 
 def _byte_pair_merges(words: set[str]) -> list[tuple[str, str]]:
-    """The commonest neighbours first, ties by spelling (tokenizers' own trainer breaks them by chance)."""
+    """The commonest neighbours first, ties by spelling (tokenizers' own trainer breaks them by
+    chance).
+    """
     split = [[*w[:-1], w[-1] + "</w>"] for w in words]
     merges = []
     while counts := Counter(pair for w in split for pair in pairwise(w)):

@@ -27,7 +27,9 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 def parse(
     prog: str, commands: dict[str, Callable], description: str, args: list[str] | None = None
 ):
-    """tyro's subcommands, run; tyro's boxed complaint becomes one line `prog: what; what to do` with exit code 2."""
+    """tyro's subcommands, run; tyro's boxed complaint becomes one line `prog: what; what to do`
+    with exit code 2.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -46,7 +48,9 @@ def parse(
 
 
 def _deferred(command: Callable) -> Callable:
-    """The same signature, but calling it only binds the arguments: the work must not run while stderr is captured."""
+    """The same signature, but calling it only binds the arguments: the work must not run while
+    stderr is captured.
+    """
 
     @functools.wraps(command)
     def bind(*args: Any, **kwargs: Any):
@@ -74,7 +78,9 @@ def one_line(box: str, help_command: str = "--help") -> str:
 
 
 class Signalled(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, raised where SIGINT raises KeyboardInterrupt, so that a run records it alike."""
+    """SIGTERM or SIGHUP, raised where SIGINT raises KeyboardInterrupt, so that a run records it
+    alike.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -83,7 +89,10 @@ class Signalled(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def raised_signals():
-    """Inside, SIGTERM and SIGHUP raise Signalled. A signal that is ignored (nohup) stays ignored."""
+    """Inside, SIGTERM and SIGHUP raise Signalled.
+
+    A signal that is ignored (nohup) stays ignored.
+    """
 
     def raise_it(number, frame):
         raise Signalled(number)
@@ -101,7 +110,10 @@ def raised_signals():
 
 
 def guard(main: Callable[[], Any], prog: str) -> int:
-    """Run `main`; a fault that a person can mend is one line on stderr, not a traceback. Returns the exit code."""
+    """Run `main`; a fault that a person can mend is one line on stderr, not a traceback.
+
+    Returns the exit code.
+    """
     with_open_streams()
     try:
         code = _guarded(main, prog)
@@ -138,7 +150,9 @@ def _end(prog: str, reason: Any, code: int) -> int:
 
 
 def with_open_streams() -> None:
-    """Stand in for streams that were closed before we began (`>&-`): what is said then goes nowhere."""
+    """Stand in for streams that were closed before we began (`>&-`): what is said then goes
+    nowhere.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115

@@ -1,6 +1,9 @@
-"""Files that appear whole or not at all, and the two faults that a command reports in one line. Imports nothing heavy.
+"""Files that appear whole or not at all, and the two faults that a command reports in one line.
 
-Temporary name on the same file system, fsync, rename: whoever reads sees the old file or the new one.
+Imports nothing heavy.
+
+Temporary name on the same file system, fsync, rename: whoever reads sees the old file or the new
+one.
 """
 
 import contextlib
@@ -20,7 +23,10 @@ class UserError(Exception):
 
 
 class RunFailure(Exception):
-    """Something the machine refused (disk, permission, divergence of everything): one line. Exit code 1."""
+    """Something the machine refused (disk, permission, divergence of everything): one line.
+
+    Exit code 1.
+    """
 
 
 def readable(size: float) -> str:
@@ -37,7 +43,10 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def cannot_write(path: Path, error: OSError, need: int | None = None) -> RunFailure:
-    """The fault that says which file, why not, what a full disk lacks, and what to do. `need`: bytes."""
+    """The fault that says which file, why not, what a full disk lacks, and what to do.
+
+    `need`: bytes.
+    """
     path = Path(path)
     if error.errno in FULL:
         there = next((p for p in (path, *path.parents) if p.is_dir()), Path("."))
@@ -60,7 +69,8 @@ def free_space(folder: Path) -> int:
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path` when the body ends, and goes when the body raises.
+    """A temporary name to write to; it becomes `path` when the body ends, and goes when the body
+    raises.
 
     Raises RunFailure if the disk is full or the folder refuses.
     """
@@ -129,7 +139,10 @@ def file_digest(path: Path) -> dict:
 
 
 def write_manifest(folder: Path, leave_out: tuple[str, ...] = ()) -> None:
-    """manifest.json: size and SHA-256 of every file below `folder`, the mark that it is whole. `leave_out`: names at its top."""
+    """manifest.json: size and SHA-256 of every file below `folder`, the mark that it is whole.
+
+    `leave_out`: names at its top.
+    """
     left = {"manifest.json", *leave_out}
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     named = {str(p.relative_to(folder)): p for p in files}
@@ -143,7 +156,9 @@ def verify_manifest(folder: Path) -> bool:
 
 
 def damage(folder: Path) -> str | None:
-    """The first thing that is wrong with a folder, e.g. "state.safetensors was cut (12 of 60 bytes)"; None if it is whole."""
+    """The first thing that is wrong with a folder, e.g. "state.safetensors was cut (12 of 60
+    bytes)"; None if it is whole.
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if not manifest:
@@ -165,7 +180,9 @@ def damage(folder: Path) -> str | None:
 
 
 def cut_or_missing(folder: Path) -> list[str]:
-    """Names in the manifest whose file is gone or has another size: a glance that reads no contents. ["manifest.json"] if that is."""
+    """Names in the manifest whose file is gone or has another size: a glance that reads no
+    contents. ["manifest.json"] if that is.
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):

@@ -1,9 +1,13 @@
-"""A run folder that survives anything: lock, status, configuration, exact checkpoints. Used at both scales.
+"""A run folder that survives anything: lock, status, configuration, exact checkpoints.
 
-    runs/<scale>/<name>/   config.json  env.json  status.json  history.csv  metrics.json  figures/  checkpoints/
+Used at both scales.
 
-Files appear whole or not at all (temporary name, fsync, rename). A checkpoint is a folder whose manifest.json (size and SHA-256 of each
-file) is written last; a torn or altered one is passed over for the one before it. Nothing is ever unpickled.
+    runs/<scale>/<name>/   config.json  env.json  status.json  history.csv  metrics.json
+                           figures/  checkpoints/
+
+Files appear whole or not at all (temporary name, fsync, rename). A checkpoint is a folder whose
+manifest.json (size and SHA-256 of each file) is written last; a torn or altered one is passed over
+for the one before it. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -57,7 +61,9 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 def save_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """One safetensors file, atomically; written from where the tensors are, without a copy of those on the host."""
+    """One safetensors file, atomically; written from where the tensors are, without a copy of those
+    on the host.
+    """
     own, whole = set(), {}
     for name, tensor in tensors.items():
         t, storage = tensor.detach().cpu().contiguous(), tensor.untyped_storage()
@@ -67,16 +73,84 @@ def save_tensors(
         whole[name] = t
     with appearing(path) as temporary:
         try:
-            save_file(whole, temporary, dict(sorted((metadata or {}).items())) or None)
+            save_file(whole, temporary, metadata)
+            sort_metadata(temporary)
         except SafetensorError as e:
             raise as_os_error(e) from e
 
 
 def as_os_error(e: SafetensorError) -> OSError:
-    """The fault of the disk that safetensors reports as text: "I/O error: No space left on device (os error 28)"."""
+    """The fault of the disk that safetensors reports as text: "I/O error: No space left on device
+    (os error 28)".
+    """
     number = re.search(r"os error (\d+)", str(e))
     code = int(number[1]) if number else errno.EIO
     return OSError(code, os.strerror(code) if number else str(e))
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path, need: int | None = None) -> Iterator[Path]:
+    """A temporary folder to fill; on leaving it gets its manifest and becomes `folder`, replacing an
+    older one of ours.
+
+    A kill leaves the old folder or the new one, or, between the two renames of a replacement,
+    neither; what it leaves besides is hidden and cleared the next time. `need`: bytes, for the
+    message about a full disk. Raises UserError if `folder` holds something without a manifest,
+    RunFailure if the disk refuses.
+    """
+    folder = Path(folder)
+    if folder.exists() and not _ours(folder):
+        raise UserError(f"{folder} holds files that are not ours; choose another folder")
+    new, old = (folder.with_name(f".{folder.name}.{word}.tmp") for word in ("new", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _settle(new)
+        write_manifest(new)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except SafetensorError as e:
+        raise cannot_write(folder, as_os_error(e), need) from e
+    except OSError as e:
+        raise cannot_write(folder, e, need) from e
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _ours(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return (folder / "manifest.json").exists() or not any(folder.iterdir())
+
+
+def _settle(folder: Path) -> None:
+    """Equal tensors become equal bytes, and every file is on the disk."""
+    for path in folder.rglob("*"):
+        if path.suffix == ".safetensors":
+            sort_metadata(path)
+        if path.is_file():
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+
+
+def sort_metadata(file: Path) -> None:
+    """Sort the metadata in the header of a safetensors file, in place: the library writes it in an
+    order that differs from run to run.
+    """
+    with open(file, "rb+") as f:
+        size = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(size))
+        if len(metadata := header.get("__metadata__", {})) < 2:
+            return
+        header = header | {"__metadata__": dict(sorted(metadata.items()))}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # padded with spaces, as the format does; never longer
+            f.seek(8)
+            f.write(text.ljust(size))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -84,7 +158,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def environment(packages: tuple[str, ...] = ("torch", "numpy")) -> dict:
-    """What a reader needs to repeat the run: commit, versions, machine. No home paths, no environment variables."""
+    """What a reader needs to repeat the run: commit, versions, machine.
+
+    No home paths, no environment variables.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*words):
@@ -108,7 +185,8 @@ def environment(packages: tuple[str, ...] = ("torch", "numpy")) -> dict:
 
 
 def same_setting(name: str, old: Any, new: Any) -> bool:
-    """Equal values; folders and paths (by the setting's name) are compared as the places that they name.
+    """Equal values; folders and paths (by the setting's name) are compared as the places that they
+    name.
 
     Where a run folder itself lies (output_dir) is no part of its configuration: it may be moved.
     """
@@ -122,7 +200,9 @@ def same_setting(name: str, old: Any, new: Any) -> bool:
 
 
 class RunFolder:
-    """One run's folder. `with RunFolder(path, config).open() as folder:` holds its lock and keeps status.json true.
+    """One run's folder.
+
+    `with RunFolder(path, config).open() as folder:` holds its lock and keeps status.json true.
 
     `flag`: the flag with which a user chooses another folder, for messages.
     """
@@ -145,7 +225,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def open(self) -> Iterator["RunFolder"]:
-        """Lock, compare the configuration, mark as running; on leaving write the manifest and mark as done, or mark as failed.
+        """Lock, compare the configuration, mark as running; on leaving write the manifest and mark
+        as done, or mark as failed.
 
         Raises UserError if another process holds the folder, if it was made with another
         configuration (the differing fields are listed), or if it is something else than a run
@@ -160,7 +241,8 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             raise UserError(
-                f"{self.path} is in use by process {self._owner()}; wait for it or choose another {self.flag}"
+                f"{self.path} is in use by process {self._owner()}; wait for it or choose "
+                f"another {self.flag}"
             ) from None
         except OSError as e:
             raise cannot_write(self.path, e) from e
@@ -197,7 +279,9 @@ class RunFolder:
         return was_unlocked and not any(p.exists() for p in made)
 
     def _forget(self, absent: list[Path]) -> None:
-        """Take away what this opening has made: all of a folder that was not there, else our own files."""
+        """Take away what this opening has made: all of a folder that was not there, else our own
+        files.
+        """
         with contextlib.suppress(OSError):
             if self.path in absent:
                 shutil.rmtree(self.path)
@@ -260,24 +344,23 @@ class RunFolder:
     def save_checkpoint(
         self, step: int, tensors: dict[str, Tensor], scalars: dict, keep: int = 2
     ) -> Path:
-        """checkpoints/step-N/ with state.safetensors, state.json and, last, manifest.json; older ones beyond `keep` go."""
+        """checkpoints/step-N/ with state.safetensors, state.json and, last, manifest.json; older
+        ones beyond `keep` go.
+        """
         root = self.path / "checkpoints"
-        final, temporary = root / f"step-{step:08d}", root / f".step-{step:08d}.{os.getpid()}.tmp"
-        need = sum(t.numel() * t.element_size() for t in tensors.values())
+        final = root / f"step-{step:08d}"
+        need = HEADROOM + sum(t.numel() * t.element_size() for t in tensors.values())
         try:
             root.mkdir(parents=True, exist_ok=True)
-            if free_space(root) < need + HEADROOM:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            shutil.rmtree(temporary, ignore_errors=True)
-            save_tensors(temporary / "state.safetensors", tensors)
-            write_json(temporary / "state.json", scalars)
-            write_manifest(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
         except OSError as e:
-            raise cannot_write(final, e, need + HEADROOM) from e
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            raise cannot_write(root, e, need) from e
+        if free_space(root) < need:
+            raise cannot_write(final, OSError(errno.ENOSPC, ""), need)
+        if not (final / "manifest.json").exists():  # torn by something else: not worth keeping
+            shutil.rmtree(final, ignore_errors=True)
+        with whole_folder(final, need) as folder:
+            save_tensors(folder / "state.safetensors", tensors)
+            write_json(folder / "state.json", scalars)
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -288,7 +371,10 @@ class RunFolder:
     def newest_checkpoint(
         self, say: Callable[[str], None] = print
     ) -> tuple[dict[str, Tensor], dict] | None:
-        """The newest checkpoint that is whole: (tensors, scalars); None if there is none. Says which it skips, and why."""
+        """The newest checkpoint that is whole: (tensors, scalars); None if there is none.
+
+        Says which it skips, and why.
+        """
         skipped = []
         for folder in self.checkpoints()[::-1]:
             harm = damage(folder)

@@ -1,7 +1,7 @@
 """Numbers out of a run's records: values by name, means over seeds, groups by run and by objective.
 
-A record is one finished run: a dictionary with the keys run, objective, weight, seed and its measurements.
-Measurements are numbers or lists [mean, standard error, number of points].
+A record is one finished run: a dictionary with the keys run, objective, weight, seed and its
+measurements. Measurements are numbers or lists [mean, standard error, number of points].
 """
 
 import math
@@ -14,7 +14,9 @@ from scipy.special import stdtrit
 
 
 def old_kl(record: dict, key: str) -> float:
-    """Mean over the old prompts of KL in nats (`key` = "kl_base" or "kl_truth"); NaN for a run that diverged."""
+    """Mean over the old prompts of KL in nats (`key` = "kl_base" or "kl_truth"); NaN for a run that
+    diverged.
+    """
     values = [v[0] for name, v in (record[key] or {}).items() if name != "mixture"]
     return float(np.mean(values)) if values and None not in values else math.nan
 
@@ -29,7 +31,9 @@ def value(record: dict, key: str) -> float:
 
 
 def geometric(values) -> tuple[float, float, float]:
-    """(geometric mean, its lower and upper 1-standard-error limits) over seeds: KLs spread over decades. NaN if any is missing."""
+    """(geometric mean, its lower and upper 1-standard-error limits) over seeds: KLs spread over
+    decades. NaN if any is missing.
+    """
     logs = np.log(np.maximum(np.asarray(values, float), 1e-12))
     mean = logs.mean()
     error = logs.std(ddof=1) / len(logs) ** 0.5 if len(logs) > 1 else 0.0
@@ -55,10 +59,11 @@ def by_objective(records: list[dict]) -> dict[str, list[list[dict]]]:
 def best_at_equal_adaptation(
     records: list[dict], learnt: str = "kl_new", lost: str = "old_base", limit: float | None = None
 ) -> dict[str, list[dict]]:
-    """Per objective, the run with the least `lost` (old-class KL from the base) among those that learnt the new class as well as "standard".
+    """Per objective, the run with the least `lost` (old-class KL from the base) among those that
+    learnt the new class as well as "standard".
 
-    As well: geometric mean of `learnt` over seeds not above `limit`, by default standard's (no bound where standard was not run). An
-    objective none of whose weights qualifies is left out.
+    As well: geometric mean of `learnt` over seeds not above `limit`, by default standard's (no
+    bound where standard was not run). An objective none of whose weights qualifies is left out.
     """
     runs = by_objective(records)
     if limit is None:

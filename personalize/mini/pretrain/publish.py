@@ -11,13 +11,13 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification, ViTModel
 
-from personalize.export.write import whole_folder
 from personalize.mini.pretrain import clip, unet
 from personalize.mini.pretrain.artwork import SUBJECTS, Artwork
 from personalize.mini.pretrain.words import tokenizer
 from personalize.mini.pretrain.world import SCENES, compose
 from personalize.mini.shipped import FOLDER
 from toy2d.runs.files import read_csv, write_atomic, write_json
+from toy2d.runs.folder import whole_folder
 
 VIEWS = 5  # pictures of a subject to train on
 HELD_OUT_VIEWS = 2  # more of them in each scene, to measure what was learnt

@@ -9,7 +9,9 @@ import pytest
 import torch
 from small import config, history, photos, same, trained, workshop
 
-from personalize.config.rules import RULES, explain_foreign_flags, resolve
+from personalize.config.effects import RULES
+from personalize.config.flags import explain_foreign_flags
+from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
 from personalize.pipeline.tiny import tiny
 from toy2d.runs.files import UserError
