@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from personalize.config.kinds import TRAINING_KINDS
 from toy2d.runs.files import write_atomic
@@ -87,8 +87,7 @@ def model_card(folder: str | Path, command: str, config: Mapping, metrics: Mappi
         settings=_table("setting", config),
         measured=_table("measured", metrics),
     )
-    card = ModelCard(text.encode(errors="replace").decode())  # refuses front matter that is no YAML
-    write_atomic(Path(folder) / "README.md", str(card))
+    write_atomic(Path(folder) / "README.md", text.encode(errors="replace"))
 
 
 def public_name(source: str | None) -> str | None:
@@ -107,7 +106,8 @@ def _shown(value) -> str:
 def _yaml(value) -> str:
     """JSON is YAML, once what YAML calls unprintable is escaped.
 
-    ModelCardData.to_yaml would write a prompt with a line "---" so that ModelCard ends there.
+    huggingface_hub's own to_yaml (and ModelCard, which calls it) writes a prompt that holds a line
+    "---" so that the front matter ends there.
     """
     special = "[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
     text = json.dumps(value, ensure_ascii=False)
