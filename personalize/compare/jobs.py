@@ -37,6 +37,7 @@ class ComparedSubject(NamedTuple):
     name: str
     class_word: str
     folder: str
+    held_out: str | None = None  # a folder of pictures that do not train
 
 
 class Job(NamedTuple):
@@ -56,6 +57,12 @@ class Job(NamedTuple):
     def shared(self) -> str:
         """The name of the files that all runs on this class and seed share."""
         return f"{file_name(self.subject.class_word)}-seed{self.seed}"
+
+    @property
+    def draws(self) -> bool:
+        """Does this run draw and score pictures?"""
+        c = self.compare
+        return c.picture_seeds is None or self.seed in c.seeds[: c.picture_seeds]
 
     @property
     def title(self) -> str:
@@ -85,24 +92,34 @@ def plan(c: CompareConfig) -> tuple[CompareConfig, list[ComparedSubject], list[J
 
 
 def subject_of(text: str, c: CompareConfig) -> ComparedSubject:
-    """ "photos/rex:dog", or a name of the mini's subjects."""
-    folder, _, word = text.rpartition(":")
-    if folder and word and Path(folder).expanduser().is_dir():
-        name = file_name(Path(folder).expanduser().resolve().name)
-        return ComparedSubject(name, word, folder)
+    """ "photos/rex:dog", "photos/rex:dog:photos/rex-held-out", or a name of the mini's subjects."""
+    for parts in (text.rsplit(":", 1), text.rsplit(":", 2)):
+        folder, word, *held_out = *parts, ""
+        if folder and word and is_folder(folder) and all(is_folder(h) for h in held_out if h):
+            name = file_name(Path(folder).expanduser().resolve().name)
+            return ComparedSubject(name, word, folder, held_out[0] or None)
     for s in mini_subjects() if is_mini(c.each.pretrained_model_name_or_path) else []:
         if s.name == text:
             return s
     if Path(text).expanduser().is_dir():
         raise UserError(f"--subjects {text}: say what it is, e.g. {text}:dog")
-    raise UserError(f"--subjects {text}: no such folder; write FOLDER:CLASS, e.g. photos/rex:dog")
+    raise UserError(
+        f"--subjects {text}: no such folder; write FOLDER:CLASS, e.g. photos/rex:dog, "
+        "or FOLDER:CLASS:HELD_OUT"
+    )
+
+
+def is_folder(name: str) -> bool:
+    return Path(name).expanduser().is_dir()
 
 
 def mini_subjects() -> list[ComparedSubject]:
     from personalize.mini import shipped
 
-    found = shipped.subjects().items()
-    return [ComparedSubject(name, s.class_word, str(s.folder)) for name, s in found]
+    return [
+        ComparedSubject(name, s.class_word, str(s.folder), str(s.held_out))
+        for name, s in shipped.subjects().items()
+    ]
 
 
 def file_name(text: str) -> str:
@@ -137,6 +154,7 @@ def train_config(job: Job) -> TrainConfig:
         "class_data_dir": str(Path(c.each.output_dir, "class", job.shared)),
         "context_prompts": groups.get("contexts", ()),
         "unrelated_prompts": groups.get("unrelated", ()),
+        "held_out_data_dir": None if c.each.held_out else subject.held_out,
         "seed": job.seed,
         "output_dir": str(job.folder / "train"),
     }

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from personalize.evaluate.model import Evaluation
+from toy2d.runs.files import read_csv
 
 NUMBERS = (
     "delta_theta",
@@ -27,6 +28,7 @@ NUMBERS = (
     "total_seconds",
 )
 NOTHING = dict.fromkeys(NUMBERS)  # of a run that diverged
+SIMILARITIES = ("dino", "clip_i", "clip_t", "unlearnt", "pres")
 
 
 def measured(path: Path, class_seconds: float | None, resumed: bool = False) -> dict:
@@ -54,6 +56,22 @@ def measured(path: Path, class_seconds: float | None, resumed: bool = False) -> 
     }
 
 
+ALONG = ("path_kl", "gain", "binding", "leak")  # columns of a curve, with their errors and bands
+
+
+def curve(train: Path) -> list[dict]:
+    """The rows of history.csv at which drift was measured: step, path KL, gain, binding, leak.
+
+    A run that diverged has the rows up to there.
+    """
+    file, out = train / "history.csv", []
+    for row in read_csv(file) if file.exists() else []:
+        if isinstance(row.get("path_kl"), float):
+            kept = {k: v for k, v in row.items() if k.startswith(ALONG) and isinstance(v, float)}
+            out.append({"step": int(row["step"])} | kept)
+    return out
+
+
 def scores(found: Evaluation) -> dict:
     """Means over pictures; None where no evaluator was there.
 
@@ -72,6 +90,13 @@ def scores(found: Evaluation) -> dict:
         "right": {who: {g: rights(part, g) for g in part} for who, part in both.items()},
         "base": similarities(base),
     }
+
+
+def no_scores() -> dict:
+    """The scores of a run that drew no pictures."""
+    unknown = dict.fromkeys(SIMILARITIES)
+    rest = {"div": None, "moved": None, "moved_group": {}, "right": {"tuned": {}, "base": {}}}
+    return unknown | rest | {"base": dict(unknown)}
 
 
 def mean(part: dict, group: str, name: str) -> float | None:

@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 from personalize.compare.engines import run_all
+from personalize.compare.frontier import JUDGED_BY_PICTURES, frontier_table, verdicts
 from personalize.compare.jobs import ComparedSubject, Job, evaluation_prompts, image_seeds, plan
 from personalize.compare.table import terminal, time_table
 from personalize.compare.tasks import Failed, device, judges, open_base, preparations, work
@@ -87,9 +88,11 @@ def workers_of(c: CompareConfig) -> int:
 
 def check_identity(c: CompareConfig, subjects: list[ComparedSubject], path: Path) -> None:
     """Raise UserError if the base, the pictures or the judges are not those of env.json."""
+    folders = [(s.name, s.folder) for s in subjects]
+    folders += [(f"{s.name}, held out", s.held_out) for s in subjects if s.held_out]
     now = {
         "base_hash": open_base(c).hash(),
-        "data_hash": {s.name: scan(s.folder, captions=False).hash() for s in subjects},
+        "data_hash": {name: scan(folder, captions=False).hash() for name, folder in folders},
         "evaluators": json.loads(json.dumps(judges(c).describe())),
     }
     file = path / "env.json"
@@ -131,6 +134,7 @@ def write_results(
         "image_seeds": image_seeds(c),
         "steps": c.each.max_train_steps,
         "equal_fidelity": c.equal_fidelity,
+        "learning": c.learning,
         "runs": records,
         "left_out": notes,
     }
@@ -159,4 +163,10 @@ def show(path: Path) -> None:
     metrics = json.loads((path / "metrics.json").read_text())
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(terminal(metrics, path.name), time_table(metrics))
+    if frontier := frontier_table(metrics):
+        console.print(frontier)
+        for sentence in verdicts(metrics):
+            print(sentence)
+    else:
+        print(JUDGED_BY_PICTURES)
     print(f"every number: {path / 'metrics.json'}; as a page: personalize report --full {path}")

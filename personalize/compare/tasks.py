@@ -25,7 +25,7 @@ from personalize.compare.jobs import (
     sampling,
     train_config,
 )
-from personalize.compare.record import NOTHING, measured, scores
+from personalize.compare.record import NOTHING, curve, measured, no_scores, scores
 from personalize.config.compare_config import CompareConfig
 from personalize.evaluate.command import open_model
 from personalize.evaluate.judges import Evaluators, evaluators_of
@@ -169,9 +169,11 @@ def recorded_run(job: Job, class_seconds: float | None) -> dict:
     try:
         path = experiment.run(c, silent, root / "chains" / f"{job.shared}.safetensors")
         record |= measured(path, class_seconds if c.needs_class_images else 0.0, resumed)
-        record |= scores(evaluated(job, path)) | {"stopped": None}
+        record |= scores(evaluated(job, path)) if job.draws else no_scores()
+        record |= {"stopped": None}
     except Diverged as e:
         record |= NOTHING | {"stopped": f"{job.title}: {e}"}
+    record["curve"] = curve(job.folder / "train")
     write_json(file, record)
     tidy(job)
     done = len(list((root / "runs").glob("*/*/*/record.json")))

@@ -6,7 +6,7 @@ compare/run.py does it.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from personalize.config.effects import RULES
 from personalize.config.presets import PRESETS as TRAIN_PRESETS
@@ -30,6 +30,7 @@ DECIDED = {  # flag of `train` that a comparison sets itself -> flag of `compare
     "concepts_list": "--subjects",
     "instance_prompt": "--subjects and --identifier",
     "class_prompt": "--subjects",
+    "held_out_data_dir": "--subjects (FOLDER:CLASS:HELD_OUT)",
     "class_data_dir": "--output_dir",
     "objective": "--runs",
     "with_prior_preservation": "--runs",
@@ -54,7 +55,8 @@ class ComparePlan:
 
     title: ClassVar = "comparison"
 
-    # FOLDER:CLASS, e.g. photos/rex:dog; or names of the mini's subjects. Default: three of those
+    # FOLDER:CLASS, e.g. photos/rex:dog, or FOLDER:CLASS:HELD_OUT with a folder of pictures that do
+    # not train but measure what is learnt; or names of the mini's subjects. Default: six of those
     subjects: tuple[str, ...] = ()
     # objectives and weights; the first weight of an objective runs on every seed
     runs: tuple[str, ...] = ("standard",)
@@ -68,10 +70,14 @@ class ComparePlan:
     prompts: str | None = None
     prompts_each: int = 4  # number of subject, context and unrelated prompts each; 0: all
     images: int = 4  # for each prompt, from the same seeds for every run
+    # seeds whose runs draw and score pictures; default: all. On the others curves alone are measured
+    picture_seeds: int | None = None
     inference_steps: int = 25  # steps of dpmsolver++ for these pictures
     guidance: float = 7.5  # classifier-free guidance of these pictures; 1: none
     # a run has learnt as well as standard if it gained this share of standard's fidelity
     equal_fidelity: float = 0.9
+    # column of history.csv that counts as learning, in nats on the held-out pictures
+    learning: Literal["gain", "gain/detail", "gain/shape", "gain/identity", "binding"] = "gain"
     clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
     dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
     keep_weights: bool = False  # keep full training's pipelines too; adapters are always kept
@@ -147,8 +153,8 @@ def widened(c: CompareConfig) -> CompareConfig:
 def each_run(c: CompareConfig) -> list[tuple[str, tuple[int, ...]]]:
     """(run, its seeds). Raises UserError for values that make no comparison."""
     problems = [f"--{name} is decided by {by}" for name, by in DECIDED.items() if _given(c, name)]
-    for name in ("images", "inference_steps", "threads", "sweep_seeds"):
-        if getattr(c, name) < 1:
+    for name in ("images", "inference_steps", "threads", "sweep_seeds", "picture_seeds"):
+        if getattr(c, name) is not None and getattr(c, name) < 1:
             problems.append(f"--{name} {getattr(c, name)}: at least 1")
     engine, _, address = c.engine.partition(":")
     if engine not in ENGINES or (engine == "local" and address):

@@ -20,6 +20,11 @@ MARKS = {
     ">": "\u25b6",
     "*": "\u2605",
 }
+EXPLAINED = {  # objectives of the toy that are no flag of `personalize train`
+    "replay_all": "prior preservation on every old prompt",
+    "l2_tensor_mean": "L2 as in the paper's code: mean per tensor",
+    "l2_decoupled": "L2 as a step after Adam's",
+}
 LOST = {  # Scale.lost -> axis label
     "old_base": "KL(base || tuned), old classes (nats)",
     "moved": "drift: 1 \u2212 cosine with the base",
@@ -42,7 +47,8 @@ def legend(records: list[dict]) -> list[dict]:
     def item(objective):
         colour, marker, _ = STYLES[objective]
         shown = "inherit" if colour == "#000000" else colour
-        return {"name": objective, "mark": MARKS[marker], "colour": shown}
+        name = f"{objective} ({EXPLAINED[objective]})" if objective in EXPLAINED else objective
+        return {"name": name, "mark": MARKS[marker], "colour": shown}
 
     return [item(o) for o in STYLES if o in by_objective(records)]
 

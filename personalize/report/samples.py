@@ -9,7 +9,7 @@ from personalize.report.folders import FinishedRun
 from toy2d.figures.samples import samples_panel
 from toy2d.runs.folder import load_tensors
 from toy2d.runs.sentences import Scale
-from toy2d.runs.statistics import by_objective, by_run, number, value
+from toy2d.runs.statistics import by_objective, number, value
 
 GROUPS = {  # of prompts, in a reader's words
     "subject": "the subject",
@@ -24,29 +24,45 @@ def samples(toy: FinishedRun, full: FinishedRun, small: Scale, large: Scale) -> 
     tensors = load_tensors(toy.path / "samples.safetensors")
     subject = next(iter(full.metrics["subjects"]))
     prompts = {g: p[0] for g, p in full.metrics["subjects"][subject]["prompts"].items()}
-    runs = by_run([r for r in full.metrics["runs"] if r["subject"] == subject and not r["stopped"]])
     pictures = strips(full, full.path / "base", prompts, "the base")
-    words = "the base model, before any training"
-    out = [sample_row("base", words, cloud(tensors, "base"), pictures)]
-    for objective, weights in by_objective(large.records).items():
-        run = large.best.get(objective, weights[0])[0]["run"]
-        if run not in runs:  # it diverged on this subject
-            continue
+    base = {"title": "", "words": "the base model, before any training", "strips": pictures}
+    out = [sample_row("base", cloud(tensors, "base"), [base])]
+    for objective, weights in by_objective(drawn(full, subject)).items():
         in_toy = small.best.get(objective)
-        toy_run, record = in_toy and in_toy[0]["run"], runs[run][0]
-        words = (
-            f"toy: {toy_run or 'not run'}; here: {run}, subject {subject}, seed {record['seed']}"
-            f"{scores(record)}"
-        )
-        pictures = strips(full, full.path / record["folder"] / "evaluation" / "tuned", prompts, run)
-        out.append(sample_row(objective, words, toy_run and cloud(tensors, toy_run), pictures))
+        shown_runs = [weights[0], weights[-1]] if len(weights) > 1 else weights
+        settings = [setting(full, same[0], prompts) for same in shown_runs]
+        in_toy = in_toy and in_toy[0]["run"]
+        out.append(sample_row(objective, in_toy and cloud(tensors, in_toy), settings, in_toy))
     photos = shown(full, subject)
     truth = photos and cloud(tensors, "truth")
     return {"samples": out, "truth": truth, "shown_to_it": photos}
 
 
-def sample_row(title: str, words: str, cloud: dict | None, strips: list[dict]) -> dict:
-    return {"title": title, "words": words, "cloud": cloud, "strips": strips}
+def drawn(full: FinishedRun, subject: str) -> list[dict]:
+    """The records of this subject whose pictures are there."""
+    return [
+        r
+        for r in full.metrics["runs"]
+        if r["subject"] == subject
+        and not r["stopped"]
+        and (full.path / r["folder"] / "evaluation" / "tuned").is_dir()
+    ]
+
+
+def setting(full: FinishedRun, record: dict, prompts: dict[str, str]) -> dict:
+    """One run's pictures: its name, its scores, a strip for each group of prompts."""
+    folder, run = full.path / record["folder"] / "evaluation" / "tuned", record["run"]
+    words = f"subject {record['subject']}, seed {record['seed']}{scores(record)}"
+    return {"title": run, "words": words, "strips": strips(full, folder, prompts, run)}
+
+
+def sample_row(
+    title: str, cloud: dict | None, settings: list[dict], in_toy: str | None = None
+) -> dict:
+    words = "" if title == "base" else f"toy: {in_toy or 'not run'}"
+    if len(settings) > 1:
+        words += "; a weak and a strong weight side by side"
+    return {"title": title, "words": words, "cloud": cloud, "settings": settings}
 
 
 def scores(record: dict) -> str:

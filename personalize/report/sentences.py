@@ -7,7 +7,9 @@ import math
 
 import numpy as np
 
+from personalize.compare.frontier import trajectories
 from personalize.compare.table import best, costs, times
+from toy2d.runs.frontier import HEADLINE, Contrast, contrasts, in_words
 from toy2d.runs.sentences import Records, Scale, drift_ratio
 from toy2d.runs.statistics import (
     Ratio,
@@ -81,12 +83,33 @@ def claims(toy: Scale, full: Scale, metrics: dict) -> list[dict]:
     def claim(text, source, toy_says, full_says):
         return {"text": text, "source": source, "toy": toy_says, "full": full_says}
 
+    measured = contrasts(trajectories(metrics), (HEADLINE,))
+
+    def on_full(ours, theirs):
+        if measured:
+            return at_equal_learning(measured, ours, theirs)
+        return drift_ratio(full, ours, theirs)
+
     found = [
-        claim(text, source, drift_ratio(toy, *rivals), drift_ratio(full, *rivals))
+        claim(text, source, drift_ratio(toy, *rivals), on_full(*rivals))
         for text, source, rivals in RIVALS
     ]
     found.insert(2, claim(SPARED, PAPER, spared(toy), spared(full)))
     return [*found, claim(CHEAPER, PAPER, ONE_STACK, time_ratio(metrics))]
+
+
+def at_equal_learning(
+    found: dict[str, dict[float, Contrast]], ours: str, theirs: str
+) -> tuple[str, str]:
+    """(verdict, words): does `ours` drift less than `theirs` where both learnt the same?"""
+    logs = {o: at[HEADLINE].by_unit for o, at in found.items()}
+    mine = logs.get(ours, {})
+    other = dict.fromkeys(mine, 0.0) if theirs == "standard" else logs.get(theirs, {})
+    units = [u for u in mine if u in other]
+    if not units:
+        return "unknown", f"{ours} or {theirs} never learnt {HEADLINE:.0%} of standard's peak"
+    ratio = Ratio(estimate(mine[u] - other[u] for u in units))
+    return ratio.verdict, f"{ours} against {theirs}: \u00d7 {in_words(ratio, 'subject')}"
 
 
 def spared(scale: Scale) -> tuple[str, str]:

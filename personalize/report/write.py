@@ -7,10 +7,12 @@ says which number of a record means what.
 import math
 from pathlib import Path
 
+from personalize.compare.frontier import trajectories
 from personalize.compare.table import COLUMNS, costs, rows, times
 from personalize.config.commands import Report
 from personalize.report.curves import curves, legend
 from personalize.report.folders import FinishedRun, open_both
+from personalize.report.frontier import frontier
 from personalize.report.page import render
 from personalize.report.samples import samples
 from personalize.report.sentences import (
@@ -22,6 +24,7 @@ from personalize.report.sentences import (
 )
 from toy2d.report import summary as toy_summary
 from toy2d.runs.files import write_atomic
+from toy2d.runs.frontier import HEADLINE
 from toy2d.runs.sentences import distance_sentence, drift_sentence, slope_sentence, sweep_sentence
 from toy2d.runs.statistics import number
 
@@ -60,7 +63,7 @@ def page(toy: FinishedRun, full: FinishedRun) -> dict:
     """Every value that the template names."""
     name = "Mini model" if full.metrics["mini"] else Path(full.metrics["model"]).name
     small, large = toy_scale(toy.metrics), full_scale(full.metrics, name)
-    found, share = claims(small, large, full.metrics), full.metrics["equal_fidelity"]
+    found = claims(small, large, full.metrics)
 
     def say(*sentences):
         return {"toy": [s(small) for s in sentences], "full": [s(large) for s in sentences]}
@@ -73,8 +76,8 @@ def page(toy: FinishedRun, full: FinishedRun) -> dict:
         "subtitle": subtitle(toy, full, name),
         "old_prompts": len(small.conditions),
         "names": {"toy": "Toy", "full": name},
-        "adaptation": "in the toy at most standard's KL; here at least "
-        f"{share:.0%} of standard's gain in DINO fidelity",
+        "adaptation": adaptation(full.metrics),
+        **frontier(toy, full, name),
         "claims": found,
         "verdict_words": VERDICTS,
         "legend_items": legend(small.records + large.records),
@@ -100,11 +103,22 @@ def page(toy: FinishedRun, full: FinishedRun) -> dict:
 
 
 # ---- words
+def adaptation(metrics: dict) -> str:
+    """What "equal adaptation" means at each scale."""
+    there = "in the toy a KL on the new class of at most standard's; on the right "
+    if trajectories(metrics):
+        return there + f"where {HEADLINE:.0%} of standard's peak gain is first reached"
+    share = metrics["equal_fidelity"]
+    return there + f"at least {share:.0%} of standard's gain in DINO fidelity"
+
+
 def lead(found: list[dict], name: str) -> str:
     """How many claims each scale supports, and which ones measurement contradicts."""
 
-    def count(scale: str, verdict: str) -> int:
-        return sum(c[scale][0] == verdict for c in found)
+    def counted(scale: str) -> str:
+        verdicts = [c[scale][0] for c in found]
+        n = {words: verdicts.count(v) for v, words in VERDICTS.items()}
+        return ", ".join(f"{k} {words}" for words, k in n.items() if k)
 
     against = [
         f"\u201c{c['text']}\u201d ({where})"
@@ -113,10 +127,8 @@ def lead(found: list[dict], name: str) -> str:
         if c[scale][0] == "contradicted"
     ]
     words = (
-        f"Of {len(found)} claims about how fine-tuning on a few examples changes the rest of a "
-        f"model, the toy supports {count('toy', 'supported')} and {name} "
-        f"{count('full', 'supported')}; {count('toy', 'undecided')} and "
-        f"{count('full', 'undecided')} stay undecided. "
+        f"{len(found)} claims about how fine-tuning on a few examples changes the rest of a model. "
+        f"In the toy: {counted('toy')}. On {name}: {counted('full')}. "
     )
     return words + (f"Contradicted: {'; '.join(against)}." if against else "None is contradicted.")
 
@@ -124,11 +136,16 @@ def lead(found: list[dict], name: str) -> str:
 def subtitle(toy: FinishedRun, full: FinishedRun, name: str) -> str:
     seeds = sorted({r["seed"] for r in full.metrics["runs"]})
     return (
-        f"Toy: {len(toy.metrics['runs'])} fine-tunings on {toy.config['shots']} points, seeds "
-        f"{', '.join(map(str, toy.config['seeds']))}. {name}: {len(full.metrics['runs'])} "
+        f"Toy: {len(toy.metrics['runs'])} fine-tunings on {toy.config['shots']} points, "
+        f"{numbered('seed', toy.config['seeds'])}. {name}: {len(full.metrics['runs'])} "
         f"fine-tunings of {full.metrics['steps']} steps on {', '.join(full.metrics['subjects'])}, "
-        f"seeds {', '.join(map(str, seeds))}. The same file defines the objectives of both."
+        f"{numbered('seed', seeds)}. The same file defines the objectives of both."
     )
+
+
+def numbered(word: str, values: list) -> str:
+    """ "seed 0", "seeds 0, 1, 2"."""
+    return f"{word}{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}"
 
 
 def toy_cost(toy: FinishedRun) -> str:

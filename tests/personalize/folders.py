@@ -68,7 +68,8 @@ def toy(folder: Path, strength: dict = STRENGTH, seeds=(0, 1, 2)) -> Path:
                 "stopped": None,
             }
             runs.append(named(objective, weight) | record)
-    base = {"base": [], "replayed_class": "class 0", "base_hash": "b0"}
+    bases = [{"seed": seed, "kl_new": [7.0, 0.01, 9]} for seed in seeds]
+    base = {"base": bases, "replayed_class": "class 0", "base_hash": "b0"}
     write_json(folder / "metrics.json", {"runs": runs} | base)
     write_json(folder / "config.json", {"seeds": seeds, "shots": 6, "steps": 10, "name": "course"})
     write_json(folder / "env.json", ENV)
@@ -145,6 +146,30 @@ def full_record(objective: str, k: int, moved: float, seed: int) -> dict:
         "total_seconds": sum(seconds.values()),
         "stopped": None,
     }
+
+
+def curve(factor: float, k: int) -> list[dict]:
+    """Learns to a peak (less with each further weight k), then overfits; drift = factor x learnt^2."""
+    learnt = (1 - 0.15 * k) * np.sin(np.linspace(0, np.pi, 9))
+    drift = factor * np.maximum.accumulate(learnt) ** 2
+    return [
+        {"step": i, "gain": 100 * g, "gain_error": 1.0, "path_kl": 100 * d}
+        for i, (g, d) in enumerate(zip(learnt.tolist(), drift.tolist(), strict=True))
+    ]
+
+
+def with_curves(folder: Path, strength: dict = STRENGTH, subjects: int = 4) -> None:
+    """The comparison in `folder` as if it had measured gain, on so many subjects."""
+    m, rng, runs = metrics(folder), np.random.default_rng(0), []
+    for s in range(subjects):
+        hard = 1.0 + s
+        for r in m["runs"]:
+            k = 0 if r["weight"] is None else WEIGHTS[r["objective"]].index(r["weight"])
+            factor = hard * strength[r["objective"]] * rng.uniform(0.95, 1.05)
+            name = r["subject"] if s == 0 else f"{r['subject']}{s}"
+            runs.append(r | {"subject": name, "curve": curve(factor, k)})
+            m["subjects"].setdefault(name, m["subjects"][r["subject"]])
+    write_json(folder / "metrics.json", m | {"runs": runs, "learning": "gain"})
 
 
 def plain(prompt: str, seed: int, objective: str) -> Image.Image:

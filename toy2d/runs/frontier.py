@@ -153,7 +153,7 @@ class Contrast(NamedTuple):
 
     @property
     def units_needed(self) -> int | None:
-        """Units with which the observed ratio would be told from 1 with 80 % power; None: over 999."""
+        """Units with which the ratio seen would be told from 1 with 80 % power; None: over 999."""
         effect = abs(self.ratio.log.mean) / self.spread if self.spread > 0 else math.nan
         return next((n for n in range(2, 1000) if power(n, effect) >= POWER), None)
 
@@ -166,7 +166,9 @@ class Contrast(NamedTuple):
             return f"{self.verdict} drift than standard: {found}"
         if math.isnan(self.ratio.log.half):
             return f"undecided: {found}"
-        none = f"no difference larger than {100 * self.at_most:.0f} %"
+        most = self.at_most
+        bound = f"{100 * most:.0f} %" if most <= 1 else f"a factor of {number(1 + most)}"
+        none = f"no difference larger than {bound}"
         if self.verdict == "same":
             return f"{none}: {found}"
         needed = self.units_needed

@@ -1,0 +1,77 @@
+"""Learning against drift along every run of a comparison, both in nats.
+
+Learning is a column of history.csv: `gain` on held-out pictures, one of its bands, or `binding`.
+Drift is path KL of the old prompts. The statistics are in toy2d/runs/frontier.py.
+"""
+
+from rich.table import Table
+
+from personalize.compare.table import table_of
+from toy2d.runs.frontier import HEADLINE, SHARES, Contrast, Trajectory, contrasts, in_words
+
+JUDGED_BY_PICTURES = (
+    "Learning was judged by pictures alone: no pictures were held out "
+    "(--held_out, or FOLDER:CLASS:HELD_OUT)."
+)
+
+
+def trajectories(metrics: dict) -> list[Trajectory]:
+    """One for each run whose learning was measured along the way."""
+    axis, found = metrics.get("learning", "gain"), []
+    for r in metrics["runs"]:
+        rows = [p for p in r.get("curve") or [] if p.get(axis) is not None]
+        if rows:
+            columns = ([p[key] for p in rows] for key in ("step", axis, "path_kl"))
+            name = r["run"], r["objective"], r["subject"], r["seed"]
+            found.append(Trajectory(*name, *columns, stopped=r["stopped"]))
+    return found
+
+
+def frontier_header() -> list[str]:
+    levels = [f"at {100 * s:.0f} %" for s in SHARES]
+    return ["objective", "weight", *levels, "learnt 75 %", "design finds"]
+
+
+def frontier_rows(found: dict[str, dict[float, Contrast]], unit: str = "subject") -> list[dict]:
+    """Of each objective: its ratios at every level, how many runs got there, the design's power."""
+    return [
+        {
+            "objective": objective,
+            "weights": ", ".join(at[HEADLINE].weights),
+            "ratios": [cell(at[share], unit) for share in SHARES],
+            "reached": f"{at[HEADLINE].reached} of {at[HEADLINE].runs}",
+            "power": power_words(at[HEADLINE]),
+        }
+        for objective, at in found.items()
+    ]
+
+
+def cell(c: Contrast, unit: str) -> str:
+    """The ratio with its interval, or a dash where the level was never reached."""
+    return "\u2013" if c.verdict == "unknown" else in_words(c.ratio, unit)
+
+
+def power_words(c: Contrast) -> str:
+    """The smallest drop in drift that the design finds with 80 % power."""
+    return f"{100 * c.detectable:.0f} % less" if c.detectable > 0 else "\u2013"
+
+
+def frontier_table(metrics: dict) -> Table | None:
+    """Drift over standard's at equal learning; None where no learning was measured."""
+    runs = trajectories(metrics)
+    if not runs:
+        return None
+    title = (
+        "drift over standard's at equal learning: where 25 to 90 % of standard's peak "
+        f"{metrics.get('learning', 'gain')} is first reached; 95 % interval over subjects"
+    )
+    out = table_of(title, tuple(frontier_header()))
+    for row in frontier_rows(contrasts(runs)):
+        out.add_row(row["objective"], row["weights"], *row["ratios"], row["reached"], row["power"])
+    return out
+
+
+def verdicts(metrics: dict) -> list[str]:
+    """One sentence for each objective at the headline level."""
+    found = contrasts(trajectories(metrics))
+    return [f"{o}: {at[HEADLINE].words()}." for o, at in found.items()]
