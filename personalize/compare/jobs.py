@@ -154,7 +154,6 @@ def train_config(job: Job) -> TrainConfig:
         "class_data_dir": str(Path(c.each.output_dir, "class", job.shared)),
         "context_prompts": groups.get("contexts", ()),
         "unrelated_prompts": groups.get("unrelated", ()),
-        "held_out_data_dir": None if c.each.held_out else subject.held_out,
         "seed": job.seed,
         "output_dir": str(job.folder / "train"),
     }

@@ -30,7 +30,6 @@ DECIDED = {  # flag of `train` that a comparison sets itself -> flag of `compare
     "concepts_list": "--subjects",
     "instance_prompt": "--subjects and --identifier",
     "class_prompt": "--subjects",
-    "held_out_data_dir": "--subjects (FOLDER:CLASS:HELD_OUT)",
     "class_data_dir": "--output_dir",
     "objective": "--runs",
     "with_prior_preservation": "--runs",

@@ -68,6 +68,25 @@ def test_all_objectives_see_the_same_noise(done):
     assert first["standard", 0] != first["standard", 1]
 
 
+def test_a_curve_begins_at_the_base_and_ends_where_the_run_does(done):
+    for r in json.loads((done / "metrics.json").read_text())["runs"]:
+        first, *_, last = r["curve"]
+        assert (first["step"], first["path_kl"]) == (0, 0.0)
+        assert (last["step"], last["path_kl"]) == (2, pytest.approx(r["path_kl"][0]))
+
+
+def test_a_run_that_draws_no_pictures_has_its_curve_and_no_scores(tmp_path):
+    c = config(tmp_path / "c", runs=("standard",), picture_seeds=1)
+    drawn, other = numbers(run(c))
+    assert drawn["dino"] is not None
+    assert other["dino"] is None
+    assert other["path_kl"][0] > 0
+    assert len(other["curve"]) == 2
+    assert not list((tmp_path / "c").glob("runs/*/*/seed1/evaluation"))
+    shown = table.terminal(json.loads((tmp_path / "c" / "metrics.json").read_text()), "c")
+    assert shown.row_count == 1
+
+
 def test_what_belongs_to_the_base_is_made_once(done):
     assert sorted(p.name for p in (done / "class").iterdir() if p.is_dir()) == [
         "dog-seed0",
@@ -195,6 +214,7 @@ def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     records = numbers(run(config(tmp_path / "c", runs=("standard", "l2:1"), seeds=(0,))))
     assert records[1]["stopped"] == "photos, l2:1, seed 0: the loss is no longer finite at step 2"
     assert records[1]["dino"] is None
+    assert [p["step"] for p in records[1]["curve"]] == [0, 2]  # measured before it diverged
     assert records[0]["dino"] is not None
 
 

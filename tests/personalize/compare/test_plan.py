@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from comparisons import config, shop
+from small import photos
 
 from personalize.compare.jobs import flags_of, plan, thinned, train_config
 from personalize.compare.run import run
@@ -118,3 +119,18 @@ def test_prompts_are_thinned_evenly():
     assert thinned(tuple("abcdefgh"), 4) == tuple("aceg")
     assert thinned(tuple("abc"), 0) == tuple("abc")
     assert thinned(tuple("abc"), 5) == tuple("abc")
+
+
+def test_a_subject_may_bring_held_out_pictures(tmp_path):
+    held = photos(tmp_path / "held", 2)
+    _, subjects, _ = plan(config(tmp_path / "c", subjects=(f"{shop() / 'photos'}:dog:{held}",)))
+    assert (subjects[0].class_word, subjects[0].held_out) == ("dog", str(held))
+    with pytest.raises(UserError, match=r"no such folder.*FOLDER:CLASS:HELD_OUT"):
+        plan(config(tmp_path / "d", subjects=(f"{shop() / 'photos'}:dog:{tmp_path / 'gone'}",)))
+
+
+def test_pictures_may_be_drawn_on_some_seeds_only(tmp_path):
+    _, _, jobs = plan(config(tmp_path / "c", seeds=(3, 5, 7), picture_seeds=2))
+    assert {j.seed for j in jobs if j.draws} == {3, 5}
+    _, _, jobs = plan(config(tmp_path / "c", seeds=(3, 5, 7)))
+    assert all(j.draws for j in jobs)
