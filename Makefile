@@ -4,12 +4,19 @@ BIN := .venv/bin
 QUICK := runs/personalize/compare-quick
 REMOTE := '<(script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*href="(https?:)?//'
 
-.PHONY: demo course test slow lint format bench book pages lab twins figures clean
+.DEFAULT_GOAL := help
+
+.PHONY: help demo course test slow lint format bench book pages explorer lab twins figures clean
+
+help:  ## this list
+	@echo "make TARGET, where TARGET is one of:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: course  ## the main job: the 2D experiment, the same on the mini model, one page beside each other
 	@echo "== personalize compare --quick: five objectives on the mini model (under 4 minutes on two cores)"
 	@$(BIN)/personalize compare --quick
 	@$(BIN)/personalize report --toy runs/toy2d/course --full $(QUICK) --out runs/report.html
+	@$(BIN)/python lectures/explorer/build.py runs/explore.html
 
 course: .venv/ready  ## the 2D experiment alone: runs/toy2d/course
 	@echo "== toy2d course: pretrain, fine-tune 69 runs as one stack, measure, draw (about 2 minutes on two quiet cores)"
@@ -22,10 +29,10 @@ test: .venv/ready  ## the default test suite
 slow: .venv/ready  ## every test, the long ones too
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
 
-lint: .venv/ready
+lint: .venv/ready  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-format: .venv/ready
+format: .venv/ready  ## mend most of what lint finds
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: .venv/ready  ## speed, side by side
@@ -35,11 +42,16 @@ book: course  ## the course as one site, every notebook executed: build/book/lec
 	@echo "== sphinx: lectures and notebooks, warnings are errors, a cell that raises fails (a few minutes)"
 	@$(BIN)/sphinx-build -b html -c lectures -d build/doctrees -W -n --keep-going -q . build/book
 	@! grep -rlE $(REMOTE) --include='*.html' build/book  # a page named here would ask the network
+	@$(BIN)/python lectures/explorer/build.py build/book/explore.html
 	@echo "open build/book/lectures/index.html"
 
 pages: .venv/ready  ## the same pages without executing a cell (CI has executed all notebooks in the tests)
 	@BOOK_EXECUTION=off $(BIN)/sphinx-build -b html -c lectures -d build/doctrees-pages -W -n --keep-going -q . build/pages
 	@! grep -rlE $(REMOTE) --include='*.html' build/pages
+	@$(BIN)/python lectures/explorer/build.py build/pages/explore.html
+
+explorer: .venv/ready  ## sliders over the recorded runs, one page: runs/explore.html
+	@$(BIN)/python lectures/explorer/build.py runs/explore.html
 
 lab: course  ## JupyterLab, notebook 01 open, the lectures beside it; LAB="--no-browser" and such go to JupyterLab
 	@$(BIN)/jupyter-lab --ServerApp.root_dir="$(CURDIR)" --LabApp.news_url=None \

@@ -4,8 +4,8 @@
 
 One subject, one training seed. The base and each run leave a grid of pictures (a row for each of
 `prompts`, a column for each of SEEDS) in lectures/_data/mini, and each run its drift, with their
-provenance. Run folders stay in runs/personalize/lecture-*, so a killed call goes on where it
-stopped.
+provenance. A run that runs.json holds already, of the same base and settings, is kept. Run folders
+stay in runs/personalize/lecture-*, so a killed call goes on where it stopped.
 """
 
 import io
@@ -115,20 +115,35 @@ def record(subject: Subject, objective: str, weight: float | None) -> dict:
     }
 
 
+def kept(base: str) -> dict[tuple, dict]:
+    """The records of runs.json by (objective, weight), if they are of this base and these settings."""
+    file = OUT / "runs.json"
+    about = json.loads(file.read_text()) if file.exists() else {}
+    if (about.get("base_hash"), about.get("settings")) != (base, SETTINGS):
+        return {}
+    return {(r["objective"], r["weight"]): r for r in about["runs"]}
+
+
 def main() -> None:
     subject = subjects()[SUBJECT]
     made = prompts(subject.class_word)
-    base_grid = save_grid(load("mini"), made, "base.png")
-    records = [record(subject, o, w) for o, weights in WEIGHTS.items() for w in weights]
+    model = load("mini")
+    base = model.hash()
     env = environment(("torch", "diffusers"))
-    base = json.loads((RUNS / "lecture-standard-0" / "env.json").read_text())["base_hash"]
+    today = {"commit": env["commit"], "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    known = kept(base)
+    records = [
+        known.get((o, w)) or record(subject, o, w) | today
+        for o, weights in WEIGHTS.items()
+        for w in weights
+    ]
+    commits = " and ".join(dict.fromkeys(f"{r['commit']} ({r['date']})" for r in records))
     provenance = (
         f"Mini model {base}, subject {subject.name}, {SETTINGS['max_train_steps']} steps of batch "
-        f"{SETTINGS['train_batch_size']}, one training seed; commit {env['commit']}, "
-        f"{time.strftime('%Y-%m-%d', time.gmtime())}."
+        f"{SETTINGS['train_batch_size']}, one training seed; commit {commits}."
     )
-    about = {"provenance": provenance, "settings": SETTINGS, "environment": env}
-    about |= {"prompts": made, "base": base_grid}
+    about = {"provenance": provenance, "base_hash": base, "settings": SETTINGS}
+    about |= {"environment": env, "prompts": made, "base": save_grid(model, made, "base.png")}
     write_json(OUT / "runs.json", about | {"runs": records})
     for r in records:
         kl, error = r["path_kl"]

@@ -4,6 +4,7 @@ Default suite: each is parsed to the end in this process, with the function that
 aside. Slow suite: those that need neither a hub, a GPU nor more than some minutes are executed.
 """
 
+import ast
 import functools
 import importlib
 import inspect
@@ -121,6 +122,14 @@ def accelerated(words: list[str]) -> list[str]:
     return words[words.index("-m") + 2 :]
 
 
+def refuse_names_that_are_not_there(code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda v: v[:60])
 def test_the_command_line_accepts_it(page, command, place, parsed_only, capsys):
     words = words_of(command)
@@ -132,7 +141,7 @@ def test_the_command_line_accepts_it(page, command, place, parsed_only, capsys):
     elif program in ("python", "python3"):
         assert rest[0] in ("-c", "-m") or (ROOT / rest[0]).exists(), command
         if rest[0] == "-c":
-            compile(rest[1], command, "exec")
+            refuse_names_that_are_not_there(rest[1])
     elif program in ("toy2d", "personalize"):
         wholly = "..." not in command
         code = importlib.import_module(f"{program}.__main__").main(rest)
@@ -153,7 +162,17 @@ def test_there_is_something_to_test():
 
 # ---- executed
 LONG = ("paper", "prompts", "sweep", "--tune", "personalize compare", "pretrain", "verify")
-NEEDS = ("$MODEL", "stabilityai", "dog-lora", "...", "delta.bin", "bench", "accelerate", "$BASE")
+NEEDS = (
+    "$MODEL",
+    "stabilityai",
+    "dog-lora",
+    "...",
+    "delta.bin",
+    "bench",
+    "accelerate",
+    "$BASE",
+    "--full",
+)
 
 
 def executable(block: str) -> bool:
