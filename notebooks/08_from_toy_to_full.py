@@ -74,10 +74,10 @@ assert gap < 1e-6
 # class number.
 
 # %%
-from personalize.data.latents import Prompts
+from personalize.data.latents import PromptCache
 from toy2d.core.objectives import OUTPUT, PRIOR, STANDARD, Example
 
-prompts = Prompts(model).add(["a photo of sks dog", "a photo of a dog"])
+prompts = PromptCache(model).add(["a photo of sks dog", "a photo of a dog"])
 predict = lambda x_t, t, cond: model.predict(x_t, t, prompts(cond))  # noqa: E731
 batch = {"instance": Example(x0, t, eps, ["a photo of sks dog"] * 3)}
 batch |= dict.fromkeys(("prior", "output"), Example(x0, t, eps, ["a photo of a dog"] * 3))

@@ -29,7 +29,7 @@ from personalize.compare.record import NOTHING, curve, measured, no_scores, scor
 from personalize.config.compare_config import CompareConfig
 from personalize.evaluate.command import open_model
 from personalize.evaluate.judges import Evaluators, evaluators_of
-from personalize.evaluate.model import Evaluation, evaluate_model
+from personalize.evaluate.model import Evaluation, Plan, evaluate_model
 from personalize.mini.shipped import is_mini
 from personalize.pipeline.libraries import quiet_libraries
 from personalize.pipeline.load import load
@@ -210,19 +210,9 @@ def evaluated(job: Job, path: Path) -> Evaluation:
     """Draw the tuned model's pictures and score them."""
     c, folder = job.compare, job.folder / "evaluation"
     model, base, _ = open_model(str(path), None, device(), DTYPES[c.each.mixed_precision])
-    found = evaluate_model(
-        model,
-        job.subject.folder,
-        evaluation_prompts(c, job.subject),
-        judges(c),
-        image_seeds(c),
-        folder,
-        base,
-        base_folder(c),
-        sampling=sampling(c),
-        chains=0,
-        say=silent,
-    )
+    prompts = evaluation_prompts(c, job.subject)
+    plan = Plan(job.subject.folder, prompts, image_seeds(c), sampling=sampling(c), chains=0)
+    found = evaluate_model(model, plan, judges(c), folder, base, base_folder(c), silent)
     found.write(folder)
     return found
 

@@ -155,6 +155,12 @@ RULES = (
         lambda c: c.lr_scheduler == "polynomial",
         "only --lr_scheduler polynomial has a power",
     ),
+    Rule(
+        "held_out_data_dir",
+        lambda c: not c.held_out,
+        "--held_out takes the pictures from the subject's own folder; choose one",
+    ),
+    Rule("gain_samples", lambda c: c.holds_out, "no picture is held out; add --held_out 1"),
     Rule("ema_decay", lambda c: c.use_ema, "there is no average without --use_ema"),
     Rule(
         "pad",

@@ -36,7 +36,7 @@ LIMITS = (
     ("class_guidance validation_guidance", lambda v: v >= 1, "must be at least 1 (1: none)"),
     (
         "prior_loss_weight l2_reg_weight output_weight fisher_weight max_grad_norm "
-        "adam_weight_decay checkpointing_steps checkpoints_total_limit path_kl_steps "
+        "adam_weight_decay checkpointing_steps checkpoints_total_limit path_kl_steps held_out "
         "lr_warmup_steps lr_power",
         lambda v: v >= 0,
         "must not be negative",
@@ -89,6 +89,12 @@ def _wrong_values(c: TrainConfig) -> list[str]:
     if c.uses("l2") and c.uses("fisher") and c.reg_reduction != "sum":
         bad.append(
             "--reg_reduction tensor_mean cannot be combined with fisher, whose unit is the sum"
+        )
+    least = 2 * (c.measure_nodes - 1)
+    if c.holds_out and c.gain_samples < least:
+        bad.append(
+            f"--gain_samples {c.gain_samples} must be at least {least}: "
+            "two for each node of --measure_nodes but the first"
         )
     if c.probe_steps % c.log_every or c.path_kl_steps % c.log_every:
         bad.append(
@@ -148,6 +154,11 @@ def _missing(c: TrainConfig) -> list[str]:
         need.append('--train token needs --placeholder_token, the new word, e.g. "<new1>"')
     if c.concepts_list:
         flags = ("instance_data_dir", "instance_prompt", "class_prompt", "class_data_dir")
+        if c.held_out_data_dir:
+            need.append(
+                "--held_out_data_dir does not say whose pictures they are: "
+                "with --concepts_list use --held_out"
+            )
         need += [
             f"--{f} has no effect: --concepts_list says it for each subject"
             for f in flags

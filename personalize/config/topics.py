@@ -206,6 +206,10 @@ class Measuring:
     path_kl_steps: int = 0  # steps between measurements of path KL; 0: at start and end only
     measure_chains: int = 4  # sampling chains of the base for each prompt
     measure_nodes: int = 10  # ancestral steps of each chain
+    # pictures of each subject that do not train, but show in nats what is learnt (gain)
+    held_out: int = 0
+    held_out_data_dir: str | None = None  # a folder of such pictures, instead of --held_out
+    gain_samples: int = 64  # noisy versions of the held-out pictures, under each prompt
     # prompts of the class in other places; default: the class prompt in three places
     context_prompts: tuple[str, ...] = ()
     # prompts that have nothing to do with the class

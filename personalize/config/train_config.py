@@ -110,5 +110,10 @@ class TrainConfig(  # the fields of the last class come first
     def needs_class_images(self) -> bool:
         return "prior" in self.parts or ("output" in self.parts and self.output_source == "class")
 
+    @property
+    def holds_out(self) -> bool:
+        """Are there pictures that do not train, to measure what is learnt?"""
+        return bool(self.held_out or self.held_out_data_dir)
+
     def uses(self, *names: str) -> bool:
         return any(n in self.parts for n in names)

@@ -12,7 +12,7 @@ from personalize.adapters.anchors import anchors_for, copy_of, plain_parameters
 from personalize.adapters.trainable import choose
 from personalize.config.commands import Bench
 from personalize.config.train_config import TrainConfig
-from personalize.data.latents import Prompts, instance_set
+from personalize.data.latents import PromptCache, instance_set
 from personalize.data.photos import scan
 from personalize.drift.fisher import effective_weights, fisher_anchor
 from personalize.pipeline.families import SD15
@@ -77,7 +77,7 @@ class Stand:
     def __post_init__(self):
         self.model = open_model(self.command, self.kind)
         self.theta = choose(self.model, self.kind)
-        self.prompts = Prompts(self.model).add(list(ROLES.values()))
+        self.prompts = PromptCache(self.model).add(list(ROLES.values()))
         self.model.unload("vae")
         self.model.unload("text_encoders")
 
@@ -116,7 +116,7 @@ class Stand:
         for part in (model.vae, *model.text_encoders):
             part.to(model.device, dtype)
         save_photograph(folder / "photo.jpg")
-        records, live = scan(folder).require(), Prompts(model, cache=False)
+        records, live = scan(folder).require(), PromptCache(model, cache=False)
         photos = instance_set(model, records, ROLES["instance"], self.command.resolution)
 
         def predict(x_t, t, texts):

@@ -1,8 +1,8 @@
-"""Pictures and captions become latents and embeddings, each computed once.
+"""Encode pictures as latents and prompts as embeddings, each of them once.
 
-    make_pixels(record) -> (3, H, W) in [-1, 1]   what the VAE sees
-    PictureSet.draw(indices, rng)                 latents drawn from the VAE's posterior, with their prompts
-    Prompts(model)(texts)                         embeddings, a row per text
+    make_pixels(record)               (3, H, W) in [-1, 1]: what the VAE sees
+    PictureSet.draw(indices, rng)     latents drawn from the VAE's posterior, with their prompts
+    PromptCache(model)(texts)         embeddings, a row per text
 
 Shapes: B batch, C h w latents, H W pixels.
 """
@@ -25,14 +25,15 @@ CROPS = 9  # positions of a random crop, even steps along the longer side: few e
 
 
 # ---- pixels
-def fit(
+def resize_and_crop(
     image: Image.Image,
     resolution: int,
     crop: Crop = "center",
     flip: bool = False,
     position: float = 0.5,
 ) -> Tensor:
-    """(3, resolution, resolution) in [-1, 1]. Lanczos; the shorter side fills the frame, or the longer one if `crop` is "pad" (white).
+    """(3, resolution, resolution) in [-1, 1]. Lanczos; the shorter side fills the frame, or the
+    longer one if `crop` is "pad" (white).
 
     `position` in [0, 1] places the frame along the longer side (0.5 is the centre).
     """
@@ -66,9 +67,11 @@ def frame_of(
     flip: bool = False,
     position: float = 0.5,
 ) -> tuple[int, ...]:
-    """What SDXL is told of a picture that `fit` has cut from a photo of `size` (w, h): original h w, crop top left, target h w.
+    """What SDXL is told of a picture that `resize_and_crop` has cut from a photo of `size` (w, h):
+    original h w, crop top left, target h w.
 
-    The crop's corner counts pixels of the resized photo, mirrored first if `flip`: what the network sees begins there.
+    The crop's corner counts pixels of the resized photo, mirrored first if `flip`: what the
+    network sees begins there.
     """
     w, h = _scaled(size, resolution, crop)
     left, top = (0, 0) if crop == "pad" else _corner((w, h), resolution, position)
@@ -77,7 +80,9 @@ def frame_of(
 
 
 class Framed(str):
-    """A prompt that carries the frame of its picture (`frame_of`); in every other respect the text it is."""
+    """A prompt that carries the frame of its picture (`frame_of`); in every other respect the
+    text it is.
+    """
 
     frame: tuple[int, ...]
 
@@ -94,8 +99,8 @@ def make_pixels(
     flip: bool = False,
     position: float = 0.5,
 ) -> Tensor:
-    """`fit` of the record's picture."""
-    return fit(open_rgb(record.path), resolution, crop, flip, position)
+    """`resize_and_crop` of the record's picture."""
+    return resize_and_crop(open_rgb(record.path), resolution, crop, flip, position)
 
 
 # ---- what training draws from
@@ -103,10 +108,12 @@ Posterior = Callable[[int, int], tuple[Tensor, Tensor]]  # (picture, variant) ->
 
 
 class PictureSet:
-    """Pictures under their prompts. `posterior(i, v)` is the law of the latents of variant v (a flip, a crop) of picture i,
-    `frame(i, v)` what part of the photo that is; without it a picture shows all there is, as the base's own do.
+    """Pictures under their prompts. `posterior(i, v)` is the law of the latents of variant v (a
+    flip, a crop) of picture i, `frame(i, v)` what part of the photo that is; without it a picture
+    shows all there is, as the base's own do.
 
-    `cache()` computes all of them; a draw is the same, to the bit, with and without, because each variant is encoded alone.
+    `cache()` computes all of them; a draw is the same, to the bit, with and without, because each
+    variant is encoded alone.
     """
 
     def __init__(
@@ -131,16 +138,25 @@ class PictureSet:
         return self
 
     def draw(self, indices: list[int], rng: torch.Generator) -> tuple[Tensor, list[str]]:
-        """(x0 (B C h w), prompts) of the pictures `indices`: flip, crop and posterior noise drawn from `rng`, in that order per picture."""
+        """(x0 (B C h w), prompts) of the pictures `indices`: flip, crop and posterior noise
+        drawn from `rng`, in that order per picture.
+        """
         latents, prompts = [], []
         for i in indices:
             v = int(torch.randint(self.variants, (), generator=rng, device=rng.device))
-            mean, std = self._table[i, v] if (i, v) in self._table else self._posterior(i, v)
+            mean, std = self.latents(i, v)
             noise = torch.randn(mean.shape, generator=rng, device=rng.device)
             latents.append(mean + std * noise.to(mean.device, non_blocking=True))
-            prompt = self.prompts[i]
-            prompts.append(Framed(prompt, self._frame(i, v)) if self._frame else prompt)
+            prompts.append(self.prompt(i, v))
         return torch.stack(latents), prompts
+
+    def latents(self, i: int, v: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (C h w) of the latents of variant v of picture i."""
+        return self._table[i, v] if (i, v) in self._table else self._posterior(i, v)
+
+    def prompt(self, i: int, v: int) -> str:
+        """The prompt of picture i, with the frame of variant v where there is one."""
+        return Framed(self.prompts[i], self._frame(i, v)) if self._frame else self.prompts[i]
 
 
 def instance_set(
@@ -176,13 +192,15 @@ def instance_set(
     return PictureSet(prompts, posterior, flips * positions, frame)
 
 
-class Prompts:
-    """Text embeddings, one row per text, each text encoded once unless the text encoder trains (`cache=False`)."""
+class PromptCache:
+    """Text embeddings, one row per text, each text encoded once unless the text encoder trains
+    (`cache=False`).
+    """
 
     def __init__(self, model: Model, cache: bool = True):
         self.model, self.cached, self._rows = model, cache, {}
 
-    def add(self, texts: list[str]) -> "Prompts":
+    def add(self, texts: list[str]) -> "PromptCache":
         """Encode what is new, so that the text encoders can be unloaded. Returns itself."""
         for text in dict.fromkeys(texts):
             if text not in self._rows:
@@ -193,7 +211,9 @@ class Prompts:
         return self
 
     def __call__(self, texts: list[str]) -> Cond:
-        """Embeddings, and the pictures' frames where the backbone wants them and the prompts have them."""
+        """Embeddings, and the pictures' frames where the backbone wants them and the prompts
+        have them.
+        """
         return self._embeddings(texts) | self._frames(texts)
 
     def _embeddings(self, texts):

@@ -1,12 +1,13 @@
 """A folder of photographs and captions: what is usable, what is not and why, all at once.
 
-Content decides what a file is, never its extension. Orientation is applied, transparency goes onto white, 16 bits are scaled.
-Embedded colour profiles are not applied. Nothing here needs a model.
+Content decides what a file is, never its extension. Orientation is applied, transparency goes onto
+white, 16 bits are scaled. Embedded colour profiles are not applied. Nothing here needs a model.
 """
 
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +33,9 @@ ORIENTATION = 0x0112  # the EXIF tag
 # ---- what is in the folder
 @dataclass(frozen=True)
 class Record:
-    """One usable picture. Sizes after orientation; `sha256` of the file's bytes; `notes` for the table."""
+    """One usable picture. Sizes after orientation; `sha256` of the file's bytes; `notes` for the
+    table.
+    """
 
     path: Path
     width: int
@@ -46,12 +49,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Scan:
-    """What `scan` found: records in name order, problems as (file, reason and remedy), and the files it left alone."""
+    """What `scan` found: records in name order, problems as (file, reason and remedy), and the
+    files it left alone.
+
+    `held_out`: pictures that are measured and not trained on (held_out.py).
+    """
 
     folder: Path
     records: list[Record]
     problems: list[tuple[str, str]]
     skipped: list[str]
+    held_out: tuple[Record, ...] = ()
 
     def require(self) -> list[Record]:
         """The records, or UserError listing every problem."""
@@ -61,11 +69,10 @@ class Scan:
         return self.records
 
     def hash(self) -> str:
-        """16 hex digits of the pictures' bytes and captions, in order: changes when the data does."""
-        digest = hashlib.sha256()
-        for r in self.records:
-            digest.update(json.dumps([r.path.name, r.sha256, r.caption]).encode())
-        return digest.hexdigest()[:16]
+        """16 hex digits of the pictures' bytes and captions, in order: changes when the data
+        does.
+        """
+        return hash_of(self.records)
 
     def table(self) -> Table:
         """Every picture and every problem, for people."""
@@ -84,11 +91,20 @@ class Scan:
         return table
 
 
+def hash_of(records: Sequence[Record]) -> str:
+    """16 hex digits of names, bytes and captions, in order."""
+    digest = hashlib.sha256()
+    for r in records:
+        digest.update(json.dumps([r.path.name, r.sha256, r.caption]).encode())
+    return digest.hexdigest()[:16]
+
+
 def scan(folder: str | Path, resolution: int | None = None, captions: bool = True) -> Scan:
     """Open every file of `folder` (not below it), sorted by name; decode each picture in full.
 
-    Hidden files, folders and files that are no pictures are skipped and listed; a file that has a picture's name but cannot be used
-    is a problem, because its owner believes it is used. Raises UserError if there is no folder.
+    Hidden files, folders and files that are no pictures are skipped and listed; a file that has a
+    picture's name but cannot be used is a problem, because its owner believes it is used. Raises
+    UserError if there is no folder.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -228,11 +244,14 @@ def _open(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Decoded, upright, on white, 8 bits; and what was done. Raises Unusable for bombs, animations and broken data."""
+    """Decoded, upright, on white, 8 bits; and what was done. Raises Unusable for bombs,
+    animations and broken data.
+    """
     notes = []
     if image.width * image.height > MAX_PIXELS:
         raise Unusable(
-            f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller"
+            f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million; "
+            "make it smaller"
         )
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise Unusable("is an animation; save the frame you mean as PNG")

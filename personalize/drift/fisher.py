@@ -1,9 +1,11 @@
-"""EWC at full scale: how much each weight of the base matters to the base's own pictures, and the distance weighted by it.
+"""EWC at full scale: how much each weight of the base matters to the base's own pictures.
 
-    squared distance = sum_ij F_ij delta W_ij^2,    F = diag sum_t 2 w_t E[J_t' J_t]  (toy2d.core.drift.fisher_diagonal)
+    squared distance = sum_ij F_ij delta W_ij^2
+    F = diag sum_t 2 w_t E[J_t' J_t]                      (toy2d.core.drift.fisher_diagonal)
 
-F belongs to the *effective* weights. For LoRA at B = 0 the Fisher of the factors themselves would be useless: zero for A, and for B that
-of a random subspace. So F is taken of the adapted weights, and delta W is formed one layer at a time.
+F belongs to the *effective* weights. For LoRA at B = 0 the Fisher of the factors themselves would be
+useless: zero for A, and for B that of a random subspace. So F is taken of the adapted weights, and
+delta W is formed one layer at a time.
 Shapes: O outputs, I inputs (a convolution's kernel is part of I).
 """
 
@@ -28,7 +30,9 @@ from toy2d.runs.folder import load_tensors, save_tensors
 
 
 class FisherAdapterAnchor:
-    """`toy2d.core.objectives.Anchor` for adapters with importance: sum F (delta W)^2. Stores F only, one number per adapted weight."""
+    """`toy2d.core.objectives.Anchor` for adapters with importance: sum F (delta W)^2. Stores F
+    only, one number per adapted weight.
+    """
 
     def __init__(self, changed: list[Change], importance: Params):
         self.changed, self.importance = changed, importance
@@ -49,7 +53,8 @@ class FisherAdapterAnchor:
 
     @torch.no_grad()
     def pull_(self, strength: Weight) -> None:
-        """delta W <- delta W / (1 + 2 strength F) as near as LoRA's B alone can follow (least squares, A fixed); strength 0 changes nothing.
+        """delta W <- delta W / (1 + 2 strength F) as near as LoRA's B alone can follow (least
+        squares, A fixed); strength 0 changes nothing.
 
         Raises NotImplementedError for other adapters.
         """
@@ -72,14 +77,23 @@ class FisherAdapterAnchor:
 
 
 def effective_weights(model: Model, theta: Params) -> dict[str, Tensor]:
-    """What the adapters change, under those weights' names, and the parameters that train themselves."""
+    """What the adapters change, under those weights' names, and the parameters that train
+    themselves.
+    """
     return {c.name: c.weight for c in changes(model.parts)} | plain_parameters(theta)
 
 
 def base_fisher(
-    file: Path, predict: Predict, model: Model, theta: Params, config: TrainConfig, shape: tuple[int, ...]
-) -> dict[str, Tensor]:  # fmt: skip
-    """diag G of the base, from `fisher_samples` draws of its own chains under every measured prompt; kept in `file`. Call before training."""
+    file: Path,
+    predict: Predict,
+    model: Model,
+    theta: Params,
+    config: TrainConfig,
+    shape: tuple[int, ...],
+) -> dict[str, Tensor]:
+    """diag G of the base, from `fisher_samples` draws of its own chains under every measured
+    prompt; kept in `file`. Call before training.
+    """
     if not file.exists():
         weights = effective_weights(model, theta)
         frozen = [w for w in weights.values() if not w.requires_grad]
@@ -108,7 +122,8 @@ def _own_samples(predict, config: TrainConfig, short: Schedule, shape):
 def fisher_anchor(
     model: Model, theta: Params, importance: Params, theta_star: Params | None, dtype, device
 ) -> Anchor | FisherAdapterAnchor | AnchorSum:
-    """The Fisher-weighted distance from where theta is now. `theta_star`: a copy of the plain parameters that exists already.
+    """The Fisher-weighted distance from where theta is now. `theta_star`: a copy of the plain
+    parameters that exists already.
 
     theta_star and the diagonal wait on `device`; None: where the parameters are.
     """

@@ -1,10 +1,12 @@
-"""Drift at full scale, in the toy's words: delta theta, delta eps, and path KL for each group of prompts.
+"""Drift at full scale, in the toy's words: delta theta, delta eps, and path KL of each group of prompts.
 
-The base's ancestral chains are sampled once, with the base's answers at every node, and kept in the run folder. Afterwards a measurement
-asks only the live model: no second network, for full training as for adapters. Every number comes from toy2d.core.drift.
-Measuring never trains, and draws nothing but the chains.
+The base's ancestral chains are sampled once, with the base's answers at every node, and kept.
+Afterwards a measurement evaluates the live model only: no second network, for full training as for
+adapters. Every number comes from toy2d.core.drift. Measuring never trains, and draws nothing but the
+chains.
 
-The sampler that path KL is about: ancestral, variance beta, `measure_nodes` of the schedule's timesteps, no guidance.
+The sampler that path KL is about: ancestral, variance beta, `measure_nodes` of the schedule's
+timesteps, no guidance.
 Shapes: N chains of a group, T nodes, D data.
 """
 
@@ -23,9 +25,12 @@ from toy2d.core.sample import ancestral
 from toy2d.core.schedule import Schedule
 from toy2d.runs.folder import load_tensors, save_tensors
 
+Groups = dict[str, tuple[str, ...]]  # name -> prompts
+Paths = dict[str, tuple[float, float, int]]  # group -> (mean, standard error, chains), in nats
 
-def prompt_groups(config: TrainConfig) -> dict[str, tuple[str, ...]]:
-    """Whom drift may hurt: the class without the identifier, the class elsewhere, and what has nothing to do with it."""
+
+def prompt_groups(config: TrainConfig) -> Groups:
+    """Prompts that personalizing may hurt: the class, the class elsewhere, and unrelated ones."""
     groups = {
         "class": config.class_prompts,
         "contexts": config.context_prompts,
@@ -38,15 +43,48 @@ def in_chunks(predict: Predict, size: int) -> Predict:
     """The same predictor, `size` samples at a time."""
 
     def chunked(x_t, t, prompts):
-        parts = range(0, len(x_t), size)
-        return torch.cat([predict(x_t[i : i + size], t[i : i + size], prompts[i : i + size]) for i in parts])  # fmt: skip
+        starts = range(0, len(x_t), size)
+        cuts = [slice(i, i + size) for i in starts]
+        return torch.cat([predict(x_t[cut], t[cut], prompts[cut]) for cut in cuts])
 
     return chunked
 
 
+# ---- the base's chains
+@dataclass(frozen=True)
+class ChainSampling:
+    """Which chains: so many for each prompt of each group, over so many nodes of the schedule."""
+
+    groups: Groups
+    shape: tuple[int, ...]  # of one latent
+    chains: int = 4  # for each prompt
+    nodes: int = 10
+    seed: int = 0
+    batch_size: int = 4
+
+    def prompts(self, group: str) -> list[str]:
+        """The prompt of each chain."""
+        return [p for p in self.groups[group] for _ in range(self.chains)]
+
+
+def chain_sampling(config: TrainConfig, shape: tuple[int, ...]) -> ChainSampling:
+    return ChainSampling(
+        prompt_groups(config),
+        shape,
+        config.measure_chains,
+        config.measure_nodes,
+        config.seed,
+        config.sample_batch_size,
+    )
+
+
 def base_chain(
-    predict: Predict, schedule: Schedule, prompts: list[str], shape: tuple[int, ...], rng: torch.Generator
-) -> Tensor:  # fmt: skip
+    predict: Predict,
+    schedule: Schedule,
+    prompts: list[str],
+    shape: tuple[int, ...],
+    rng: torch.Generator,
+) -> Tensor:
     """(T, N, D): one ancestral chain for each of N prompts, entry t at node t of `schedule`."""
     x_T = torch.randn(len(prompts), *shape, generator=rng).to(schedule.alpha_bar.device)
     return torch.stack(ancestral(predict, schedule, x_T, prompts, rng, chain=True))
@@ -54,79 +92,77 @@ def base_chain(
 
 @dataclass(frozen=True)
 class Chains:
-    """One group's chains, and what the base answered along them."""
+    """One group's chains, and the base's answers along them."""
 
     schedule: Schedule
     prompts: list[str]  # N
     x: Tensor  # T N D
-    answers: Tensor  # T N D; entry 0 is not asked
+    answers: Tensor  # T N D; entry 0 is not used
 
     def base(self, x_t: Tensor, t: Tensor, prompts) -> Tensor:
-        """The base as a Predict, where it was asked: sample i of the batch must be chain i."""
+        """The base as a Predict, on the chains alone: sample i of the batch must be chain i."""
         node = torch.searchsorted(self.schedule.timesteps, t)
         return self.answers[node, torch.arange(len(t), device=t.device)]
 
     def probe(self) -> tuple[Tensor, Tensor, list[str]]:
-        """Fixed (x_t, t, prompts): chain i at one node, all nodes about equally often. 37 keeps neighbours far apart in t."""
+        """Fixed (x_t, t, prompts): chain i at one node, all nodes about equally often."""
         i = torch.arange(len(self.prompts), device=self.x.device)
-        t = 1 + (i * 37) % (len(self.schedule) - 1)
+        t = 1 + (i * 37) % (len(self.schedule) - 1)  # 37 keeps neighbours far apart in t
         return self.x[t, i], t, self.prompts
 
 
-def make_chains(
-    predict: Predict, config: TrainConfig, schedule: Schedule, shape: tuple[int, ...]
-) -> dict[str, Chains]:
-    """Sample and ask the base; call it before anything trains."""
-    short, groups = schedule.strided(config.measure_nodes), {}
-    predict = in_chunks(predict, config.sample_batch_size)
-    for name, prompts in prompt_groups(config).items():
-        each = [p for p in prompts for _ in range(config.measure_chains)]
-        asked = []
+def make_chains(predict: Predict, schedule: Schedule, sampling: ChainSampling) -> dict[str, Chains]:
+    """Sample the base's chains and note its answers; call it before anything trains."""
+    short, groups = schedule.strided(sampling.nodes), {}
+    predict = in_chunks(predict, sampling.batch_size)
+    for name in sampling.groups:
+        prompts, noted = sampling.prompts(name), []
 
-        def noting(x_t, t, cond, asked=asked):
-            asked.append(predict(x_t, t, cond))
-            return asked[-1]
+        def noting(x_t, t, cond, noted=noted):
+            noted.append(predict(x_t, t, cond))
+            return noted[-1]
 
-        x = base_chain(noting, short, each, shape, generator(config.seed, f"probe/{name}"))
-        answers = torch.stack([torch.zeros_like(x[0]), *reversed(asked)])  # the chain runs T-1 .. 1
-        groups[name] = Chains(short, each, x, answers)
+        rng = generator(sampling.seed, f"probe/{name}")
+        x = base_chain(noting, short, prompts, sampling.shape, rng)
+        answers = torch.stack([torch.zeros_like(x[0]), *reversed(noted)])  # noted from T-1 to 1
+        groups[name] = Chains(short, prompts, x, answers)
     return groups
 
 
 def kept_chains(
-    file: Path, predict: Predict, config: TrainConfig, schedule: Schedule, shape: tuple[int, ...]
+    file: Path, predict: Predict, schedule: Schedule, sampling: ChainSampling
 ) -> dict[str, Chains]:
-    """`make_chains`, kept in `file` so that a resumed run is measured against the very same chains."""
+    """`make_chains`, kept in `file`: a resumed run is measured on the very same chains."""
     if not file.exists():
-        made = make_chains(predict, config, schedule, shape)
-        tensors = {f"{part}/{n}": getattr(c, part) for n, c in made.items() for part in ("x", "answers")}  # fmt: skip
-        save_tensors(file, tensors)
+        made = make_chains(predict, schedule, sampling)
+        parts = [(part, name) for name in made for part in ("x", "answers")]
+        save_tensors(file, {f"{part}/{name}": getattr(made[name], part) for part, name in parts})
     kept = load_tensors(file)
-    device, short = schedule.alpha_bar.device, schedule.strided(config.measure_nodes)
+    device, short = schedule.alpha_bar.device, schedule.strided(sampling.nodes)
     return {
         name: Chains(
             short,
-            [p for p in prompts for _ in range(config.measure_chains)],
+            sampling.prompts(name),
             kept[f"x/{name}"].to(device),
             kept[f"answers/{name}"].to(device),
         )
-        for name, prompts in prompt_groups(config).items()
+        for name in sampling.groups
     }
 
 
+# ---- the three distances
 def eps_drift(predict: Predict, groups: dict[str, Chains], chunk: int) -> float:
     """delta eps over the probes of all groups: root mean square over N of a norm over D."""
     predict = in_chunks(predict, chunk)
     squares = [
-        (delta_eps(predict, c.base, c.schedule, *c.probe()) ** 2, len(c.prompts)) for c in groups.values()
-    ]  # fmt: skip
+        (delta_eps(predict, c.base, c.schedule, *c.probe()) ** 2, len(c.prompts))
+        for c in groups.values()
+    ]
     return (sum(float(d) * n for d, n in squares) / sum(n for _, n in squares)) ** 0.5
 
 
-def path_drift(
-    predict: Predict, groups: dict[str, Chains], chunk: int
-) -> dict[str, tuple[float, float, int]]:
-    """(mean, standard error, number of chains) of path KL for each group, in nats."""
+def path_drift(predict: Predict, groups: dict[str, Chains], chunk: int) -> Paths:
+    """Path KL of each group, in nats."""
     predict, out = in_chunks(predict, chunk), {}
     for name, c in groups.items():
         mean, error = path_kl(predict, c.base, c.schedule, c.x, c.prompts)
@@ -134,8 +170,8 @@ def path_drift(
     return out
 
 
-def path_columns(paths: dict[str, tuple[float, float, int]]) -> dict[str, float]:
-    """Columns of a row, named as the toy's: path_kl over all chains, path_kl/GROUP, and their standard errors."""
+def path_columns(paths: Paths) -> dict[str, float]:
+    """Columns of a row, named as the toy's: path_kl over all chains, path_kl/GROUP, and errors."""
     total = sum(n for _, _, n in paths.values())
     row = {
         "path_kl": sum(mean * n for mean, _, n in paths.values()) / total,
@@ -147,8 +183,11 @@ def path_columns(paths: dict[str, tuple[float, float, int]]) -> dict[str, float]
 
 
 @dataclass
-class Drift:
-    """How far the live model is from its base, in the three senses, whenever asked. `theta_star`: the base of what trains itself."""
+class DriftMeter:
+    """How far the live model is from its base, in the three senses, whenever it is called.
+
+    theta_star: the base's values of the parameters that train themselves (not adapters).
+    """
 
     model: Model
     theta: Params
@@ -158,11 +197,11 @@ class Drift:
     chunk: int  # samples at once
 
     def delta_theta(self) -> dict[str, float]:
-        """ "total" and each block, effective weights."""
+        """Of the effective weights: "total", and each block."""
         return effective_delta_theta(self.model, self.theta, self.theta_star)
 
     def delta_eps(self) -> float:
         return eps_drift(self.predict, self.chains, self.chunk)
 
-    def path_kl(self) -> dict[str, tuple[float, float, int]]:
+    def path_kl(self) -> Paths:
         return path_drift(self.predict, self.chains, self.chunk)

@@ -1,4 +1,6 @@
-"""`personalize evaluate`: a run folder, a pipeline or the whole DreamBooth benchmark, from the command line to evaluation.json."""
+"""`personalize evaluate`: a run folder, a pipeline or the whole DreamBooth benchmark, from the
+command line to evaluation.json.
+"""
 
 import json
 from collections.abc import Callable
@@ -10,17 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from personalize.config.commands import Evaluate
-from personalize.data.prompts import (
-    PromptSet,
-    benchmark_class,
-    prompt_set,
-    read_benchmark,
-    words_of,
-)
+from personalize.data.benchmark import benchmark_class, read_benchmark
+from personalize.data.prompts import PromptSet, prompt_set, subject_words
 from personalize.data.subjects import training_pictures
 from personalize.evaluate.judges import Evaluators, evaluators_of
 from personalize.evaluate.metrics import interval
-from personalize.evaluate.model import Evaluation, evaluate_model, has_its_base
+from personalize.evaluate.model import Evaluation, Plan, evaluate_model, has_its_base
 from personalize.export.model_card import public_name
 from personalize.export.write import load_run
 from personalize.mini.shipped import is_mini, usual_guidance
@@ -75,38 +72,27 @@ def one(
     named = command.base or config.get("pretrained_model_name_or_path") or name
     guidance = command.guidance or usual_guidance(named)
     size = command.resolution or config.get("resolution")
-    found = evaluate_model(
-        model,
-        reference,
-        prompts,
-        judges(mini),
-        [image_seed(command.seed, i) for i in range(command.images)],
-        folder,
-        base,
-        base_folder=shared and shared / f"{(base or model).hash()}-{size or 'own'}",
-        training=training,
-        sampling=Sampling(
-            command.steps,
-            guidance,
-            command.sampler,
-            size,
-            command.sample_batch_size,
-        ),
-        chains=command.chains,
-        say=say,
-    )
+    how = (command.steps, guidance, command.sampler, size, command.sample_batch_size)
+    seeds = [image_seed(command.seed, i) for i in range(command.images)]
+    plan = Plan(reference, prompts, seeds, training, Sampling(*how), command.chains)
+    base_folder = shared and shared / f"{(base or model).hash()}-{size or 'own'}"
+    found = evaluate_model(model, plan, judges(mini), folder, base, base_folder, say)
     found.about["model"] = public_name(name)  # as it was asked for, not the folder inside the run
-    found.about["base_model"] = public_name(command.base or config.get("pretrained_model_name_or_path"))  # fmt: skip
+    found.about["base_model"] = public_name(
+        command.base or config.get("pretrained_model_name_or_path")
+    )
     found.about["left_out"] += unsure
     found.write(folder)
     return found
 
 
 def prompts_of(command: Evaluate, config: dict, reference: Path, mini: bool) -> PromptSet:
-    """The run's own words and drift prompts where it has them, so that its path KL and these are about the same prompts."""
+    """The run's own words and drift prompts where it has them, so that its path KL and these are
+    about the same prompts.
+    """
     class_prompt = config.get("class_prompt")
     word = command.class_word or benchmark_class(reference)
-    identifier, word = words_of(
+    identifier, word = subject_words(
         config.get("instance_prompt"), class_prompt, command.identifier, word
     )
     kept = {"contexts": config.get("context_prompts"), "unrelated": config.get("unrelated_prompts")}
@@ -131,17 +117,30 @@ def open_model(
 
 
 def default_folder(name: str) -> Path:
-    """evaluation/ inside a run or pipeline folder is found again by the same command; hub ids get one under runs/."""
+    """evaluation/ inside a run or pipeline folder is found again by the same command; hub ids
+    get one under runs/.
+    """
     folder = Path(name).expanduser()
-    return folder / "evaluation" if folder.is_dir() else Path("runs/personalize") / f"evaluation-{name.replace('/', '-')}"  # fmt: skip
+    return (
+        folder / "evaluation"
+        if folder.is_dir()
+        else Path("runs/personalize") / f"evaluation-{name.replace('/', '-')}"
+    )
 
 
 # ---- what one sees
 SHOWN = {
-    "dino": "DINO", "clip_i": "CLIP-I (identity, mean)", "subject_max": "identity, max", "clip_t": "CLIP-T (adherence)",
-    "clip_t_base": "CLIP-T of the base", "pairwise_clip": "alike within a prompt", "div": "DIV", "pres": "PRES",
-    "pres_base": "PRES of the base", "memorization": "memorization",
-}  # fmt: skip
+    "dino": "DINO",
+    "clip_i": "CLIP-I (identity, mean)",
+    "subject_max": "identity, max",
+    "clip_t": "CLIP-T (adherence)",
+    "clip_t_base": "CLIP-T of the base",
+    "pairwise_clip": "alike within a prompt",
+    "div": "DIV",
+    "pres": "PRES",
+    "pres_base": "PRES of the base",
+    "memorization": "memorization",
+}
 
 
 def table(found: Evaluation) -> Table:
@@ -156,7 +155,9 @@ def table(found: Evaluation) -> Table:
         for name in ("moved_dino", "moved_clip", "clip_t_change"):
             out.add_row(f"{group}: {name}", *_cells(drift.get(name)))
         if path := drift["path_kl"]:
-            out.add_row(f"{group}: path KL (nats)", f"{path['mean']:.4g}", f"+- {path['error']:.2g}")  # fmt: skip
+            out.add_row(
+                f"{group}: path KL (nats)", f"{path['mean']:.4g}", f"+- {path['error']:.2g}"
+            )
     return out
 
 
@@ -169,9 +170,11 @@ def _cells(value: dict | None) -> tuple[str, str]:
 
 # ---- the whole benchmark
 def benchmark(command: Evaluate, judges: Judges, say) -> Path:
-    """Each subject of the benchmark whose run lies in --model under the subject's name; benchmark.json holds the means over subjects.
+    """Each subject of the benchmark whose run lies in --model under the subject's name;
+    benchmark.json holds the means over subjects.
 
-    Runs of one base share its pictures. A subject that fails stops no other: RunFailure names all of them at the end.
+    Runs of one base share its pictures. A subject that fails stops no other: RunFailure names all
+    of them at the end.
     """
     root, runs = Path(command.reference), Path(command.model).expanduser()
     subjects = read_benchmark(root / LIST).classes
@@ -186,7 +189,15 @@ def benchmark(command: Evaluate, judges: Judges, say) -> Path:
     for i, subject in enumerate(ready):
         say(f"{subject} ({i + 1} of {len(ready)})")
         try:
-            found = one(command, str(runs / subject), root / subject, out / subject, judges, say, out / "base")  # fmt: skip
+            found = one(
+                command,
+                str(runs / subject),
+                root / subject,
+                out / subject,
+                judges,
+                say,
+                out / "base",
+            )
         except (UserError, RunFailure) as e:
             say(f"{subject} failed: {e}")
             failed[subject] = str(e)
@@ -198,12 +209,20 @@ def benchmark(command: Evaluate, judges: Judges, say) -> Path:
         say(f"note ({', '.join(of)}): {note}")
     means = {k: interval([h[k]["mean"] for h in headlines.values() if h.get(k)]) for k in SHOWN}
     missing = [s for s in subjects if s not in ready]
-    report = {"means": means, "subjects": headlines, "without_run": missing, "failed": failed, "left_out": notes, "intervals": "95 %, percentile bootstrap over subjects"}  # fmt: skip
+    report = {
+        "means": means,
+        "subjects": headlines,
+        "without_run": missing,
+        "failed": failed,
+        "left_out": notes,
+        "intervals": "95 %, percentile bootstrap over subjects",
+    }
     write_json(out / "benchmark.json", report)
     say(f"{len(headlines)} of {len(subjects)} subjects, written: {out / 'benchmark.json'}")
     if failed:
         raise RunFailure(
-            f"{len(failed)} of {len(ready)} subjects failed ({', '.join(failed)}; why: {out / 'benchmark.json'}); "
+            f"{len(failed)} of {len(ready)} subjects failed ({', '.join(failed)}; "
+            f"why: {out / 'benchmark.json'}); "
             "the same command does them again"
         )
     return out / "benchmark.json"

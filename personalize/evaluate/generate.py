@@ -1,4 +1,6 @@
-"""`personalize generate RUN`: a finished run's pictures as one grid, the base's row above if asked for."""
+"""`personalize generate RUN`: a finished run's pictures as one grid, the base's row above if
+asked for.
+"""
 
 import json
 import re

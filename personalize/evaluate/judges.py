@@ -1,11 +1,15 @@
-"""The networks that judge pictures: CLIP, DINO, LPIPS where installed, and the mini world's classifier. Same classes at both scales.
+"""The networks that judge pictures: CLIP, DINO, LPIPS where installed, and the mini world's
+classifier. Same classes at both scales.
 
-    CLIP   CLIPModel         CLIP-T, CLIP-I, identity          openai/clip-vit-base-patch32 | the mini's own
-    DINO   AutoModel (ViT)   DINO, PRES, memorization          facebook/dino-vits16         | the mini's own
+    CLIP   CLIPModel         CLIP-T, CLIP-I, identity     openai/clip-vit-base-patch32
+    DINO   AutoModel (ViT)   DINO, PRES, memorization     facebook/dino-vits16
            its layers        perceptual distance (LPIPS-like, metrics.perceptual_distance)
 
-Every picture is cut to its central square, then goes through the model's own processor (Pillow, so the numbers do not depend on
-whether torchvision is there). An evaluator whose weights are absent is left out and named; the others go on.
+The mini brings its own CLIP and DINO, and a classifier that knows its world.
+
+Every picture is cut to its central square, then goes through the model's own processor (Pillow, so
+the numbers do not depend on whether torchvision is there). An evaluator whose weights are absent
+is left out and named; the others go on.
 """
 
 import re
@@ -35,7 +39,9 @@ SQUARE = "central square"
 
 
 def square(image: Image.Image) -> Image.Image:
-    """The central square, so that a reference photo is seen as it was trained on, never squeezed."""
+    """The central square, so that a reference photo is seen as it was trained on, never
+    squeezed.
+    """
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -43,7 +49,9 @@ def square(image: Image.Image) -> Image.Image:
 
 @dataclass(eq=False)
 class Eye:
-    """A vision network with its processor. `pixels` is all that its subclasses' features are made from."""
+    """A vision network with its processor. `pixels` is all that its subclasses' features are
+    made from.
+    """
 
     name: str
     network: nn.Module
@@ -88,14 +96,18 @@ class Clip(Eye):
 class Dino(Eye):
     @torch.no_grad()
     def features(self, images: list[Image.Image]) -> tuple[Tensor, list[Tensor]]:
-        """The CLS feature (N, D), and every block's patch tokens (N, P, C) for the perceptual distance."""
+        """The CLS feature (N, D), and every block's patch tokens (N, P, C) for the perceptual
+        distance.
+        """
         out = self.network(self.pixels(images), output_hidden_states=True)
         layers = [h[:, 1:].float() for h in out.hidden_states[1:]]
         return out.last_hidden_state[:, 0].float().cpu(), layers
 
 
 class Truth(Eye):
-    """A supervised classifier of the mini's world, labels "class|scene": only to check the metrics with."""
+    """A supervised classifier of the mini's world, labels "class|scene": only to check the
+    metrics with.
+    """
 
     @property
     def labels(self) -> tuple[list[str], list[str]]:
@@ -126,7 +138,9 @@ class Lpips:
 
     def pixels(self, images: list[Image.Image]) -> Tensor:
         sized = [square(i).resize((224, 224), Image.Resampling.BICUBIC) for i in images]
-        made = torch.stack([torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8) for i in sized])  # fmt: skip
+        made = torch.stack(
+            [torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8) for i in sized]
+        )
         made = made.reshape(len(sized), 224, 224, 3).permute(0, 3, 1, 2) / 127.5 - 1
         return made.to(next(self.network.parameters()).device)
 
@@ -143,7 +157,11 @@ class Lpips:
 
     def describe(self) -> dict:
         how = {"first": SQUARE, "size": [224, 224], "resample": "bicubic", "range": [-1, 1]}
-        return {"name": self.name, "weights": hash_tensors(self.network.state_dict()), "preprocessing": how}  # fmt: skip
+        return {
+            "name": self.name,
+            "weights": hash_tensors(self.network.state_dict()),
+            "preprocessing": how,
+        }
 
 
 # ---- the set of them
@@ -166,9 +184,15 @@ Where = str | Callable[[], Path]  # a folder or hub id, or who finds it
 
 
 def load_evaluators(
-    clip: Where = CLIP_ID, dino: Where = DINO_ID, truth: Where | None = None, lpips: bool = True, device="cpu"
-) -> Evaluators:  # fmt: skip
-    """Whatever can be loaded (the local cache serves hub ids offline); `left_out` says what could not, why, and the remedy."""
+    clip: Where = CLIP_ID,
+    dino: Where = DINO_ID,
+    truth: Where | None = None,
+    lpips: bool = True,
+    device="cpu",
+) -> Evaluators:
+    """Whatever can be loaded (the local cache serves hub ids offline); `left_out` says what
+    could not, why, and the remedy.
+    """
     here = "download it where there is a network, or pass a folder"
     install = "pip install 'driftlab[lpips]'; it fetches torchvision's AlexNet once"
     wanted = [
@@ -192,18 +216,26 @@ def load_evaluators(
     return found
 
 
-def evaluators_of(mini: bool, clip: str | None = None, dino: str | None = None, device="cpu") -> Evaluators:  # fmt: skip
-    """The defaults of a model: the mini's own networks (LPIPS knows photographs, not its world), or the hub's."""
+def evaluators_of(
+    mini: bool, clip: str | None = None, dino: str | None = None, device="cpu"
+) -> Evaluators:
+    """The defaults of a model: the mini's own networks (LPIPS knows photographs, not its world),
+    or the hub's.
+    """
     if not mini:
         return load_evaluators(clip or CLIP_ID, dino or DINO_ID, device=device)
     from personalize.mini.shipped import classifier_folder, clip_folder, dino_folder
 
-    return load_evaluators(clip or clip_folder, dino or dino_folder, classifier_folder, False, device)  # fmt: skip
+    return load_evaluators(
+        clip or clip_folder, dino or dino_folder, classifier_folder, False, device
+    )
 
 
 @torch.no_grad()
 def _network(kind, name: str, device, unused: tuple[str, ...] = ()) -> nn.Module:
-    """Raises UserError if weights that are used are missing: transformers fills them at random and only says so in a log."""
+    """Raises UserError if weights that are used are missing: transformers fills them at random
+    and only says so in a log.
+    """
     network, report = kind.from_pretrained(
         name,
         dtype=torch.float32,
@@ -231,7 +263,8 @@ def load_clip(name: str, device="cpu") -> Clip:
 
 
 def load_dino(name: str, device="cpu") -> Dino:
-    # the pooler is transformers' addition: DINO was published without, and its CLS feature is taken before it
+    # the pooler is transformers' addition: DINO was published without, and its CLS feature is taken
+    # before it
     return Dino(name, _network(AutoModel, name, device, ("pooler.",)), _processor(name))
 
 

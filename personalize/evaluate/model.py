@@ -1,10 +1,14 @@
-"""Pictures of a model, their scores, and how far the model moved from its base. What `Evaluation.write` leaves in a folder:
+"""Evaluate a model: draw its pictures, score them, measure how far it moved from its base.
 
-    evaluation.json   headline, drift by group, means with intervals over seeds, evaluators, preprocessing, convention
-    pictures.csv      one row a picture            prompts.csv   one row a prompt            tuned/ base/   the pictures, kept
+`Evaluation.write` leaves in a folder:
 
-`evaluate_model` takes models in memory; the command line around it is evaluate_run.py, and `compare` calls it too.
-Evaluating again draws only the pictures that are missing.
+    evaluation.json   headline, drift by group, means with intervals over seeds, evaluators
+    pictures.csv      one row a picture
+    prompts.csv       one row a prompt
+    tuned/ base/      the pictures, kept: evaluating again draws only those that are missing
+
+`evaluate_model` takes models in memory; command.py is the command line around it, and `compare`
+calls it too.
 """
 
 from collections.abc import Callable
@@ -13,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-from personalize.config.train_config import TrainConfig
-from personalize.data.latents import Prompts
+from personalize.data.latents import PromptCache
 from personalize.data.photos import Scan, scan
 from personalize.data.prompts import PromptSet
 from personalize.drift import measure
@@ -28,12 +31,17 @@ from toy2d.runs.files import UserError, write_csv, write_json
 from toy2d.runs.folder import environment
 
 ONE_CHAIN = "chains must be 0 (no path KL) or at least 2: a single one has no standard error"
-CONVENTION = "CLIP-T compares with the prompt without its identifier: 'a dog in the snow' for 'a sks dog in the snow'"  # fmt: skip
+CONVENTION = (
+    "CLIP-T compares with the prompt without its identifier: "
+    "'a dog in the snow' for 'a sks dog in the snow'"
+)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """rows: one a picture (pictures.csv); prompts: one a prompt (prompts.csv); summary: `summary.summarise`; about: how it was made."""
+    """rows: one a picture (pictures.csv); prompts: one a prompt (prompts.csv); summary:
+    `summary.summarise`; about: how it was made.
+    """
 
     rows: list[dict]
     prompts: list[dict]
@@ -42,61 +50,83 @@ class Evaluation:
 
     @property
     def headline(self) -> dict:
-        """dino, clip_i, subject_max, clip_t, pres, div, ...: each {"mean", "low", "high", "n"} or None."""
+        """dino, clip_i, subject_max, clip_t, pres, div, ...: each {"mean", "low", "high", "n"}
+        or None.
+        """
         return self.summary["headline"]
 
     @property
     def drift(self) -> dict:
-        """group -> moved_dino, moved_clip, moved_perceptual, clip_t_change (intervals), mmd2_dino, path_kl; {} without a base."""
+        """group -> moved_dino, moved_clip, moved_perceptual, clip_t_change (intervals),
+        mmd2_dino, path_kl; {} without a base.
+        """
         return self.summary["drift"]
 
     def write(self, folder: Path) -> None:
         write_csv(folder / "pictures.csv", self.rows)
         write_csv(folder / "prompts.csv", self.prompts)
-        write_json(folder / "evaluation.json", {**self.summary, **self.about, "definitions": METRICS})  # fmt: skip
+        write_json(
+            folder / "evaluation.json", {**self.summary, **self.about, "definitions": METRICS}
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model is evaluated on, and how its pictures are drawn.
+
+    reference: folder of the subject's pictures. training: those it was trained on (default: the
+    same). chains: base chains for each prompt of path KL, at least 2; 0: no path KL (a run's
+    metrics.json has it already).
+    Raises UserError for a single chain.
+    """
+
+    reference: str | Path
+    prompts: PromptSet
+    seeds: list[int]
+    training: Scan | None = None
+    sampling: Sampling = USUAL
+    chains: int = 4
+
+    def __post_init__(self):
+        if self.chains == 1:
+            raise UserError(ONE_CHAIN)
 
 
 def evaluate_model(
     model: Model,
-    reference: str | Path,
-    prompts: PromptSet,
+    plan: Plan,
     evaluators: Evaluators,
-    seeds: list[int],
     folder: str | Path,
     base: Model | None = None,
     base_folder: str | Path | None = None,
-    training: Scan | None = None,
-    sampling: Sampling = USUAL,
-    chains: int = 4,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Draw (or find) the pictures of every prompt and seed, score them, measure drift; nothing but pictures is written.
+    """Draw (or find) the pictures of every prompt and seed, score them, measure drift.
 
-    reference: folder of the subject's pictures; training: those it was trained on (default: the same).
-    base: the base as a model of its own; needless where adapters can be switched off; without any base there is no drift.
-    base_folder: where the base's pictures are kept (default: folder/base); runs of one base may share it, then they are drawn once.
-    chains: base chains for each prompt of path KL, at least 2; 0: no path KL (a run's metrics.json has it already).
-    Raises UserError for a single chain, pictures that cannot be read, or folders made differently.
+    Nothing but pictures is written. base: the base as a model of its own; not needed where adapters
+    can be switched off; without any base there is no drift. base_folder: where the base's pictures
+    are kept (default: folder/base); runs of one base may share it, then they are drawn once.
+    Raises UserError for pictures that cannot be read, or folders made differently.
     """
-    if chains == 1:
-        raise UserError(ONE_CHAIN)
-    folder = Path(folder)
-    subject = scan(reference, captions=False)
-    trained_on = training or subject
-    references = look_at(*([r.path for r in s.require()] for s in (subject, trained_on)), evaluators)  # fmt: skip
+    folder, prompts, seeds, sampling = Path(folder), plan.prompts, plan.seeds, plan.sampling
+    subject = scan(plan.reference, captions=False)
+    trained_on = plan.training or subject
+    files = ([r.path for r in s.require()] for s in (subject, trained_on))
+    references = look_at(*files, evaluators)
     jobs = [(prompt, seed) for _, prompt in prompts.jobs() for seed in seeds]
-    theirs = {}
+    of_base = {}
     if base or has_its_base(model):
         kept = Path(base_folder or folder / "base")
-        theirs = pictures(base or model, jobs, kept, sampling, base is None, say)
-    mine = pictures(model, jobs, folder / "tuned", sampling, say=say)
-    scores = score(prompts, seeds, mine, theirs, evaluators, references)
-    paths = path_kl(model, base, prompts, sampling, chains) if theirs and chains else {}
+        of_base = pictures(base or model, jobs, kept, sampling, base is None, say)
+    tuned = pictures(model, jobs, folder / "tuned", sampling, say=say)
+    scores = score(prompts, seeds, tuned, of_base, evaluators, references)
+    paths = path_kl(model, base, plan) if of_base and plan.chains else {}
     summary = summarise(scores.rows, references.real_images(), scores.dino, paths)
+    undecided = undefined(model, prompts, len(subject.records), len(seeds), bool(of_base))
     about = {
         "model": public_name(model.source),
         "weights": weights_hash(model),
-        "base": (base or model).hash() if theirs else None,
+        "base": (base or model).hash() if of_base else None,
         "reference": _named(subject),
         "training": _named(trained_on),
         **asdict(prompts),
@@ -105,9 +135,9 @@ def evaluate_model(
         "sampling": asdict(sampling),
         "intervals": INTERVALS,
         "evaluators": evaluators.describe(),
-        "left_out": evaluators.left_out + undefined(model, prompts, len(subject.records), len(seeds), bool(theirs)),
+        "left_out": evaluators.left_out + undecided,
         "environment": environment(("torch", "diffusers", "transformers", "scipy")),
-    }  # fmt: skip
+    }
     return Evaluation(scores.rows, prompt_rows(scores.rows), summary, about)
 
 
@@ -128,41 +158,50 @@ def has_its_base(model: Model) -> bool:
         return False
 
 
-def undefined(model: Model, prompts: PromptSet, references: int, seeds: int, base: bool) -> list[str]:  # fmt: skip
+def undefined(
+    model: Model, prompts: PromptSet, references: int, seeds: int, base: bool
+) -> list[str]:
     """What these pictures and prompts cannot give, one sentence each."""
-    cut = [p for _, p in prompts.jobs() if model.lost_text(p)]
-    reasons = {
-        "one reference picture: how alike the references are among themselves is undefined": references == 1,
-        "one picture a prompt: diversity and intervals are undefined; raise --images": seeds == 1,
-        "two pictures a prompt are one pair: diversity has no interval; raise --images": seeds == 2,
-        "no base model: nothing is said about drift; name one with --base": not base,
-        f"{len(cut)} prompts are longer than the text encoder reads, e.g. {cut[:1]}: their ends have no effect": bool(cut),
-    }  # fmt: skip
-    return [reason for reason, so in reasons.items() if so]
+    out = []
+    if references == 1:
+        out.append("one reference picture: how alike the references are is undefined")
+    if seeds == 1:
+        out.append("one picture a prompt: diversity and intervals are undefined; raise --images")
+    if seeds == 2:
+        out.append("two pictures a prompt are one pair: diversity has no interval; raise --images")
+    if not base:
+        out.append("no base model: nothing is said about drift; name one with --base")
+    if cut := [p for _, p in prompts.jobs() if model.lost_text(p)]:
+        out.append(
+            f"{len(cut)} prompts are longer than the text encoder reads, e.g. {cut[:1]}: "
+            "their ends have no effect"
+        )
+    return out
 
 
 def path_kl(
-    model: Model, base: Model | None, prompts: PromptSet, sampling: Sampling, chains: int, nodes: int = 10
-) -> dict:  # fmt: skip
-    """group -> (mean, standard error, number of chains), as `personalize train` measures it, over the evaluation's own prompts."""
-    ask, answer = Prompts(base or model), Prompts(model)
+    model: Model, base: Model | None, plan: Plan, nodes: int = 10
+) -> dict[str, tuple[float, float, int]]:
+    """group -> (mean, standard error, number of chains) over the evaluation's own prompts.
+
+    Measured as `personalize train` measures it.
+    """
+    encode_base, encode = PromptCache(base or model), PromptCache(model)
+    size = plan.sampling.batch_size
 
     def predict_base(x_t, t, texts):
         if base:
-            return base.predict(x_t, t, ask(texts))
+            return base.predict(x_t, t, encode_base(texts))
         with model.base():
-            return model.predict(x_t, t, ask(texts))
+            return model.predict(x_t, t, encode_base(texts))
 
     def predict(x_t, t, texts):
-        return model.predict(x_t, t, answer(texts))
+        return model.predict(x_t, t, encode(texts))
 
-    groups = prompts.groups
-    config = TrainConfig(
-        "", "", measure_chains=chains, measure_nodes=nodes, sample_batch_size=sampling.batch_size,
-        class_prompt=groups["class"][0] if "class" in groups else None,
-        context_prompts=groups.get("contexts", ()), unrelated_prompts=groups.get("unrelated", ()),
-    )  # fmt: skip
-    shape = model.latent_shape(sampling.resolution or model.default_resolution)
+    wanted = ("class", "contexts", "unrelated")
+    groups = {g: plan.prompts.groups[g] for g in wanted if plan.prompts.groups.get(g)}
+    shape = model.latent_shape(plan.sampling.resolution or model.default_resolution)
     with torch.no_grad(), model.evaluating():
-        made = measure.make_chains(predict_base, config, model.schedule, shape)
-        return measure.path_drift(predict, made, sampling.batch_size)
+        sampling = measure.ChainSampling(groups, shape, plan.chains, nodes, batch_size=size)
+        made = measure.make_chains(predict_base, model.schedule, sampling)
+        return measure.path_drift(predict, made, size)

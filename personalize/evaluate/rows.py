@@ -1,7 +1,8 @@
-"""Pictures -> one row each: every number that belongs to a single picture. `summary` makes means of rows, and reads nothing else.
+"""Pictures -> one row each: every number that belongs to a single picture. `summary` makes means
+of rows, and reads nothing else.
 
-Rows of one prompt are made together, because diversity and drift are about its pictures: n seeds of the tuned model and, where
-there is one, the base's n pictures from the same seeds.
+Rows of one prompt are made together, because diversity and drift are about its pictures: n seeds
+of the tuned model and, where there is one, the base's n pictures from the same seeds.
 """
 
 import math
@@ -32,7 +33,9 @@ class References:
     training_dino: Tensor | None = None
 
     def real_images(self) -> dict[str, float | None]:
-        """The references among themselves: the most that fidelity can mean ("Real Images" in DreamBooth's table). None for one."""
+        """The references among themselves: the most that fidelity can mean ("Real Images" in
+        DreamBooth's table). None for one.
+        """
         found = {"clip_i": self.clip, "dino": self.dino}
         pairs = {k: mean_to_others(cosine(f, f)).mean() for k, f in found.items() if f is not None}
         return {k: None if math.isnan(v) else float(v) for k, v in pairs.items()}
@@ -47,21 +50,30 @@ def look_at(reference: list[Path], training: list[Path], evaluators: Evaluators)
     if evaluators.dino:
         out.dino = evaluators.dino.features(images)[0]
         same = training == reference
-        out.training_dino = out.dino if same else evaluators.dino.features([open_rgb(p) for p in training])[0]  # fmt: skip
+        out.training_dino = (
+            out.dino if same else evaluators.dino.features([open_rgb(p) for p in training])[0]
+        )
     return out
 
 
 @dataclass
 class Scores:
-    """`rows`: one for each picture. `dino`: (model, group) -> DINO features of all its pictures, for distances of sets."""
+    """`rows`: one for each picture. `dino`: (model, group) -> DINO features of all its pictures,
+    for distances of sets.
+    """
 
     rows: list[dict] = field(default_factory=list)
     dino: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
 
 
 def score(
-    prompts: PromptSet, seeds: list[int], tuned: dict[Job, Path], base: dict[Job, Path], evaluators: Evaluators, references: References
-) -> Scores:  # fmt: skip
+    prompts: PromptSet,
+    seeds: list[int],
+    tuned: dict[Job, Path],
+    base: dict[Job, Path],
+    evaluators: Evaluators,
+    references: References,
+) -> Scores:
     """`base` may be empty: then nothing is said about drift."""
     scores, n = Scores(), len(seeds)
     sides = {"tuned": tuned, "base": base} if base else {"tuned": tuned}
@@ -87,7 +99,9 @@ def score(
 
 
 def _cells(columns: Columns, i: int, references: References) -> dict:
-    """Row i of the columns; what does not exist there (nan) stays empty, the nearest picture gets its name."""
+    """Row i of the columns; what does not exist there (nan) stays empty, the nearest picture
+    gets its name.
+    """
     numbers = {k: float(v[i]) for k, v in columns.items()}
     cells = {k: v for k, v in numbers.items() if not math.isnan(v)}
     if "nearest" in cells:
@@ -95,7 +109,9 @@ def _cells(columns: Columns, i: int, references: References) -> dict:
     return cells
 
 
-def clip_columns(clip: Clip, text: str, images: list[Image.Image], n: int, references: References) -> Columns:  # fmt: skip
+def clip_columns(
+    clip: Clip, text: str, images: list[Image.Image], n: int, references: References
+) -> Columns:
     features = clip.images(images)
     to_text = cosine(features, clip.texts([text]))[:, 0]
     to_subject = cosine(features, references.clip)
@@ -107,8 +123,12 @@ def clip_columns(clip: Clip, text: str, images: list[Image.Image], n: int, refer
     return pad(out, len(images))
 
 
-def dino_columns(dino: Dino, images: list[Image.Image], n: int, references: References) -> tuple[Columns, Tensor]:  # fmt: skip
-    """And the features. Distances of the layers are taken here, so that one prompt's layers at a time are in memory."""
+def dino_columns(
+    dino: Dino, images: list[Image.Image], n: int, references: References
+) -> tuple[Columns, Tensor]:
+    """And the features. Distances of the layers are taken here, so that one prompt's layers at a
+    time are in memory.
+    """
     features, layers = dino.features(images)
     nearest = cosine(features, references.training_dino).max(1)
     out = {"dino": cosine(features, references.dino).mean(1), "memorization": nearest.values}
@@ -120,7 +140,9 @@ def dino_columns(dino: Dino, images: list[Image.Image], n: int, references: Refe
 
 
 def distance_columns(name: str, pairwise: Tensor, n: int) -> Columns:
-    """`name`: mean distance to the prompt's other pictures of the same model; moved_`name`: to the base's with the same seed."""
+    """`name`: mean distance to the prompt's other pictures of the same model; moved_`name`: to
+    the base's with the same seed.
+    """
     out = {name: within(pairwise, n)}
     if len(pairwise) > n:
         out[f"moved_{name}"] = pairwise[:n, n:].diagonal()
@@ -128,7 +150,9 @@ def distance_columns(name: str, pairwise: Tensor, n: int) -> Columns:
 
 
 def truth_columns(truth: Truth, prompt: str, images: list[Image.Image]) -> Columns:
-    """1 where the picture shows the class, the scene that the prompt names first, else 0; no column where it names none that is known."""
+    """1 where the picture shows the class, the scene that the prompt names first, else 0; no
+    column where it names none that is known.
+    """
     read, out = truth.read(images), {}
     for k, name in enumerate(("class", "scene")):
         places = {word: f" {prompt} ".find(f" {word} ") for word in truth.labels[k]}
@@ -139,11 +163,16 @@ def truth_columns(truth: Truth, prompt: str, images: list[Image.Image]) -> Colum
 
 
 def within(pairwise: Tensor, n: int) -> Tensor:
-    """Mean to the others of the same model: the first n pictures among themselves, and the rest among themselves."""
+    """Mean to the others of the same model: the first n pictures among themselves, and the rest
+    among themselves.
+    """
     return torch.cat([mean_to_others(pairwise[:n, :n]), mean_to_others(pairwise[n:, n:])])
 
 
 def pad(columns: Columns, length: int) -> Columns:
     """nan for the base's pictures in columns that only the tuned model's have."""
     nan = torch.full((length,), math.nan)
-    return {k: torch.cat([v, nan[len(v) :].to(v)]) if v.is_floating_point() else v for k, v in columns.items()}  # fmt: skip
+    return {
+        k: torch.cat([v, nan[len(v) :].to(v)]) if v.is_floating_point() else v
+        for k, v in columns.items()
+    }

@@ -1,4 +1,6 @@
-"""Rows of pictures -> means with intervals. Reads rows only; every name is explained in METRICS, which goes into evaluation.json."""
+"""Rows of pictures -> means with intervals. Reads rows only; every name is explained in METRICS,
+which goes into evaluation.json.
+"""
 
 import math
 
@@ -9,39 +11,77 @@ from personalize.evaluate.metrics import auc, mmd2, over_seeds, pairs_over_seeds
 # what | where it is from; up: more is better, down: less is better
 METRICS = {
     "dino": "up; mean cosine of DINO features with the reference pictures (DreamBooth, sec. 4.2)",
-    "clip_i": "up; mean cosine of CLIP image features with the reference pictures (DreamBooth; the report's Subj Mean)",
+    "clip_i": (
+        "up; mean cosine of CLIP image features with the reference pictures (DreamBooth; a "
+        "report's Subj Mean)"
+    ),
     "subject_max": "up; largest of those cosines (the report's Subj Max)",
-    "clip_t": "up; cosine of CLIP features of the picture and of its prompt without the identifier (prompt adherence)",
-    "pairwise_clip": "down; mean cosine of CLIP features with the prompt's other pictures (the report's Diversity; 1 - it: variety)",
+    "clip_t": (
+        "up; cosine of CLIP features of the picture and of its prompt without the identifier "
+        "(prompt adherence)"
+    ),
+    "pairwise_clip": (
+        "down; mean cosine of CLIP features with the prompt's other pictures (the report's "
+        "Diversity; 1 - it: variety)"
+    ),
     "lpips": "up; mean LPIPS distance to the prompt's other pictures",
-    "perceptual": "up; the same with DINO's own layers, unit vectors, a mean over layers (metrics.perceptual_distance)",
+    "perceptual": (
+        "up; the same with DINO's own layers, unit vectors, a mean over layers "
+        "(metrics.perceptual_distance)"
+    ),
     "memorization": "down; largest cosine of DINO features with a training picture, `nearest`",
-    "moved_dino": "down; 1 - cosine of DINO features with the base's picture of the same prompt and seed",
-    "moved_clip": "down; the same with CLIP's image features (1 - it: the report's Identity vs Base)",
-    "moved_perceptual": "down; perceptual distance to the base's picture of the same prompt and seed",
+    "moved_dino": (
+        "down; 1 - cosine of DINO features with the base's picture of the same prompt and seed"
+    ),
+    "moved_clip": (
+        "down; the same with CLIP's image features (1 - it: the report's Identity vs Base)"
+    ),
+    "moved_perceptual": (
+        "down; perceptual distance to the base's picture of the same prompt and seed"
+    ),
     "moved_lpips": "down; the same with LPIPS",
     "clip_t_change": "up; clip_t minus that of the base's picture of the same prompt and seed",
     "class_right": "up; share whose class is the prompt's, by the mini world's classifier",
     "scene_right": "up; share whose scene is the prompt's, by the mini world's classifier",
-    "pres": "down; `dino` of the class prompt's pictures: does any dog look like this dog? (DreamBooth, PRES)",
-    "div": "up; mean distance of a subject prompt's pictures, LPIPS where `div_distance` says so (DreamBooth, DIV)",
-    "mmd2_dino": "down; squared MMD between the tuned and the base model's DINO features, unbiased: may be below 0",
-    "path_kl": "down; upper bound of KL(base || tuned) along the base's chains, nats; mean, standard error, chains",
-    "stability": "down; standard deviation over all pictures of subject prompts (the report's Stability: subject, text)",
-}  # fmt: skip
+    "pres": (
+        "down; `dino` of the class prompt's pictures: does any dog look like this dog? "
+        "(DreamBooth, PRES)"
+    ),
+    "div": (
+        "up; mean distance of a subject prompt's pictures, LPIPS where `div_distance` says so "
+        "(DreamBooth, DIV)"
+    ),
+    "mmd2_dino": (
+        "down; squared MMD between the tuned and the base model's DINO features, unbiased: may "
+        "be below 0"
+    ),
+    "path_kl": (
+        "down; upper bound of KL(base || tuned) along the base's chains, nats; mean, standard "
+        "error, chains"
+    ),
+    "stability": (
+        "down; standard deviation over all pictures of subject prompts (the report's Stability:"
+        " subject, text)"
+    ),
+}
 COLUMNS = [k for k in METRICS if k not in ("pres", "div", "mmd2_dino", "path_kl", "stability")]
-# whose rows are means to the prompt's other pictures, and so share pairs; all others are independent between seeds
+# whose rows are means to the prompt's other pictures, and so share pairs; all others are
+# independent between seeds
 PAIRED = dict.fromkeys(("pairwise_clip", "lpips", "perceptual"), pairs_over_seeds)
 INTERVALS = (
-    "95 %, percentile bootstrap of the means of seeds (prompts are fixed); few seeds make them too narrow. "
-    f"{', '.join(PAIRED)} and div: jackknife over seeds with Student's t, because their pairs share pictures"
+    "95 %, percentile bootstrap of the means of seeds (prompts are fixed); "
+    "few seeds make them too narrow. "
+    f"{', '.join(PAIRED)} and div: jackknife over seeds with Student's t, "
+    "because their pairs share pictures"
 )
 
 
 def summarise(rows: list[dict], real_images: dict, dino: dict, paths: dict) -> dict:
-    """`headline`, `drift` by group, `means` by model and group, `check`: intervals are {"mean", "low", "high", "n"}, n seeds.
+    """`headline`, `drift` by group, `means` by model and group, `check`: intervals are {"mean",
+    "low", "high", "n"}, n seeds.
 
-    `dino`: (model, group) -> features; `paths`: group -> (mean, error, chains). What was not measured is None or absent.
+    `dino`: (model, group) -> features; `paths`: group -> (mean, error, chains). What was not
+    measured is None or absent.
     """
     means = _means(rows)
     drift = {
@@ -63,7 +103,10 @@ def _headline(rows: list[dict], means: dict) -> dict:
     subject, of_class = tuned.get("subject", {}), tuned.get("class", {})
     distance = "lpips" if "lpips" in subject else "perceptual"
     mine = [r for r in rows if (r["model"], r["group"]) == ("tuned", "subject")]
-    stability = {"subject": spread(_column(mine, "clip_i")), "text": spread(_column(mine, "clip_t"))}  # fmt: skip
+    stability = {
+        "subject": spread(_column(mine, "clip_i")),
+        "text": spread(_column(mine, "clip_t")),
+    }
     names = ("dino", "clip_i", "subject_max", "clip_t", "pairwise_clip", "memorization")
     return {k: subject.get(k) for k in names} | {
         "pres": of_class.get("dino"),
@@ -133,10 +176,16 @@ def _path(found: tuple | None) -> dict | None:
 
 
 def _check(rows: list[dict]) -> dict | None:
-    """Does CLIP-T know what the classifier knows? AUC: P(clip_t of a right picture > of a wrong one), 0.5 for a coin."""
+    """Does CLIP-T know what the classifier knows? AUC: P(clip_t of a right picture > of a wrong
+    one), 0.5 for a coin.
+    """
     known = [r for r in rows if {"clip_t", "class_right", "scene_right"} <= r.keys()]
     if not known:
         return None
     right = [r["class_right"] == r["scene_right"] == 1 for r in known]
     value = auc(_column(known, "clip_t"), right)
-    return {"clip_t_auc": None if math.isnan(value) else value, "right": sum(right), "n": len(right)}  # fmt: skip
+    return {
+        "clip_t_auc": None if math.isnan(value) else value,
+        "right": sum(right),
+        "n": len(right),
+    }

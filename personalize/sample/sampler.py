@@ -1,9 +1,11 @@
 """Prompts x seeds -> pictures.
 
-    x_T from the seed's own generator;  eps = eps(uncond) + guidance (eps(cond) - eps(uncond));  x_{t-1} by a diffusers scheduler
+    x_T from the seed's own generator;  eps = eps(uncond) + guidance (eps(cond) - eps(uncond));
+    x_{t-1} by a diffusers scheduler
 
-Every (prompt, seed) has a generator of its own: a picture depends neither on the batch it was made in (to rounding: one of 256 levels) nor on
-what was made before, and training's generators are never touched. Shapes: N pictures of a batch, C h w latents, H W pixels.
+Every (prompt, seed) has a generator of its own: a picture depends neither on the batch it was made
+in (to rounding: one of 256 levels) nor on what was made before, and training's generators are
+never touched. Shapes: N pictures of a batch, C h w latents, H W pixels.
 """
 
 import contextlib
@@ -31,8 +33,10 @@ from toy2d.runs.files import RunFailure, UserError
 
 Encode = Callable[[list[str]], Cond]
 
-# name -> (scheduler, what must differ from the model's own scheduler configuration); all deterministic given x_T.
-# The spacing is each scheduler's default, stated: a configuration that went through a file carries the default of another.
+# name -> (scheduler, what must differ from the model's own scheduler configuration); all
+# deterministic given x_T.
+# The spacing is each scheduler's default, stated: a configuration that went through a file carries
+# the default of another.
 SAMPLERS = {
     "dpmsolver++": (
         DPMSolverMultistepScheduler,
@@ -63,7 +67,9 @@ def samplers_of(model: Model) -> dict:
 
 
 def make_sampler(model: Model, name: str, steps: int):
-    """A fresh scheduler on the model's own noise schedule, set to `steps`. Raises UserError for what cannot be."""
+    """A fresh scheduler on the model's own noise schedule, set to `steps`. Raises UserError for
+    what cannot be.
+    """
     known = samplers_of(model)
     if name not in known:
         raise UserError(f"no sampler {name!r} for this model; choose one of {', '.join(known)}")
@@ -84,7 +90,9 @@ def batches(items: list, size: int) -> list[list]:
 
 
 def image_seed(seed: int, index: int) -> int:
-    """The seed of picture `index` of a set: never shared with another picture or another set's seed."""
+    """The seed of picture `index` of a set: never shared with another picture or another set's
+    seed.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:7])
 
 
@@ -101,7 +109,8 @@ def sample_latents(
 ) -> Tensor:
     """Scaled latents (N C h w), one per seed. `uncond` (one row) is needed when guidance > 1.
 
-    Raises UserError for a sampler, steps, guidance or resolution that cannot be; RunFailure if the network's answers are not finite.
+    Raises UserError for a sampler, steps, guidance or resolution that cannot be; RunFailure if the
+    network's answers are not finite.
     """
     if not (math.isfinite(guidance) and guidance >= 1):
         raise UserError(f"guidance must be a number >= 1 (1 = none), not {guidance}")
@@ -145,7 +154,9 @@ def generate(
     resolution: int | None = None,
     encode: Encode | None = None,
 ) -> list[Image.Image]:
-    """len(prompts) * len(seeds) pictures, prompt by prompt. guidance = 1 samples the conditional law itself."""
+    """len(prompts) * len(seeds) pictures, prompt by prompt. guidance = 1 samples the conditional
+    law itself.
+    """
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
     how = (steps, guidance, sampler, batch_size, negative_prompt, base, resolution, encode)
     return draw(model, jobs, *how)
@@ -165,8 +176,9 @@ def draw(
 ) -> list[Image.Image]:
     """One picture for each (prompt, seed).
 
-    `base` answers as the frozen base did (adapters off; see `Model.base`). `encode` defaults to `model.encode_prompts`.
-    Dropout is off inside; the model's mode, gradients and generators are as before afterwards.
+    `base` answers as the frozen base did (adapters off; see `Model.base`). `encode` defaults to
+    `model.encode_prompts`. Dropout is off inside; the model's mode, gradients and generators are
+    as before afterwards.
     """
     if negative_prompt and guidance == 1:
         raise UserError("a negative prompt has no effect with guidance 1: raise it or leave it out")
@@ -204,7 +216,8 @@ def grid(
     column_labels: list[str] | None = None,
     gap: int = 4,
 ) -> Image.Image:
-    """Pictures of one size, row by row, a strip of text above each row and above the columns. White ground.
+    """Pictures of one size, row by row, a strip of text above each row and above the columns.
+    White ground.
 
     Raises ValueError if the pictures do not fill the rows.
     """

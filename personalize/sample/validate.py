@@ -1,7 +1,9 @@
-"""Grids while training: for each prompt the base's pictures above the live model's, from the same seeds.
+"""Grids while training: for each prompt the base's pictures above the live model's, from the same
+seeds.
 
-The live pipeline draws them, nothing is loaded anew; every picture has a generator of its own, so training does not notice (a test
-compares the weights bit for bit). Step 0 shows the base beside itself.
+The live pipeline draws them, nothing is loaded anew; every picture has a generator of its own, so
+training does not notice (a test compares the weights bit for bit). Step 0 shows the base beside
+itself.
 """
 
 from pathlib import Path
@@ -15,7 +17,9 @@ from toy2d.runs.files import RunFailure
 
 
 class Validation:
-    """`figures/validation-STEP.png` at the steps that are `due`; `figures/base/` keeps the base's pictures for a resumed run."""
+    """`figures/validation-STEP.png` at the steps that are `due`; `figures/base/` keeps the
+    base's pictures for a resumed run.
+    """
 
     def __init__(self, config: TrainConfig, model: Model, folder: Path, writes: bool = True):
         self.config, self.model, self.folder, self.writes = config, model, folder, writes
@@ -29,14 +33,21 @@ class Validation:
         )
 
     def keep_base(self) -> None:
-        """Draw the base's pictures unless they are there. Call it before training, and before a checkpoint is restored."""
+        """Draw the base's pictures unless they are there. Call it before training, and before a
+        checkpoint is restored.
+        """
         if self.config.validation_prompt and not all(f.exists() for f in self._files()):
             for image, file in zip(self._draw(), self._files(), strict=True):
                 save_picture(image, file)
 
     def __call__(self, step: int) -> None:
-        """Several processes may sample together (a sharded model needs them all); one of them writes."""
-        base, n = [Image.open(f, formats=["PNG"]).convert("RGB") for f in self._files()], len(self.seeds)  # fmt: skip
+        """Several processes may sample together (a sharded model needs them all); one of them
+        writes.
+        """
+        base, n = (
+            [Image.open(f, formats=["PNG"]).convert("RGB") for f in self._files()],
+            len(self.seeds),
+        )
         tuned = base if step == 0 else self._draw()
         rows, labels = [], []
         for i, prompt in enumerate(self.config.validation_prompt):

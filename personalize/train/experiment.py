@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from personalize.adapters.trainable import choose_as, trainable
 from personalize.config.rules import refuse_for_model, resolve
 from personalize.config.train_config import TrainConfig
-from personalize.data.latents import Prompts
-from personalize.data.photos import Scan
+from personalize.data.latents import PromptCache
+from personalize.data.photos import Scan, hash_of
 from personalize.data.subjects import scan_subjects
-from personalize.drift import measure
+from personalize.drift import gain, measure
 from personalize.export.formats import leave
 from personalize.export.model_card import model_card
 from personalize.parallel.processes import (
@@ -91,7 +91,9 @@ def read(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, Scan]:
 
 
 def recorded(config: TrainConfig) -> dict:
-    return {k: v for k, v in asdict(config).items() if k not in NOT_OF_THE_RUN}
+    """What config.json holds. Without held-out pictures nothing is said of them, as before 0.2."""
+    unused = () if config.holds_out else ("held_out", "held_out_data_dir", "gain_samples")
+    return {k: v for k, v in asdict(config).items() if k not in (*NOT_OF_THE_RUN, *unused)}
 
 
 class Experiment:
@@ -111,6 +113,7 @@ class Experiment:
             self.open_model()
         with self.clock("pictures"), self.accelerator.main_process_first():
             pools = make_pools(self.config, self.model, self.pictures, self.resolution)
+            self.held_pictures = self.encode_held_out()
         with self.clock("base"):
             self.choose_what_trains()
             self.embed(pools)
@@ -139,13 +142,19 @@ class Experiment:
     def check_identity(self) -> None:
         """A run goes on only with the base, the pictures and the thread count it began with."""
         identity = {"base_hash": self.model.hash(), "data_hash": self.pictures.hash()}
+        if self.pictures.held_out:
+            identity["held_out_hash"] = hash_of(self.pictures.held_out)
         file = self.folder.path / "env.json"
         if not file.exists():
             more = self.where() | {"seed": self.config.seed}
             write_json(file, environment(PACKAGES) | more | identity)
             return
         before = json.loads(file.read_text())
-        names = {"base_hash": "the base model", "data_hash": "a picture or caption"}
+        names = {
+            "base_hash": "the base model",
+            "data_hash": "a picture or caption",
+            "held_out_hash": "a held-out picture or its caption",
+        }
         changed = [names[k] for k, v in identity.items() if before.get(k) != v]
         if changed:
             raise UserError(
@@ -160,6 +169,14 @@ class Experiment:
     def where(self) -> dict:
         """What changes the last bits of a run, and nothing else."""
         return {"device": self.device.type, "processes": processes_here(), "sharded": sharding() is not None}  # fmt: skip
+
+    def encode_held_out(self) -> gain.Pictures | None:
+        """The held-out pictures' latents and prompts; None if every picture trains."""
+        if not self.pictures.held_out:
+            return None
+        return gain.encode_held_out(
+            self.model, self.config, self.pictures.held_out, self.resolution
+        )
 
     def choose_what_trains(self) -> None:
         c = self.config
@@ -176,10 +193,12 @@ class Experiment:
         for prompt in dict.fromkeys(spoken):
             if lost := self.model.lost_text(prompt):
                 self.say(f"the text encoder reads only the beginning of {prompt[:60]!r}...; lost: {lost!r}")  # fmt: skip
-        self.base_prompts = Prompts(self.model).add(spoken + measured)
+        if self.held_pictures is not None:
+            measured += [p for group in self.held_pictures.prompts.values() for p in group]
+        self.base_prompts = PromptCache(self.model).add(spoken + measured)
         self.model.unload("vae")
         if self.config.text_trains:
-            self.prompts = Prompts(self.model, cache=False)
+            self.prompts = PromptCache(self.model, cache=False)
         else:
             self.prompts = self.base_prompts
             self.model.unload("text_encoders")
@@ -209,7 +228,9 @@ class Experiment:
         with self.accelerator.main_process_first(), model.evaluating():
             with self.clock("chains"):
                 file = self.chains or self.cache / "chains.safetensors"
-                chains = measure.kept_chains(file, self.predict, c, schedule, self.shape)
+                sampling = measure.chain_sampling(c, self.shape)
+                chains = measure.kept_chains(file, self.predict, schedule, sampling)
+                self.learning = self.base_errors()
             if c.uses("fisher"):
                 importance(c, model, self.theta, *asking)
             base = None
@@ -220,11 +241,18 @@ class Experiment:
         shard_(model.denoiser, self.device.type)
         self.theta = trainable(model)
         anchors, theta_star = make_anchors(c, model, self.theta, *asking)
-        self.drift = measure.Drift(
+        self.drift = measure.DriftMeter(
             model, self.theta, theta_star, self.predict, chains, c.sample_batch_size
         )
         weights = node_weights(c, scheme, schedule)
         self.loop = Run(c, schedule, self.predict, objective_of(c), anchors, streams, base, weights)
+
+    def base_errors(self) -> gain.HeldOut | None:
+        """The base's errors on the held-out pictures, from which gain is counted."""
+        if self.held_pictures is None:
+            return None
+        file, schedule = self.cache / "held_out.safetensors", self.model.schedule
+        return gain.ask_the_base(file, self.predict, self.held_pictures, schedule, self.config)
 
     # ---- from step 0, or from a checkpoint
     def start_or_resume(self) -> None:
@@ -291,6 +319,8 @@ class Experiment:
                 "delta_theta": self.drift.delta_theta()["total"],
                 "delta_eps": self.drift.delta_eps(),
             }
+            if self.learning is not None:
+                row |= self.learning.columns(self.predict)
         if edge or (c.path_kl_steps and step % c.path_kl_steps == 0):
             self.paths = self.drift.path_kl()
             row |= measure.path_columns(self.paths)
@@ -324,7 +354,10 @@ class Experiment:
         if self.config.report_to:
             self.accelerator.end_training()
         theta, kl = metrics["delta_theta"], metrics["path_kl"]
-        self.say(f"done: {self.folder.path}, delta theta {theta:.4g}, path KL {kl:.4g} nats")
+        learnt = gain.in_words(self.rows)
+        self.say(
+            f"done: {self.folder.path}, delta theta {theta:.4g}, path KL {kl:.4g} nats{learnt}"
+        )
 
     def metrics(self) -> dict:
         """The drift of the weights that are exported: those of the last row, or EMA's if asked for."""
@@ -343,6 +376,7 @@ class Experiment:
             "delta_eps": eps,
             "path_kl": measure.path_columns(paths)["path_kl"],
             "path_kl_groups": paths,
+            **gain.peak(self.rows),
             "path_kl_sampler": f"ancestral, variance beta, {c.measure_nodes} nodes, no guidance",
             "prompts": measure.prompt_groups(c),
         }

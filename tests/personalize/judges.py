@@ -1,4 +1,6 @@
-"""Tiny random evaluators of the real classes, saved as folders: CLIPModel with its tokenizer, ViTModel, a classifier."""
+"""Tiny random evaluators of the real classes, saved as folders: CLIPModel with its tokenizer,
+ViTModel, a classifier.
+"""
 
 from pathlib import Path
 
@@ -32,16 +34,25 @@ def judges(folder: Path) -> dict[str, str]:
         torch.manual_seed(0)
         save_clip(folder / "clip")
         save_eye(ViTModel(ViTConfig(**EYE), add_pooling_layer=False), folder / "dino")
-        labels = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}  # fmt: skip
+        labels = {
+            "id2label": dict(enumerate(LABELS)),
+            "label2id": {n: i for i, n in enumerate(LABELS)},
+        }
         save_eye(ViTForImageClassification(ViTConfig(**EYE, **labels)), folder / "truth")
     return {name: str(folder / name) for name in ("clip", "dino", "truth")}
 
 
 def save_clip(folder: Path) -> None:
     words = word_tokenizer(set(WORDS.split()))
-    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}  # fmt: skip
+    ends = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
     text = {**BODY, "vocab_size": len(words), **ends}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=EYE, projection_dim=8)).save_pretrained(folder)  # fmt: skip
+    CLIPModel(CLIPConfig(text_config=text, vision_config=EYE, projection_dim=8)).save_pretrained(
+        folder
+    )
     words.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE).save_pretrained(folder)
 

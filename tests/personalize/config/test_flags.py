@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from photographs import photo
 from small import config, history, photos, same, trained, workshop
 
 from personalize.config.effects import RULES
@@ -109,6 +110,9 @@ SEEN = {
     "path_kl_steps": ({}, {"path_kl_steps": 1}, "history"),
     "measure_chains": ({}, {"measure_chains": 3}, "history"),
     "measure_nodes": ({}, {"measure_nodes": 4}, "history"),
+    "held_out": ({"instance_data_dir": "@five"}, {"held_out": 1}, "weights"),
+    "held_out_data_dir": ({}, {"held_out_data_dir": "@others"}, "history"),
+    "gain_samples": ({"held_out_data_dir": "@others"}, {"gain_samples": 8}, "history"),
     "context_prompts": (PRIOR, {"context_prompts": ("a dog on the beach",)}, "history"),
     "unrelated_prompts": ({}, {"unrelated_prompts": ("a house",)}, "history"),
     "validation_prompt": ({}, VALIDATED, "files"),
@@ -155,6 +159,13 @@ def place(name: str) -> str:
     if name == "@sd3":
         tiny("sd3", folder=workshop() / "sd3")
         return str(workshop() / "sd3")
+    if name == "@five":
+        return str(photos(workshop() / "five", 5))
+    if name == "@others":
+        folder = workshop() / "others"
+        folder.mkdir(exist_ok=True)
+        photo().save(folder / "new.jpg")
+        return str(folder)
     if name == "@captioned":
         folder = photos(workshop() / "captioned", 2)
         (folder / "0.txt").write_text("a green sks toy")

@@ -11,7 +11,7 @@ from photographs import photo
 from PIL import Image
 from rich.console import Console
 
-from personalize.data.latents import CROPS, Prompts, fit, instance_set, make_pixels
+from personalize.data.latents import CROPS, PromptCache, instance_set, make_pixels, resize_and_crop
 from personalize.data.photos import MAX_PIXELS, ORIENTATION, open_rgb, scan
 from toy2d.runs.files import UserError
 
@@ -300,22 +300,29 @@ def test_pixels_are_the_rgb_levels_between_minus_one_and_one(tmp_path):
 
 def test_crop_positions_walk_along_the_longer_side_and_pad_keeps_all():
     wide = Image.fromarray(np.tile(np.arange(0, 192, dtype=np.uint8), (64, 1))).convert("RGB")
-    lefts = [float((fit(wide, 64, "random", position=p)[0, 0, 0] + 1) * 127.5) for p in (0, 0.5, 1)]
+    lefts = [
+        float((resize_and_crop(wide, 64, "random", position=p)[0, 0, 0] + 1) * 127.5)
+        for p in (0, 0.5, 1)
+    ]
     assert lefts == pytest.approx([0, 64, 128], abs=1e-4)
-    assert torch.equal(fit(wide, 64, "center"), fit(wide, 64, "random", position=0.5))
-    padded = fit(wide, 64, "pad")
+    assert torch.equal(
+        resize_and_crop(wide, 64, "center"), resize_and_crop(wide, 64, "random", position=0.5)
+    )
+    padded = resize_and_crop(wide, 64, "pad")
     assert padded.shape == (3, 64, 64)
     assert (padded[:, :20] == 1).all()
     assert (padded[:, -20:] == 1).all()
     assert (padded[0, 32].diff() > 0).all()
     tall = wide.transpose(Image.Transpose.TRANSPOSE)
-    assert torch.equal(fit(tall, 64, "center"), fit(wide, 64, "center").mT)
+    assert torch.equal(resize_and_crop(tall, 64, "center"), resize_and_crop(wide, 64, "center").mT)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (63, 65), (101, 57)])
 @pytest.mark.parametrize("crop", ["center", "random", "pad"])
 def test_any_size_fits(size, crop):
-    pixels = fit(photo(*size) if min(size) > 1 else Image.new("RGB", size), 32, crop, position=1.0)
+    pixels = resize_and_crop(
+        photo(*size) if min(size) > 1 else Image.new("RGB", size), 32, crop, position=1.0
+    )
     assert pixels.shape == (3, 32, 32)
     assert pixels.abs().max() <= 1
 
@@ -335,7 +342,9 @@ def test_cached_latents_equal_uncached_to_the_bit(base, photos, crop, flip):
 
 
 def test_a_draw_is_the_pictures_own_posterior_sample(base, photos):
-    """Without augmentation: mean + std eps, which is `encode_images` of its pixels after the variant's draw."""
+    """Without augmentation: mean + std eps, which is `encode_images` of its pixels after the
+    variant's draw.
+    """
     records = scan(photos).require()
     x0, _ = instance_set(base, records, "p", 64).draw([2], torch.Generator().manual_seed(5))
     rng = torch.Generator().manual_seed(5)
@@ -367,11 +376,11 @@ def test_flips_and_crops_are_all_drawn_and_equally_often(base, photos):
 
 def test_cached_prompts_are_rows_of_the_encoder_and_need_it_no_more(base, model):
     texts = ["a sks dog", "a dog", "a sks dog"]
-    cached = Prompts(model).add(texts)
+    cached = PromptCache(model).add(texts)
     model.pipeline.text_encoder.forward = None  # a second call would fail
     cond = cached(texts)
     alone = torch.cat([base.encode_prompts([t])["encoder_hidden_states"] for t in texts])
     assert torch.equal(cond["encoder_hidden_states"], alone)
-    fresh = Prompts(base, cache=False)(texts)["encoder_hidden_states"]
+    fresh = PromptCache(base, cache=False)(texts)["encoder_hidden_states"]
     # a batch of three against three of one: sums in another order
     torch.testing.assert_close(fresh, alone, rtol=1e-5, atol=1e-5)

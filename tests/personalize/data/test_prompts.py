@@ -1,68 +1,18 @@
-"""Prompts: the published lists, the prompt without its identifier, and files that cannot be used."""
+"""Prompts: their groups, the prompt without its identifier, and files that cannot be used."""
 
-import hashlib
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from personalize.data.prompts import (
-    BENCHMARK,
-    LIVE_PROMPTS,
-    OBJECT_PROMPTS,
-    benchmark_class,
     prompt_set,
-    read_benchmark,
+    subject_words,
     with_article,
     without_identifier,
-    words_of,
 )
 from personalize.data.subjects import _check_words
 from toy2d.runs.files import UserError
-
-
-def published(folder: Path) -> Path:
-    """prompts_and_classes.txt in its published form, blank lines and all."""
-
-    def listed(templates):
-        lines = ",\n".join(f"'{t}'.format(unique_token, class_token)" for t in templates)
-        return f"prompt_list = [\n{lines}\n]\n\n"
-
-    table = "".join(f"{name},{word}\n" for name, word in BENCHMARK.items())
-    file = folder / "prompts_and_classes.txt"
-    file.write_text(
-        f"Classes\n\nsubject_name,class\n{table}\nPrompts\n\nObject Prompts\n\n{listed(OBJECT_PROMPTS)}"
-        f"Live Subject Prompts\n\n{listed(LIVE_PROMPTS)}"
-    )
-    return file
-
-
-def test_the_lists_are_those_of_google_dreambooth():
-    """Hashes of the lists in the repository's prompts_and_classes.txt, one template a line."""
-
-    def digest(lines):
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-    assert len(OBJECT_PROMPTS) == len(LIVE_PROMPTS) == 25
-    assert len(BENCHMARK) == 30
-    assert sum(c in ("dog", "cat") for c in BENCHMARK.values()) == 9  # live subjects
-    assert digest(OBJECT_PROMPTS) == "ffc56c551ee45044"
-    assert digest(LIVE_PROMPTS) == "1a41ad67868db5db"
-    assert digest(f"{k},{v}" for k, v in BENCHMARK.items()) == "6f902d00493ae35a"
-
-
-def test_the_published_file_is_read(tmp_path):
-    found = read_benchmark(published(tmp_path))
-    assert found.classes == BENCHMARK
-    assert found.object_prompts == OBJECT_PROMPTS
-    assert found.live_prompts == LIVE_PROMPTS
-    (tmp_path / "monster_toy").mkdir()
-    assert benchmark_class(tmp_path / "monster_toy") == "toy"
-    assert benchmark_class(tmp_path / "my_rex") is None
-    (tmp_path / "prompts_and_classes.txt").write_text("hello")
-    with pytest.raises(UserError, match="not the benchmark's"):
-        benchmark_class(tmp_path / "monster_toy")
 
 
 @pytest.mark.parametrize(
@@ -94,18 +44,29 @@ def test_the_prompt_without_its_identifier(prompt, plain):
 
 def test_an_identifier_of_other_characters_goes_too():
     assert without_identifier("a photo of <new1> cat", "<new1>") == "a photo of a cat"
-    assert without_identifier("a photo of <new1>, <new12> cat", "<new1>") == "a photo of <new12> cat"  # fmt: skip
+    assert (
+        without_identifier("a photo of <new1>, <new12> cat", "<new1>") == "a photo of <new12> cat"
+    )
     assert without_identifier("a sks rex dog", "sks rex") == "a dog"
 
 
 def test_articles_follow_the_sound():
-    assert [with_article(w).split()[0] for w in ("owl", "uninvited cat", "hour", "umbrella")] == ["an"] * 4  # fmt: skip
-    assert [with_article(w).split()[0] for w in ("unicorn", "used car", "one-eyed cat", "ewe", "dog")] == ["a"] * 5  # fmt: skip
+    assert [with_article(w).split()[0] for w in ("owl", "uninvited cat", "hour", "umbrella")] == [
+        "an"
+    ] * 4
+    assert [
+        with_article(w).split()[0] for w in ("unicorn", "used car", "one-eyed cat", "ewe", "dog")
+    ] == ["a"] * 5
 
 
 def test_a_word_to_learn_must_stand_alone():
     """ "ca" is in "cat", and would never be learnt as meant; "<new1>" may touch its neighbours."""
-    for prompt, word, there in (("a cat", "ca", False), ("a ca cat", "ca", True), ("a <new1>cat", "<new1>", True), ("<new12>", "<new1>", False)):  # fmt: skip
+    for prompt, word, there in (
+        ("a cat", "ca", False),
+        ("a ca cat", "ca", True),
+        ("a <new1>cat", "<new1>", True),
+        ("<new12>", "<new1>", False),
+    ):
         config = SimpleNamespace(words=[SimpleNamespace(placeholder=word)])
         with nullcontext() if there else pytest.raises(UserError, match="has no effect"):
             _check_words(config, [prompt])
@@ -116,13 +77,19 @@ def test_dreambooth_takes_the_live_list_for_animals_and_people():
     assert "a sks dog wearing a santa hat" in dog.groups["subject"]
     assert "a sks toy on top of a mirror" in toy.groups["subject"]
     assert dog.groups["class"] == ("a photo of a dog",)
-    assert prompt_set("dreambooth-object", "sks", "dog").groups["subject"][-15].startswith("a sks dog with a wheat field")  # fmt: skip
+    assert (
+        prompt_set("dreambooth-object", "sks", "dog")
+        .groups["subject"][-15]
+        .startswith("a sks dog with a wheat field")
+    )
     assert [len(p) for p in dog.groups.values()] == [25, 1, 3, 4]
 
 
 def test_a_file_sorts_its_prompts_by_what_they_hold(tmp_path):
     file = tmp_path / "prompts.txt"
-    file.write_text("# mine\na {0} {1} at night\n\na dog in a car\na photo of a dog\na red car\na sks dog at night\n")  # fmt: skip
+    file.write_text(
+        "# mine\na {0} {1} at night\n\na dog in a car\na photo of a dog\na red car\na sks dog at night\n"
+    )
     found = prompt_set(str(file), "sks", "dog")
     assert found.groups == {
         "subject": ("a sks dog at night",),
@@ -151,20 +118,20 @@ def test_a_file_that_cannot_be_used(tmp_path):
         prompt_set("dreamboth", "sks", "dog")
 
 
-def test_words_of_a_run():
-    assert words_of("a photo of sks dog", "a photo of a dog", None, None) == ("sks", "dog")
-    assert words_of("a photo of zwx dog on grass", "a dog", None, None) == ("zwx", "dog")
-    assert words_of("a sks stuffed animal", None, None, None) == ("sks", "stuffed animal")
-    assert words_of("a photo of zwx dog", None, None, "dog") == ("zwx", "dog")
-    assert words_of("a photo of SKS, dog", None, None, None) == ("SKS", "dog")
-    assert words_of("a <new1> cat", "a cat", None, None) == ("<new1>", "cat")
-    assert words_of(None, None, "sks", "dog") == ("sks", "dog")
+def test_subject_words_a_run():
+    assert subject_words("a photo of sks dog", "a photo of a dog", None, None) == ("sks", "dog")
+    assert subject_words("a photo of zwx dog on grass", "a dog", None, None) == ("zwx", "dog")
+    assert subject_words("a sks stuffed animal", None, None, None) == ("sks", "stuffed animal")
+    assert subject_words("a photo of zwx dog", None, None, "dog") == ("zwx", "dog")
+    assert subject_words("a photo of SKS, dog", None, None, None) == ("SKS", "dog")
+    assert subject_words("a <new1> cat", "a cat", None, None) == ("<new1>", "cat")
+    assert subject_words(None, None, "sks", "dog") == ("sks", "dog")
 
 
 def test_words_that_cannot_be_known():
     with pytest.raises(UserError, match="--class_word"):
-        words_of(None, "a photo of a dog", None, None)
+        subject_words(None, "a photo of a dog", None, None)
     with pytest.raises(UserError, match="--class_word"):
-        words_of("sks", None, None, None)
+        subject_words("sks", None, None, None)
     with pytest.raises(UserError, match="--identifier"):
-        words_of("a photo of rex", None, None, "dog")
+        subject_words("a photo of rex", None, None, "dog")

@@ -1,12 +1,15 @@
-"""Drift at full scale: cached answers equal a second network's, and a constant shift has its closed form."""
+"""Drift at full scale: cached answers equal a second network's, and a constant shift has its
+closed form.
+"""
 
 import pytest
 import torch
 from small import config, workshop
 
 from personalize.adapters.trainable import choose
-from personalize.data.latents import Prompts
+from personalize.data.latents import PromptCache
 from personalize.drift.measure import (
+    chain_sampling,
     eps_drift,
     kept_chains,
     make_chains,
@@ -21,6 +24,7 @@ from toy2d.runs.folder import RunFolder, load_tensors
 
 torch.set_num_threads(1)
 
+SHAPE = (4, 8, 8)  # of a latent
 GROUPS = {"class_prompt": "a photo of a dog", "context_prompts": ("a dog in the snow",)}
 
 
@@ -29,13 +33,13 @@ def setting():
     """A model with adapters, chains of its base, and then moved adapters."""
     model = load(str(workshop() / "sd"))
     theta = choose(model, "lora")
-    prompts = Prompts(model)
+    prompts = PromptCache(model)
 
     def predict(x_t, t, texts):
         return model.predict(x_t, t, prompts(texts))
 
     c = config("unused", **GROUPS, measure_nodes=5, measure_chains=3)
-    chains = make_chains(predict, c, model.schedule, (4, 8, 8))
+    chains = make_chains(predict, model.schedule, chain_sampling(c, SHAPE))
     at_start = path_drift(predict, chains, 4), eps_drift(predict, chains, 4)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -56,7 +60,9 @@ def test_the_base_has_not_moved(setting):
 
 
 def test_cached_answers_equal_the_base_asked_again(setting):
-    """path KL and delta eps with the stored answers, against toy2d's functions with a live second predictor."""
+    """path KL and delta eps with the stored answers, against toy2d's functions with a live
+    second predictor.
+    """
     model, predict, base, c, chains, _ = setting
     short = model.schedule.strided(c.measure_nodes)
     cached = path_drift(predict, chains, 3)
@@ -72,7 +78,9 @@ def test_cached_answers_equal_the_base_asked_again(setting):
 
 
 def test_a_constant_shift_has_its_closed_form(setting):
-    """eps + h everywhere: delta eps = h sqrt(D) and path KL = h^2 D sum_t w_t, for every chain alike."""
+    """eps + h everywhere: delta eps = h sqrt(D) and path KL = h^2 D sum_t w_t, for every chain
+    alike.
+    """
     model, _, _, c, chains, _ = setting
     h, D = 0.1, 4 * 8 * 8
     for group in chains.values():
@@ -102,8 +110,9 @@ def test_the_chains_visit_every_node(setting):
 def test_chains_are_kept_and_found_again(setting, tmp_path):
     model, predict, _, c, _, _ = setting
     file = tmp_path / "chains.safetensors"
-    first = kept_chains(file, predict, c, model.schedule, (4, 8, 8))
-    again = kept_chains(file, None, c, model.schedule, (4, 8, 8))  # nobody is asked
+    sampling = chain_sampling(c, SHAPE)
+    first = kept_chains(file, predict, model.schedule, sampling)
+    again = kept_chains(file, None, model.schedule, sampling)  # nobody is asked
     for name in first:
         assert torch.equal(first[name].x, again[name].x)
         assert torch.equal(first[name].answers, again[name].answers)
@@ -129,16 +138,31 @@ def test_a_run_writes_the_toys_columns_and_its_blocks(tmp_path, kind):
     run(c, lambda text: None)
     rows = read_csv(tmp_path / "run" / "history.csv")
     assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]
-    toy = {"step", "objective", "weight", "seed", "loss_instance", "delta_theta", "delta_eps", "path_kl", "path_kl_error", "seconds"}  # fmt: skip
+    toy = {
+        "step",
+        "objective",
+        "weight",
+        "seed",
+        "loss_instance",
+        "delta_theta",
+        "delta_eps",
+        "path_kl",
+        "path_kl_error",
+        "seconds",
+    }
     assert toy <= set(rows[-1])
     assert rows[0]["delta_theta"] == rows[0]["path_kl"] == 0
     assert rows[-1]["delta_theta"] > rows[2]["delta_theta"] > 0
-    assert rows[-1]["loss_l2"] == pytest.approx(c.l2_reg_weight * rows[-1]["delta_theta"] ** 2, rel=1e-4)  # fmt: skip
+    assert rows[-1]["loss_l2"] == pytest.approx(
+        c.l2_reg_weight * rows[-1]["delta_theta"] ** 2, rel=1e-4
+    )
     import json
 
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     blocks = metrics["delta_theta_blocks"]
-    assert sum(v**2 for v in blocks.values()) ** 0.5 == pytest.approx(metrics["delta_theta"], rel=1e-6)  # fmt: skip
+    assert sum(v**2 for v in blocks.values()) ** 0.5 == pytest.approx(
+        metrics["delta_theta"], rel=1e-6
+    )
     assert {"unet.down_blocks.0", "unet.up_blocks.1"} <= set(blocks)
     assert set(metrics["path_kl_groups"]) == {"class", "contexts", "unrelated"}
     assert "ancestral" in metrics["path_kl_sampler"]

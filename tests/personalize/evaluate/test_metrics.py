@@ -1,4 +1,6 @@
-"""The metrics have closed forms: angles that are known, laws that are equal, means that bootstrap."""
+"""The metrics have closed forms: angles that are known, laws that are equal, means that
+bootstrap.
+"""
 
 import math
 
@@ -37,7 +39,11 @@ def test_cosine_is_the_cosine_of_the_angle_whatever_the_length():
     expected = [[math.cos(math.radians(a - b)) for b in (0, 60, 90)] for a in (0, 30)]
     found = cosine(at_angles(0, 30, scale=5), at_angles(0, 60, 90, scale=0.1))
     assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), atol=1e-6)
-    assert torch.allclose(paired_cosine(at_angles(0, 30), at_angles(60, 90)), torch.tensor([0.5, 0.5], dtype=torch.float64), atol=1e-6)  # fmt: skip
+    assert torch.allclose(
+        paired_cosine(at_angles(0, 30), at_angles(60, 90)),
+        torch.tensor([0.5, 0.5], dtype=torch.float64),
+        atol=1e-6,
+    )
 
 
 def test_mean_to_others_leaves_each_one_itself_out():
@@ -49,7 +55,9 @@ def test_mean_to_others_leaves_each_one_itself_out():
 
 # ---- perceptual distance
 def test_perceptual_distance_of_known_directions():
-    """2 - 2 cos of the angle: 0, 2 and 4 for equal, orthogonal and opposite features, whatever their length."""
+    """2 - 2 cos of the angle: 0, 2 and 4 for equal, orthogonal and opposite features, whatever
+    their length.
+    """
     x = at_angles(0, 0, 0, 0)[:, None]  # N P=1 C
     y = at_angles(0, 90, 180, 60, scale=7)[:, None]
     assert perceptual_distance([x], [y]).tolist() == pytest.approx([0, 2, 4, 1], abs=1e-5)
@@ -67,7 +75,9 @@ def test_perceptual_distance_of_any_shape(rng):
     """A convolution's (N, C, H, W) with channel=1 is the same as its tokens (N, H W, C)."""
     a, b = (torch.randn(3, 8, 4, 4, generator=rng) for _ in range(2))
     tokens = [x.flatten(2).mT for x in (a, b)]
-    assert torch.allclose(perceptual_distance([a], [b], 1), perceptual_distance([tokens[0]], [tokens[1]]))  # fmt: skip
+    assert torch.allclose(
+        perceptual_distance([a], [b], 1), perceptual_distance([tokens[0]], [tokens[1]])
+    )
 
 
 def test_pairwise_perceptual_is_the_distance_of_each_pair(rng):
@@ -75,15 +85,21 @@ def test_pairwise_perceptual_is_the_distance_of_each_pair(rng):
     found = pairwise_perceptual(layers)
     for i in range(4):
         for j in range(4):
-            one = perceptual_distance([f[i : i + 1] for f in layers], [f[j : j + 1] for f in layers])  # fmt: skip
+            one = perceptual_distance(
+                [f[i : i + 1] for f in layers], [f[j : j + 1] for f in layers]
+            )
             assert found[i, j] == pytest.approx(float(one), abs=1e-9)
     assert pairwise_perceptual([torch.randn(1, 5, 6)]).shape == (1, 1)
 
 
 def test_pairwise_perceptual_never_holds_all_pairs(monkeypatch):
-    """100 pictures (50 seeds, tuned and base) are 4,950 pairs: 2 x 4,950 pictures' layers at once were gigabytes."""
+    """100 pictures (50 seeds, tuned and base) are 4,950 pairs: 2 x 4,950 pictures' layers at
+    once were gigabytes.
+    """
     seen, real = [], metrics.perceptual_distance
-    monkeypatch.setattr(metrics, "perceptual_distance", lambda a, b, c: (seen.append(len(a[0])), real(a, b, c))[1])  # fmt: skip
+    monkeypatch.setattr(
+        metrics, "perceptual_distance", lambda a, b, c: (seen.append(len(a[0])), real(a, b, c))[1]
+    )
     found = pairwise_perceptual([torch.randn(100, 2, 3)])
     assert sum(seen) == 4950
     assert max(seen) < 100
@@ -92,7 +108,9 @@ def test_pairwise_perceptual_never_holds_all_pairs(monkeypatch):
 
 # ---- two sets
 def test_mmd2_of_two_points_each():
-    """a at 0 degrees, b at 180: kernel 8 within, 0 across, so 8 + 8; the same set twice: 8 + 8 - 16."""
+    """a at 0 degrees, b at 180: kernel 8 within, 0 across, so 8 + 8; the same set twice: 8 + 8 -
+    16.
+    """
     assert mmd2(at_angles(0, 0), at_angles(180, 180)) == pytest.approx(16, abs=1e-5)
     assert mmd2(at_angles(0, 0), at_angles(0, 0)) == pytest.approx(0, abs=1e-5)
     assert math.isnan(mmd2(at_angles(0), at_angles(0, 90)))
@@ -113,16 +131,26 @@ def test_mmd2_is_unbiased_and_finds_a_shift(rng):
 
 def test_auc_counts_pairs():
     scores, right = [0.1, 0.4, 0.4, 0.9, 0.2], [False, True, False, True, False]
-    pairs = [(a > b) + 0.5 * (a == b) for a, x in zip(scores, right, strict=True) if x for b, y in zip(scores, right, strict=True) if not y]  # fmt: skip
+    pairs = [
+        (a > b) + 0.5 * (a == b)
+        for a, x in zip(scores, right, strict=True)
+        if x
+        for b, y in zip(scores, right, strict=True)
+        if not y
+    ]
     assert auc(scores, right) == pytest.approx(np.mean(pairs))
     assert math.isnan(auc([1, 2], [True, True]))
 
 
 # ---- summaries
 def test_interval_covers_the_mean():
-    """Of 200 samples of 40 normals the 95 % interval holds the mean 95 % of the time: binomial, 4 standard errors, 2 % for the bootstrap's own bias."""
+    """Of 200 samples of 40 normals the 95 % interval holds the mean 95 % of the time: binomial,
+    4 standard errors, 2 % for the bootstrap's own bias.
+    """
     rng = np.random.default_rng(0)
-    held = sum(i["low"] <= 0 <= i["high"] for i in (interval(rng.standard_normal(40)) for _ in range(200)))  # fmt: skip
+    held = sum(
+        i["low"] <= 0 <= i["high"] for i in (interval(rng.standard_normal(40)) for _ in range(200))
+    )
     assert abs(held / 200 - 0.95) < 4 * (0.95 * 0.05 / 200) ** 0.5 + 0.02
 
 
@@ -138,7 +166,9 @@ def test_interval_of_little():
     st.lists(st.floats(-50, 50), min_size=2, max_size=4),
 )
 def test_prompts_shift_the_interval_but_do_not_widen_it(seeds, prompts):
-    """value = prompt + seed: however different the prompts, the width is that of the seeds alone."""
+    """value = prompt + seed: however different the prompts, the width is that of the seeds
+    alone.
+    """
     values = [p + s for p in prompts for s in seeds]
     found = over_seeds(values, list(range(len(seeds))) * len(prompts))
     alone = interval(seeds)
@@ -171,7 +201,9 @@ def test_pairs_interval_of_little():
 
 @pytest.mark.parametrize("n", [3, 4, 32])
 def test_pairs_interval_is_exact_where_pictures_add_up(n):
-    """d_ij = a_i + a_j with normal a: Student's t of 2 mean(a), so exactly 95 %; 4 standard errors of 1,000 repetitions."""
+    """d_ij = a_i + a_j with normal a: Student's t of 2 mean(a), so exactly 95 %; 4 standard
+    errors of 1,000 repetitions.
+    """
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(1000):
@@ -182,7 +214,9 @@ def test_pairs_interval_is_exact_where_pictures_add_up(n):
 
 
 def covered(of, seeds: int, pictures, repeat: int) -> float:
-    """Share of intervals that hold the law's mean squared distance, 3 prompts; `pictures(n)`: (n, prompts, D) unit vectors."""
+    """Share of intervals that hold the law's mean squared distance, 3 prompts; `pictures(n)`:
+    (n, prompts, D) unit vectors.
+    """
     truth = 2 - 2 * float(pictures(20_000).mean(0).square().sum(-1).mean())
     held = 0
     for _ in range(repeat):
@@ -195,8 +229,10 @@ def covered(of, seeds: int, pictures, repeat: int) -> float:
 
 @pytest.mark.parametrize("mixture", [False, True])
 def test_intervals_of_diversity_hold_at_four_seeds(rng, mixture):
-    """Distances of unit vectors, of one kind or two. The jackknife is on the safe side (97 to 99 % of 1,500 repetitions, never below 95 % by more
-    than 4 standard errors here); a bootstrap of the same rows as if independent holds 49 to 59 %."""
+    """Distances of unit vectors, of one kind or two. The jackknife is on the safe side (97 to 99
+    % of 1,500 repetitions, never below 95 % by more than 4 standard errors here); a bootstrap of
+    the same rows as if independent holds 49 to 59 %.
+    """
 
     def pictures(n):
         x = torch.randn(n, 3, 8, generator=rng).double()

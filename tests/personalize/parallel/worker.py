@@ -14,10 +14,10 @@ from personalize.train.experiment import run
 make = classimages._make
 
 
-def noted(model, settings, folder, made, missing, *more):
+def noted(model, store, missing, *more):
     with Path(sys.argv[1]).with_name("made.txt").open("a") as list_of_makers:
         list_of_makers.writelines(f"{dist.get_rank()}\n" for _ in missing)
-    make(model, settings, folder, made, missing, *more)
+    make(model, store, missing, *more)
 
 
 classimages._make = noted

@@ -23,9 +23,9 @@ from PIL import Image
 from small import OBJECTIVES, config, gradient, history, moved, workshop
 
 from personalize.adapters.trainable import choose
-from personalize.data.latents import Framed, Prompts, fit, frame_of, instance_set
+from personalize.data.latents import Framed, PromptCache, frame_of, instance_set, resize_and_crop
 from personalize.data.photos import scan
-from personalize.drift.measure import make_chains, path_drift
+from personalize.drift.measure import chain_sampling, make_chains, path_drift
 from personalize.export.write import load_run, save_lora, save_merged, save_pipeline
 from personalize.pipeline.families import SD3, SDXL, from_diffusers, from_flow_matching
 from personalize.pipeline.load import load
@@ -237,7 +237,7 @@ def test_every_picture_is_told_its_own_text_and_frame(kind, batch_size):
     """Seen where it matters: the denoiser is handed x_t, which at t = 0 without noise is all but x0, and what it is told of it."""
     original, calls = untouched(kind), []
     model = Model(original.pipeline, replace(original.family, call=lambda d, x, t, c: calls.append((x, c)) or x))  # fmt: skip
-    shape, prompts = model.latent_shape(64), Prompts(original)
+    shape, prompts = model.latent_shape(64), PromptCache(original)
     photographed = [Framed(f"a {w}", (100 + i, *FRAME[1:])) for i, w in enumerate(("dog", "cat", "fox"))]  # fmt: skip
     made = [f"a {w}" for w in ("bird", "horse", "cow", "pig", "sheep")]
     pools = {"instance": Marked(shape, photographed), "prior": Marked(shape, made)}
@@ -307,7 +307,7 @@ def test_gradient_is_instance_plus_weight_times_prior(kind, batch_size):
     model = load(folder(kind))
     theta = choose(model, "lora")
     moved(theta)
-    prompts = Prompts(model)
+    prompts = PromptCache(model)
 
     def gradient(objective, batch):
         terms = objective.terms(lambda x, t, c: model.predict(x, t, prompts(c)), model.schedule, batch)  # fmt: skip
@@ -333,7 +333,7 @@ def test_the_frame_says_where_the_first_pixel_comes_from(position, flip):
     """A photo whose red value is its own column: the first column of the crop carries the number that the frame tells."""
     columns = np.tile(np.arange(128, dtype=np.uint8), (64, 1))
     photo = Image.fromarray(np.stack([columns] * 3, -1))  # at its own size: 64 high, 128 wide
-    pixels = fit(photo, 64, "random", flip, position)
+    pixels = resize_and_crop(photo, 64, "random", flip, position)
     first = round(float((pixels[0, 0, 0] + 1) * 127.5))
     height, width, top, left, *target = frame_of(photo.size, 64, "random", flip, position)
     assert (height, width, top, target) == (64, 128, 0, [64, 64])
@@ -357,10 +357,10 @@ def test_pictures_carry_the_frame_of_the_variant_that_was_drawn():
     every = {frame_of((80, 64), 64, "random", f, k / 8) for f in (False, True) for k in range(9)}
     assert seen <= every
     assert len(seen) > 5
-    frames = Prompts(model)([prompt, prompt])["frame"]
+    frames = PromptCache(model)([prompt, prompt])["frame"]
     assert frames.tolist() == [list(prompt.frame)] * 2
     with pytest.raises(ValueError, match="some prompts"):
-        Prompts(model)([prompt, "a dog"])
+        PromptCache(model)([prompt, "a dog"])
 
 
 def test_the_frame_is_seen_by_sdxl():
@@ -447,13 +447,13 @@ def test_path_kl_of_a_constant_shift_of_the_flow_has_its_closed_form():
     """v + h everywhere: eps moves by (1 - s_t) h, so path KL = h^2 D sum_t w_t (1 - s_t)^2; the base against itself is 0."""
     model = untouched("sd3")
     c = config("unused", class_prompt="a dog", context_prompts=("a dog in the snow",), measure_nodes=6)  # fmt: skip
-    prompts, shape = Prompts(model), model.latent_shape(64)
+    prompts, shape = PromptCache(model), model.latent_shape(64)
 
     def predict(x, t, texts):
         with torch.no_grad():
             return model.predict(x, t, prompts(texts))
 
-    groups = make_chains(predict, c, model.schedule, shape)
+    groups = make_chains(predict, model.schedule, chain_sampling(c, shape))
     assert all(abs(mean) < 1e-8 for mean, _, _ in path_drift(predict, groups, 4).values())
     schedule, h = model.schedule.strided(6), 0.1
     one_minus_s = schedule.coefficients(torch.arange(6), torch.ones(6, 1).double())[0][:, 0]

@@ -13,6 +13,7 @@ from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
 from personalize.pipeline.tiny import tiny
 from personalize.sample import class_images as classimages
+from personalize.sample import store
 from personalize.sample.class_images import make_class_images
 from personalize.sample.sampler import generate, image_seed
 from toy2d.runs.files import UserError, write_atomic
@@ -58,9 +59,16 @@ def test_the_manifest_says_how_each_file_was_made(base, tmp_path):
     make(base, tmp_path / "c")
     manifest = json.loads((tmp_path / "c/manifest.json").read_text())
     assert manifest["settings"] == {
-        "model": base.hash(), "prompt": "a dog", "sampler": "dpmsolver++", "steps": 3,
-        "guidance": 7.5, "seed": 0, "size": 64, "keep": "png", "dtype": "float32",
-    }  # fmt: skip
+        "model": base.hash(),
+        "prompt": "a dog",
+        "sampler": "dpmsolver++",
+        "steps": 3,
+        "guidance": 7.5,
+        "seed": 0,
+        "size": 64,
+        "keep": "png",
+        "dtype": "float32",
+    }
     assert [f["seed"] for f in manifest["files"].values()] == [image_seed(0, i) for i in range(5)]
 
 
@@ -110,7 +118,7 @@ def test_a_set_killed_in_the_middle_is_the_same_set_afterwards(base, tmp_path, m
             raise KeyboardInterrupt
         write_atomic(path, data)
 
-    monkeypatch.setattr(classimages, "write_atomic", dying)
+    monkeypatch.setattr(store, "write_atomic", dying)
     with pytest.raises(KeyboardInterrupt):
         make(base, tmp_path / "torn", n=6, batch_size=2)
     monkeypatch.undo()
@@ -196,7 +204,9 @@ def test_a_manifest_cannot_point_outside_its_folder(base, tmp_path):
 
 
 def test_latents_are_kept_as_the_sampler_left_them(base, tmp_path):
-    """No VAE between sampling and training: a draw is the stored tensor, with no posterior noise."""
+    """No VAE between sampling and training: a draw is the stored tensor, with no posterior
+    noise.
+    """
     pictures = make(base, tmp_path / "c", n=3, keep="latents")
     a, prompts = pictures.draw([2, 0], torch.Generator().manual_seed(0))
     b, _ = pictures.draw([2, 0], torch.Generator().manual_seed(1))

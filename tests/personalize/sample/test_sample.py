@@ -7,7 +7,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from personalize.adapters.trainable import choose
-from personalize.data.latents import Prompts
+from personalize.data.latents import PromptCache
 from personalize.pipeline.families import SD15
 from personalize.pipeline.model import Model
 from personalize.pipeline.tiny import tiny
@@ -92,7 +92,7 @@ def test_base_pictures_are_the_bases(model, base, rng):
 
 
 def test_cached_prompts_and_unloaded_parts_give_the_same_pictures(model, base):
-    encode = Prompts(model).add([*PROMPTS, ""])
+    encode = PromptCache(model).add([*PROMPTS, ""])
     model.unload("vae")
     model.unload("text_encoders")
     ours = generate(model, PROMPTS, [0], steps=2, encode=encode)
