@@ -29,8 +29,16 @@ from personalize.sample.sampler import image_seed
 from toy2d.runs.files import UserError
 from toy2d.runs.spec import parse_run
 
-# of the mini's subjects: three classes, and another one to choose weights on
-MINI_COMPARED, MINI_TUNED_ON = ("polar_bear", "white_rabbit", "little_monkey"), ("striped_cat",)
+# of the mini's subjects: six, and another one to choose weights on
+MINI_COMPARED = (
+    "polar_bear",
+    "white_rabbit",
+    "little_monkey",
+    "black_cat",
+    "poodle",
+    "spotted_cow",
+)
+MINI_TUNED_ON = ("striped_cat",)
 
 
 class ComparedSubject(NamedTuple):
@@ -154,6 +162,7 @@ def train_config(job: Job) -> TrainConfig:
         "class_data_dir": str(Path(c.each.output_dir, "class", job.shared)),
         "context_prompts": groups.get("contexts", ()),
         "unrelated_prompts": groups.get("unrelated", ()),
+        "held_out_data_dir": None if c.each.held_out else subject.held_out,
         "seed": job.seed,
         "output_dir": str(job.folder / "train"),
     }

@@ -30,6 +30,7 @@ DECIDED = {  # flag of `train` that a comparison sets itself -> flag of `compare
     "concepts_list": "--subjects",
     "instance_prompt": "--subjects and --identifier",
     "class_prompt": "--subjects",
+    "held_out_data_dir": "--subjects (FOLDER:CLASS:HELD_OUT)",
     "class_data_dir": "--output_dir",
     "objective": "--runs",
     "with_prior_preservation": "--runs",
@@ -69,7 +70,7 @@ class ComparePlan:
     prompts: str | None = None
     prompts_each: int = 4  # number of subject, context and unrelated prompts each; 0: all
     images: int = 4  # for each prompt, from the same seeds for every run
-    # seeds whose runs draw and score pictures; default: all. On the others curves alone are measured
+    # seeds whose runs draw and score pictures; default: all. On the others, curves alone
     picture_seeds: int | None = None
     inference_steps: int = 25  # steps of dpmsolver++ for these pictures
     guidance: float = 7.5  # classifier-free guidance of these pictures; 1: none
@@ -152,9 +153,11 @@ def widened(c: CompareConfig) -> CompareConfig:
 def each_run(c: CompareConfig) -> list[tuple[str, tuple[int, ...]]]:
     """(run, its seeds). Raises UserError for values that make no comparison."""
     problems = [f"--{name} is decided by {by}" for name, by in DECIDED.items() if _given(c, name)]
-    for name in ("images", "inference_steps", "threads", "sweep_seeds", "picture_seeds"):
-        if getattr(c, name) is not None and getattr(c, name) < 1:
+    for name in ("images", "inference_steps", "threads", "sweep_seeds"):
+        if getattr(c, name) < 1:
             problems.append(f"--{name} {getattr(c, name)}: at least 1")
+    if c.picture_seeds is not None and c.picture_seeds < 0:
+        problems.append(f"--picture_seeds {c.picture_seeds}: at least 0, no pictures")
     engine, _, address = c.engine.partition(":")
     if engine not in ENGINES or (engine == "local" and address):
         problems.append(f"--engine {c.engine}: use local, dask:ADDRESS, ray:ADDRESS or slurm")
@@ -193,39 +196,44 @@ def without_idle_flags(config: TrainConfig) -> TrainConfig:
 
 # ---- presets
 def mini_compare() -> CompareConfig:
-    """The offline mini model.
+    """The offline mini model: every run records gain and path KL every 6 steps.
 
-    Weights come from one `--tune` on a subject that is not compared (lab log, 22 November 2026);
-    prior:1 is DreamBooth's.
+    Learning rate and steps: where standard's gain on the polar bear peaks. Weights: from single
+    runs on the striped cat, which is not compared (lab log, 25 November 2026); prior:1 is
+    DreamBooth's.
     """
     return CompareConfig(
         each=TrainConfig(
             pretrained_model_name_or_path="mini",
             instance_data_dir="",
             train="full",
-            learning_rate=2e-4,
-            max_train_steps=100,
+            learning_rate=5e-5,
+            max_train_steps=48,
             train_batch_size=2,
             center_crop=True,
-            num_class_images=32,
+            num_class_images=16,
             class_steps=12,
             class_guidance=GUIDANCE,
-            sample_batch_size=16,
-            fisher_samples=64,
-            checkpointing_steps=50,
-            probe_steps=50,
+            sample_batch_size=32,
+            fisher_samples=32,
+            checkpointing_steps=24,
+            log_every=6,
+            probe_steps=24,
+            path_kl_steps=6,
+            gain_samples=48,
             measure_chains=2,
             output_dir="runs/personalize/compare",
         ),
         runs=(
             "standard",
-            *("prior:0.1", "prior:1"),
+            *("prior:1", "prior:0.1"),
             *("l2:0.1", "l2:0.01"),
-            *("output:0.03", "output:0.3"),
+            *("output:3", "output:0.3"),
             *("fisher:0.3", "fisher:0.03"),
         ),
-        prompts_each=3,
+        prompts_each=2,
         images=3,
+        picture_seeds=1,
         inference_steps=12,
         guidance=GUIDANCE,
     )

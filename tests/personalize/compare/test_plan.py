@@ -123,8 +123,9 @@ def test_prompts_are_thinned_evenly():
 
 def test_a_subject_may_bring_held_out_pictures(tmp_path):
     held = photos(tmp_path / "held", 2)
-    _, subjects, _ = plan(config(tmp_path / "c", subjects=(f"{shop() / 'photos'}:dog:{held}",)))
+    _, subjects, jobs = plan(config(tmp_path / "c", subjects=(f"{shop() / 'photos'}:dog:{held}",)))
     assert (subjects[0].class_word, subjects[0].held_out) == ("dog", str(held))
+    assert {train_config(j).held_out_data_dir for j in jobs} == {str(held)}
     with pytest.raises(UserError, match=r"no such folder.*FOLDER:CLASS:HELD_OUT"):
         plan(config(tmp_path / "d", subjects=(f"{shop() / 'photos'}:dog:{tmp_path / 'gone'}",)))
 
