@@ -127,11 +127,11 @@ def completed(c: CompareConfig, given: set[str]) -> CompareConfig:
 
 
 def quickened(c: CompareConfig) -> CompareConfig:
-    """One seed, 100 steps, 16 class images, 2 prompts of each list, 3 pictures, all at most.
+    """One seed, 100 steps, 8 class images, 2 prompts of each list, 3 pictures, all at most.
 
     Its folder is NAME-quick.
     """
-    few = {"max_train_steps": 100, "num_class_images": 16}
+    few = {"max_train_steps": 100, "num_class_images": 8}
     least = {k: min(getattr(c.each, k) or n, n) for k, n in few.items()}
     each = replace(c.each, output_dir=f"{c.each.output_dir}-quick", **least)
     shown = {"prompts_each": min(c.prompts_each or 2, 2), "images": min(c.images, 3)}

@@ -103,7 +103,8 @@ def test_quick_is_the_same_comparison_made_smaller():
     assert len(q.seeds) == 1
     assert q.each.max_train_steps <= c.each.max_train_steps
     assert q.each.num_class_images < c.each.num_class_images
-    assert q.prompts_each < c.prompts_each
+    assert q.prompts_each <= c.prompts_each
+    assert q.images <= c.images
     assert q.each.output_dir == f"{c.each.output_dir}-quick"
 
 
