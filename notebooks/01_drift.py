@@ -26,6 +26,10 @@
 # a tenth of the squared distance from the base's parameters. [Lecture
 # 3](../lectures/03_objectives.md) has all kinds. `kl_truth` is KL(world ‖ model), `kl_base` is
 # KL(base ‖ model), in nats.
+#
+# ![Samples of the base and after fine-tuning with each objective](../lectures/_static/figures/samples.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 import json

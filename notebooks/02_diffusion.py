@@ -18,6 +18,10 @@
 #
 # Beside [lecture 2](../lectures/02_diffusion.md): noise, score, samplers, and an exact likelihood,
 # each checked against a closed form.
+#
+# ![Points of five classes at four noise levels](../lectures/_static/figures/noising.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 import torch

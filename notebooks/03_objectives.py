@@ -18,6 +18,10 @@
 #
 # Beside [lecture 3](../lectures/03_objectives.md). One file,
 # [`toy2d/core/objectives.py`](../toy2d/core/objectives.py): four weights beside the instance loss.
+#
+# ![Drift, adaptation and distance of every objective over its weight](../lectures/_static/figures/weights.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD

@@ -18,6 +18,10 @@
 #
 # Beside [lecture 4](../lectures/04_lower_bound.md). For every set D: KL(p* ‖ q) >= kl(p*(D) ‖
 # q(D)). The left side can be computed exactly here; the right side needs two counts.
+#
+# ![Exact KL against the counted lower bound, and path KL against an estimated KL](../lectures/_static/figures/bounds.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 from toy2d.theorems.estimators import Mass, binary_kl, counted_kl

@@ -18,6 +18,10 @@
 #
 # Beside [lecture 5](../lectures/05_coverage.md). What is replayed is kept; what is not replayed is
 # not protected; the number of pictures is not the cause.
+#
+# ![KL of each old class: prior keeps class 0, replay of all keeps every class](../lectures/_static/figures/kl_per_class.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 from toy2d.config import course

@@ -18,6 +18,10 @@
 #
 # Beside [lecture 6](../lectures/06_path_kl.md). An upper bound on drift, with its constant, that
 # needs no density: the number that the course computes at both scales.
+#
+# ![Distance, output change, path KL and KL of every run](../lectures/_static/figures/chain.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 from toy2d.core.schedule import Schedule

@@ -18,6 +18,10 @@
 #
 # Beside [lecture 7](../lectures/07_what_bounds_do_not_say.md). Every counter-example runs in a
 # cell.
+#
+# ![KL against distance of all trained models](../lectures/_static/figures/paper_theorem_2.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 import torch

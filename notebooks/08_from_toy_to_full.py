@@ -19,6 +19,10 @@
 # Beside [lecture 8](../lectures/08_from_toy_to_full.md). The file whose theorems you checked in the
 # plane trains a pipeline of Stable Diffusion's classes: here a tiny one with random weights
 # (offline, seconds), then the mini model.
+#
+# ![Pictures of the mini model after four objectives](../lectures/_static/figures/mini_gallery.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 from personalize.pipeline.libraries import quiet_libraries

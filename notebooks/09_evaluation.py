@@ -18,6 +18,10 @@
 #
 # Beside [lecture 9](../lectures/09_evaluation.md). What the metrics measure, how sure one may be,
 # and how to read a table of them.
+#
+# ![Differences of the published table, L2 minus baseline](../lectures/_static/figures/differences.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
 import torch

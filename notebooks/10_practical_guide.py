@@ -18,6 +18,10 @@
 #
 # Beside [lecture 10](../lectures/10_practical_guide.md). What to train, which objective, which
 # weight, what it costs, and what to do when it fails.
+#
+# ![Adaptation against preservation for all objectives and weights](../lectures/_static/figures/tradeoff.png)
+#
+# *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %% [markdown]
 # ## Memory

@@ -40,7 +40,7 @@ def commands_of(text: str) -> list[str]:
     for line in lines:
         words = shlex.split(line, comments=True)
         if words and not re.match(r"[A-Z_]+=", words[0]):
-            found.append(line)
+            found.append(line.replace(".venv/bin/", ""))
     return found
 
 
