@@ -33,7 +33,7 @@ from toy2d.model import members
 from toy2d.runs.files import read_csv, write_atomic
 from toy2d.runs.folder import load_tensors
 from toy2d.runs.statistics import old_kl
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 HERE = Path(__file__).parent
 FIGURES, DATA = HERE / "_static" / "figures", HERE / "_data"

@@ -93,7 +93,7 @@ show(draw_kl_per_class(metrics, config))
 # %%
 from toy2d.figures.density import draw_densities, on_grid, total_mass
 from toy2d.model import members
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 course_run = Course(folder, seeds=(1,))
 prompts = (*course_run.world.old, course_run.world.new)

@@ -131,7 +131,7 @@ for name, x in draws.items():
 # %%
 from toy2d.config import course
 from toy2d.experiment import run
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 course_run = Course(run(course(), out="../runs"), seeds=(1,))
 standard = course_run.run(course_run.which("standard")[0][0])

@@ -51,7 +51,7 @@ from toy2d.config import course
 from toy2d.core.rng import generator
 from toy2d.data import ExamplePool, draw
 from toy2d.experiment import run
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0,))
 star, schedule = c.base(0), c.schedule

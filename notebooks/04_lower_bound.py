@@ -53,10 +53,10 @@ import torch
 from toy2d.config import course
 from toy2d.experiment import run
 from toy2d.measure import truth_points
-from toy2d.quadrature import gauss_hermite
 from toy2d.model import members
+from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import lower_bound
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 chosen = c.which("standard", "l2:0.1", "output:1")  # (place in the stack, run, seed) of each

@@ -26,7 +26,7 @@
 # %%
 from toy2d.config import course
 from toy2d.experiment import run
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 records = c.metrics["runs"]
@@ -84,8 +84,8 @@ show(figure, f"Class by class: prior replays class 0 only; quadrature errors are
 
 # %%
 from toy2d.measure import truth_points
-from toy2d.quadrature import gauss_hermite
 from toy2d.model import members
+from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import lower_bound
 
 chosen = c.which("standard", "prior:10", "replay_all:1")

@@ -29,7 +29,7 @@ import torch
 from toy2d.config import course
 from toy2d.experiment import run
 from toy2d.theorems import counterexamples
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 

@@ -80,7 +80,7 @@ assert metrics.mean_to_others(metrics.cosine(copied, copied)).mean() > 0.99
 from toy2d.config import course
 from toy2d.experiment import run
 from toy2d.runs.statistics import old_kl
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 drift = {

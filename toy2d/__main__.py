@@ -157,25 +157,33 @@ def print_best(folder: Path) -> None:
 
 
 def verify_command(
-    name: str = "course", out: Out = RUNS, only: str | None = None, seeds: tuple[int, ...] = ()
+    name: str = "course",
+    out: Out = RUNS,
+    only: str | None = None,
+    seeds: tuple[int, ...] = (),
+    power: bool = False,
 ) -> None:
-    """Every statement of the theory, both sides measured on a finished run (made first if missing);
-    under 3 minutes.
+    """Measure both sides of every statement of the theory on a finished run; a few minutes.
 
-    Writes OUT/toy2d/NAME/verify/verify.json and figures. Exit code 1 only if something *proved*
-    fails beyond its error: that is a bug of ours. Where a claim of the paper does not hold, that is
-    a result: it is printed, and the exit code is 0.
+    The course is run first where it is missing. Writes OUT/toy2d/NAME/verify/verify.json and
+    figures. Exit code 1 only if something *proved* fails beyond its error: that is a bug of ours.
+    Where a claim of the paper does not hold, that is a result: it is printed, and the exit code
+    is 0.
 
     Args:
         name: a run on the pentagon world
         only: one label, e.g. path_bound; writes partial.json instead
-        seeds: some of the run's seeds; all by default
+        seeds: some of the run's seeds; the first three by default
+        power: also say which wrong constants the rows of each statement catch; writes power.json
     """
-    from toy2d.theorems.table import refuse_bugs, show
-    from toy2d.theorems.verify import verify
+    from toy2d.verify.power import show_power
+    from toy2d.verify.table import refuse_bugs, show
+    from toy2d.verify.verify import verify
 
-    folder, rows = verify(name, out, only, seeds)
+    folder, rows, records = verify(name, out, only, seeds, with_power=power)
     show(rows)
+    if records:
+        show_power(records)
     print(f"every row: {folder}")
     refuse_bugs(rows, f" --name {name} --out {out}")
 

@@ -19,7 +19,7 @@ from toy2d.core.rng import generator
 from toy2d.experiment import Experiment, run
 from toy2d.runs.files import read_csv, write_atomic
 from toy2d.runs.folder import RunFolder, environment
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "lectures" / "_data" / "explorer" / "toy.json"

@@ -1,9 +1,11 @@
-"""Theorem 1': KL(p* || q) >= kl(p*(D) || q(D)) for every set D; what it makes of Theorem 1; Corollary 1' about coverage.
+"""Theorem 1': KL(p* || q) >= kl(p*(D) || q(D)) for every set D (lecture 4, Theorem 4.3).
 
-Data processing: a bit ("in D or not") carries no more information than the point. Both sides are about one law, that of the
-probability-flow ODE, whose density is exact and whose samples are counted.
-    Theorem 1 of the paper: KL(p* || base) < KL(p* || tuned). With delta = p*(D), gamma = p_tuned(D) it is a theorem whenever
-    KL(p* || base) < kl(delta || gamma).
+Data processing: one bit ("in D or not") carries no more information than the point. Both sides are
+about one law, that of the probability-flow ODE: its density is computed, its samples are counted.
+
+The paper's Theorem 1 says KL(p* || base) < KL(p* || tuned). With delta = p*(D), gamma = p_tuned(D)
+it is a theorem whenever KL(p* || base) < kl(delta || gamma) (lecture 4, Theorem 4.4).
+Corollary 5.1 (lecture 5) takes D = the region that neither subject nor replay covers.
 Shapes: M runs, P old prompts, N samples.
 """
 
@@ -42,11 +44,37 @@ class Ball:
 
 
 @dataclass(frozen=True)
-class Laws:
-    """Per run (M) and old prompt (P): exact KL(p* || q) with error, and N samples of q; where the world has a mixture, also of it.
+class HalfPlane:
+    """D = {x : normal . x > offset}."""
 
-    `target`: (KL(p*_mixture || q(. | new prompt)), error) and N samples of that law per run: the unconditional reading of Theorem 1,
-    in which the model *is* the law that training fits.
+    normal: Tensor
+    offset: float
+
+    @classmethod
+    def telling_apart(cls, p: Tensor, q: Tensor, offsets: int = 40) -> "HalfPlane":
+        """The best of `offsets` half-planes across the line between the means of two samples.
+
+        The line is that of Fisher's discriminant: the difference of means, whitened by p's
+        covariance.
+        """
+        p, q = p.double(), q.double()
+        normal = torch.linalg.solve(torch.cov(p.mT), q.mean(0) - p.mean(0))
+        along = torch.cat([p @ normal, q @ normal])
+        inner = torch.linspace(0, 1, offsets + 2)[1:-1].double()
+        found = [cls(normal, float(o)) for o in along.quantile(inner)]
+        return max(found, key=lambda D: counted_kl(Mass.count(D(p)), Mass.count(D(q)))[0])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.double() @ self.normal > self.offset
+
+
+@dataclass(frozen=True)
+class Laws:
+    """Per run (M) and old prompt (P): KL(p* || q) with its error, and N samples of q.
+
+    Where the world has a mixture density, `kl` holds it too, as "mixture". `target` holds
+    (KL(p*_mixture || q(. | new prompt)), error) per run, and `target_samples` that law's samples:
+    the unconditional reading of Theorem 1, in which the model *is* the law that training fits.
     """
 
     kl: list[dict]  # M of {prompt: [mean, error, n]}
@@ -56,10 +84,12 @@ class Laws:
     target_samples: Tensor  # M N 2
 
 
-def laws_of(world: World, predict: Bound, ode: Schedule, truth: Points, n: int = 1000, seed: int = 0) -> Laws:  # fmt: skip
-    """Densities by quadrature on `truth`'s points, samples of the ODE's law from N(0, I), 20 n of the world.
+def laws_of(
+    world: World, predict: Bound, ode: Schedule, truth: Points, n: int = 1000, seed: int = 0
+) -> Laws:
+    """Densities on `truth`'s points, n samples of every ODE law, 20 n samples of the world.
 
-    Raises ValueError for points without the mixture's density (`truth_points(..., mixture=True)`).
+    Raises ValueError for points without the mixture's density (`truth_points(mixture=True)`).
     """
     if truth.log_mix is None:
         raise ValueError("laws_of: Theorem 1 is about the mixture; pass points with its density")
@@ -77,8 +107,8 @@ def laws_of(world: World, predict: Bound, ode: Schedule, truth: Points, n: int =
         log_q = log_prob(one, ode, points, torch.tensor(world.new), runs=1).reshape(P, -1)
         ratio = (truth.log_mix[0] - log_q).mean(0)
         target.append(tuple(float(v) for v in truth.rule.expect(ratio)))
-    whole = torch.stack(samples)
-    return Laws(kl, whole[:, :P], true, target, whole[:, P])
+    every = torch.stack(samples)
+    return Laws(kl, every[:, :P], true, target, every[:, P])
 
 
 def home(laws: Laws, i: int, share: float = 0.99) -> Ball:
@@ -88,31 +118,14 @@ def home(laws: Laws, i: int, share: float = 0.99) -> Ball:
     return Ball(center, float((x - center).norm(dim=-1).quantile(share)))
 
 
-@dataclass(frozen=True)
-class HalfPlane:
-    """D = {x : normal . x > offset}."""
-
-    normal: Tensor
-    offset: float
-
-    @classmethod
-    def telling_apart(cls, p: Tensor, q: Tensor, offsets: int = 40) -> "HalfPlane":
-        """The best of `offsets` half-planes across the line between the means of p's and q's samples (whitened by p's covariance)."""
-        p, q = p.double(), q.double()
-        normal = torch.linalg.solve(torch.cov(p.mT), q.mean(0) - p.mean(0))
-        along = torch.cat([p @ normal, q @ normal])
-        found = [cls(normal, float(o)) for o in along.quantile(torch.linspace(0, 1, offsets + 2)[1:-1].double())]  # fmt: skip
-        return max(found, key=lambda D: counted_kl(Mass.count(D(p)), Mass.count(D(q)))[0])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x.double() @ self.normal > self.offset
-
-
 def lower_bound(
     world: World, laws: Laws, regions: list, names: list[str], seeds: list[int]
 ) -> list[Row]:
-    """KL(p* || q) >= kl(p*(D) || q(D)) for every run and old prompt; D = the instance points' ball (`regions[m]`), and the half-plane that
-    tells the laws apart best, chosen on one half of the samples and counted on the other."""
+    """KL(p* || q) >= kl(p*(D) || q(D)) for every run and old prompt, with two sets D.
+
+    D = the instance points' ball (`regions[m]`), and the half-plane that tells the two laws apart
+    best: chosen on one half of the samples, counted on the other.
+    """
     rows = []
     for m, name in enumerate(names):
         for i, c in enumerate(world.old):
@@ -125,57 +138,97 @@ def lower_bound(
             ):
                 p, q = Mass.count(region(x)), Mass.count(region(y))
                 low, low_error = counted_kl(p, q)
+                statement = f"KL(p* || p_theta) >= kl(p*(D) || p_theta(D)), D = {what}"
+                where = f"{name}; {world.names[c]}"
+                sides = (value, low, error, low_error)
+                note = f"p*(D) = {p.value:.2g}, p_theta(D) = {q.value:.3g}, n = {q.n}"
+                curve = {"run": name, "prompt": world.names[c], "set": what}
                 rows.append(
-                    Row(LABEL, f"KL(p* || p_theta) >= kl(p*(D) || p_theta(D)), D = {what}", f"{name}; {world.names[c]}",
-                        "proved", ">=", value, low, error, low_error, seeds[m],
-                        note=f"p*(D) = {p.value:.2g}, p_theta(D) = {q.value:.3g}, n = {q.n}",
-                        curve={"run": name, "prompt": world.names[c], "set": what})
-                )  # fmt: skip
+                    Row(
+                        LABEL,
+                        statement,
+                        where,
+                        "proved",
+                        ">=",
+                        *sides,
+                        seeds[m],
+                        note=note,
+                        curve=curve,
+                    )
+                )
     return rows
 
 
 def theorem_1(
-    world: World, laws: Laws, base: Laws, base_of: list[int], regions: list, names: list[str], seeds: list[int]
-) -> list[Row]:  # fmt: skip
-    """The paper's conclusion, as claimed, and as a theorem where KL(p* || base) < kl(delta || gamma). base_of[m]: run m's base.
+    world: World,
+    laws: Laws,
+    base: Laws,
+    base_of: list[int],
+    regions: list,
+    names: list[str],
+    seeds: list[int],
+) -> list[Row]:
+    """The paper's conclusion: a claim, and a theorem where its condition is met (Theorem 4.4).
 
-    Three readings of "the model's law": each old prompt's; the mixture of the old prompts; and the target prompt's, the one law that
-    training fits, against the mixture of the old.
+    `base_of[m]` is the place of run m's base in `base`. Three readings of "the model's law": each
+    old prompt's; the mixture of the old prompts; and the target prompt's, the one law that training
+    fits, against the mixture of the old.
     """
+    claim = "KL(p* || base) < KL(p* || tuned), as claimed"
+    theorem = "KL(p* || base) < kl(delta || gamma)  =>  KL(p* || base) < KL(p* || tuned)"
     rows = []
     for m, name in enumerate(names):
-        mine, before = laws.kl[m], base.kl[base_of[m]]
-        readings = {world.names[c]: (laws.truth[i], laws.samples[m, i], mine[world.names[c]], before[world.names[c]])
-                    for i, c in enumerate(world.old)}  # fmt: skip
-        readings["mixture of old prompts"] = (laws.truth, laws.samples[m], mine["mixture"], before["mixture"])  # fmt: skip
-        readings["target prompt's law"] = (laws.truth, laws.target_samples[m], laws.target[m], before["mixture"])  # fmt: skip
-        for reading, (true_x, x, (after, e1, *_), (start, e0, *_)) in readings.items():
+        for reading, true_x, x, after, before in _readings(world, laws, m, base.kl[base_of[m]]):
             true, ours = Mass.count(regions[m](true_x)), Mass.count(regions[m](x))
             needed, error = counted_kl(true, ours)
-            condition = f"{name}; {reading}"
+            where, seed = f"{name}; {reading}", seeds[m]
+            sides = (before[0], after[0], before[1], after[1])
             curve = {"run": name, "reading": reading, "needed": needed}
+            note = (
+                f"delta = {true.value:.2g}, gamma = {ours.value:.3g}, "
+                f"kl(delta || gamma) = {needed:.3g}, KL(p* || base) = {before[0]:.3g}"
+            )
             rows.append(
-                Row(CONCLUSION, "KL(p* || base) < KL(p* || tuned), as claimed", condition, "claim of the paper", "<=",
-                    start, after, e0, e1, seeds[m], curve=curve)
-            )  # fmt: skip
-            statement = "KL(p* || base) < kl(delta || gamma)  =>  KL(p* || base) < KL(p* || tuned)"
-            note = f"delta = {true.value:.2g}, gamma = {ours.value:.3g}, kl(delta || gamma) = {needed:.3g}, KL(p* || base) = {start:.3g}"
-            if needed - start > 3 * (error**2 + e0**2) ** 0.5:
-                rows.append(Row(CONCLUSION, statement, condition, "proved", "<=", start, after, e0, e1, seeds[m], note=note))  # fmt: skip
+                Row(CONCLUSION, claim, where, "claim of the paper", "<=", *sides, seed, curve=curve)
+            )
+            if needed - before[0] > 3 * (error**2 + before[1] ** 2) ** 0.5:
+                row = Row(CONCLUSION, theorem, where, "proved", "<=", *sides, seed, note=note)
             else:
-                rows.append(not_applicable(CONCLUSION, statement, condition, "proved", f"the condition is not met: {note}", seeds[m]))  # fmt: skip
+                why = f"the condition is not met: {note}"
+                row = not_applicable(CONCLUSION, theorem, where, "proved", why, seed)
+            rows.append(row)
     return rows
 
 
-def coverage(
-    world: World, laws: Laws, regions: list, replayed: list[tuple[int, ...]], names: list[str], seeds: list[int]
-) -> list[Row]:  # fmt: skip
-    """Corollary 1': E = the region that neither subject nor replayed prompts cover; KL(p* || q) >= kl(p*(E) || q(E)), for the mixture.
+def _readings(world: World, laws: Laws, m: int, before: dict):
+    """(name, true samples, run m's samples, KL after, KL before) of each reading of the law."""
+    mine = laws.kl[m]
+    for i, c in enumerate(world.old):
+        name = world.names[c]
+        yield name, laws.truth[i], laws.samples[m, i], mine[name], before[name]
+    mixture = before["mixture"]
+    yield "mixture of old prompts", laws.truth, laws.samples[m], mine["mixture"], mixture
+    yield "target prompt's law", laws.truth, laws.target_samples[m], laws.target[m], mixture
 
-    `replayed[m]`: old prompts that run m replays. E is outside the subject's ball and the replayed prompts' own balls (each holding 99 %
-    of its prompt's true samples). With everything replayed p*(E) is about 0 and the bound says nothing: coverage, not the number of
-    subject images, is what matters.
+
+def coverage(
+    world: World,
+    laws: Laws,
+    regions: list,
+    replayed: list[tuple[int, ...]],
+    names: list[str],
+    seeds: list[int],
+) -> list[Row]:
+    """Corollary 5.1: KL(p* || q) >= kl(p*(E) || q(E)), E = what neither subject nor replay covers.
+
+    `replayed[m]`: the old prompts that run m replays. E is outside the subject's ball and outside
+    the replayed prompts' own balls (each holds 99 % of its prompt's true samples). With everything
+    replayed p*(E) is about 0 and the bound says nothing: coverage is what matters, not the number
+    of subject images.
     """
+    statement = (
+        "KL(p* || p_theta) >= kl(p*(E) || p_theta(E)), E = what neither subject nor replay covers"
+    )
     rows = []
     for m, name in enumerate(names):
         balls = [regions[m], *(home(laws, world.old.index(c)) for c in replayed[m])]
@@ -183,16 +236,18 @@ def coverage(
         def covered(x, balls=balls):
             return torch.stack([ball(x) for ball in balls]).any(0)
 
-        where = f"replays {len(replayed[m])} of {len(world.old)} prompts"
+        where = f"{name}, replays {len(replayed[m])} of {len(world.old)} prompts"
         for reading, x, (value, error, *_) in (
             ("mixture of old prompts", laws.samples[m], laws.kl[m]["mixture"]),
             ("target prompt's law", laws.target_samples[m], laws.target[m]),
         ):
             true, ours = Mass.count(~covered(laws.truth)), Mass.count(~covered(x))
             low, low_error = counted_kl(true, ours)
+            sides = (value, low, error, low_error)
+            note = f"p*(E) = {true.value:.3g}, p_theta(E) = {ours.value:.3g}"
+            curve = {"run": name, "replayed": len(replayed[m])}
+            said = f"{statement}; {reading}"
             rows.append(
-                Row(COVERAGE, f"KL(p* || p_theta) >= kl(p*(E) || p_theta(E)), E = what neither subject nor replay covers; {reading}",
-                    f"{name}, {where}", "proved", ">=", value, low, error, low_error, seeds[m],
-                    note=f"p*(E) = {true.value:.3g}, p_theta(E) = {ours.value:.3g}", curve={"run": name, "replayed": len(replayed[m])})
-            )  # fmt: skip
+                Row(COVERAGE, said, where, "proved", ">=", *sides, seeds[m], note=note, curve=curve)
+            )
     return rows

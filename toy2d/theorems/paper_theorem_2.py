@@ -1,7 +1,11 @@
-"""The paper's Theorem 2 as printed: KL(p_star || p_theta) <= lam ||theta - theta_star||, and Remark 3's lam ||.|| <= lam' ||.||^2.
+"""The paper's Theorem 2 and Remark 3 as printed (lecture 7).
 
-For one pair a constant always exists, so what can be measured is which constant a *set* of models needs, how unevenly it fits them,
-and where Remark 3 fails: below ||delta theta|| = lam / lam', where KL is quadratic anyway (local_law).
+    Theorem 2: KL(p_star || p_theta) <= lam ||theta - theta_star||
+    Remark 3:  lam ||theta - theta_star|| <= lam' ||theta - theta_star||^2
+
+For one pair of models a constant always exists. What can be measured: which constant a *set* of
+models needs, how unevenly it fits them, and where Remark 3 fails. It fails below the distance
+lam / lam', where the KL is quadratic anyway (lecture 6, Theorem 6.8).
 """
 
 from dataclasses import dataclass
@@ -13,7 +17,10 @@ LABEL = "paper_theorem_2"
 
 @dataclass(frozen=True)
 class Drift:
-    """One fine-tuned model: its run and seed, ||theta - theta_star||, KL(p_star || p_theta) averaged over the old prompts (nats)."""
+    """One fine-tuned model: its distance from the base and its KL(p_star || p_theta), nats.
+
+    The KL is averaged over the old prompts; `distance` is ||theta - theta_star||, not squared.
+    """
 
     run: str
     objective: str
@@ -25,7 +32,7 @@ class Drift:
 
 
 def needed(drifts: list[Drift], power: int) -> tuple[float, Drift]:
-    """(the least constant with KL <= constant * distance^power on all of them, the model that needs it)."""
+    """(least constant with KL <= constant * distance^power on all, the model that needs it)."""
     moved = [d for d in drifts if d.distance > 0]
     if not moved:
         raise ValueError("needed: no model has moved")
@@ -34,34 +41,62 @@ def needed(drifts: list[Drift], power: int) -> tuple[float, Drift]:
 
 
 def paper_theorem_2(drifts: list[Drift], near: list[Drift]) -> list[Row]:
-    """`drifts`: trained models; `near`: models moved by small distances along one direction (the ladder of local_law)."""
+    """Rows of Theorem 2 on trained models (`drifts`), of Remark 3 on models close to the base.
+
+    `near`: models moved by small distances along one direction (the ladder of local_law).
+    """
     rows, constants = [], {}
     for power, name in ((1, "lam ||delta theta||"), (2, "lam' ||delta theta||^2")):
-        constant, worst = needed(drifts, power)
-        constants[power] = constant
-        least = min(d.kl / d.distance**power for d in drifts if d.distance > 0)
-        rows.append(
-            Row(LABEL, f"one constant fits: max of KL / {name.split(' ', 1)[1]} within twice its min", f"{len(drifts)} trained models",
-                "observation", "<=", constant, 2 * least, unit=f"nats / distance^{power}",
-                note=f"KL <= {name} needs {constant:.3g} ({worst.run}, seed {worst.seed}); the model that needs least needs {least:.2g}",
-                curve={"power": power, "constant": constant, "points": [(d.distance, d.kl, d.objective) for d in drifts]})
-        )  # fmt: skip
-        by_standard = [d for d in drifts if d.objective == "standard"]
-        if by_standard:
-            learnt, _ = needed(by_standard, power)
-            others = [d for d in drifts if d.objective != "standard"]
-            worst_other = max(others, key=lambda d: d.kl / d.distance**power, default=None)
-            if worst_other:
-                rows.append(
-                    Row(LABEL, f"KL <= {name}: the standard runs' constant serves the others", f"{worst_other.run}, worst of the others",
-                        "observation", "<=", worst_other.kl, learnt * worst_other.distance**power,
-                        worst_other.error, 0.0, worst_other.seed, note=f"constant {learnt:.3g}")
-                )  # fmt: skip
+        constants[power], _ = needed(drifts, power)
+        rows += [_one_constant(drifts, power, name), *_standards_constant(drifts, power, name)]
     lam, lam2 = constants[1], constants[2]
+    statement = "Remark 3: lam ||delta theta|| <= lam' ||delta theta||^2"
     for d in sorted(near, key=lambda d: d.distance):
+        where = f"||delta theta|| = {d.distance:.3g} along {d.run}"
+        sides = (lam * d.distance, lam2 * d.distance**2)
+        note = (
+            f"fails below lam / lam' = {lam / lam2:.3g}; there KL itself is {d.kl:.2g}, quadratic"
+        )
         rows.append(
-            Row(LABEL, "Remark 3: lam ||delta theta|| <= lam' ||delta theta||^2", f"||delta theta|| = {d.distance:.3g} along {d.run}",
-                "claim of the paper", "<=", lam * d.distance, lam2 * d.distance**2, seed=d.seed,
-                note=f"fails below lam / lam' = {lam / lam2:.3g}; there KL itself is {d.kl:.2g}, quadratic")
-        )  # fmt: skip
+            Row(LABEL, statement, where, "claim of the paper", "<=", *sides, seed=d.seed, note=note)
+        )
     return rows
+
+
+def _one_constant(drifts: list[Drift], power: int, name: str) -> Row:
+    constant, worst = needed(drifts, power)
+    least = min(d.kl / d.distance**power for d in drifts if d.distance > 0)
+    distance = name.split(" ", 1)[1]
+    statement = f"one constant fits: max of KL / {distance} within twice its min"
+    note = (
+        f"KL <= {name} needs {constant:.3g} ({worst.run}, seed {worst.seed}); "
+        f"the model that needs least needs {least:.2g}"
+    )
+    points = [(d.distance, d.kl, d.objective) for d in drifts]
+    return Row(
+        LABEL,
+        statement,
+        f"{len(drifts)} trained models",
+        "observation",
+        "<=",
+        constant,
+        2 * least,
+        unit=f"nats / distance^{power}",
+        note=note,
+        curve={"power": power, "constant": constant, "points": points},
+    )
+
+
+def _standards_constant(drifts: list[Drift], power: int, name: str) -> list[Row]:
+    """Does the constant that the standard runs need serve the others too?"""
+    standard = [d for d in drifts if d.objective == "standard"]
+    others = [d for d in drifts if d.objective != "standard"]
+    if not standard or not others:
+        return []
+    learnt, _ = needed(standard, power)
+    worst = max(others, key=lambda d: d.kl / d.distance**power)
+    statement = f"KL <= {name}: the standard runs' constant serves the others"
+    where = f"{worst.run}, worst of the others"
+    sides = (worst.kl, learnt * worst.distance**power, worst.error, 0.0)
+    note = f"constant {learnt:.3g}"
+    return [Row(LABEL, statement, where, "observation", "<=", *sides, worst.seed, note=note)]

@@ -1,21 +1,25 @@
-"""One line of evidence: both sides of a statement, their errors, and whether it held."""
+"""One line of evidence: both sides of a statement, their errors, and whether the statement held."""
 
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-Kind = Literal["proved", "claim of the paper", "observation"]
+Kind = Literal["proved", "identity", "claim of the paper", "observation"]
 Relation = Literal["<=", ">=", "=="]
-LIMIT = 4.0  # standard errors: of some 400 rows, chance alone breaks a tight inequality once in 80 runs of verify
+# Of some 400 rows, chance alone breaks a tight inequality once in 80 runs of `toy2d verify`.
+LIMIT = 4.0  # standard errors
 
 
 @dataclass(frozen=True)
 class Row:
-    """`lhs relation rhs`, each with its standard error (nats unless `unit` says otherwise).
+    """`lhs relation rhs`, each side with its standard error (nats unless `unit` says otherwise).
 
-    kind "proved": a failure beyond the errors is a bug of ours; "claim of the paper": a failure is a result; "observation": neither.
-    `applies` = False with a `note` that says why: the statement says nothing here, and `holds` is None.
-    `rounding` is a relative tolerance for floating point, added to the errors where the two sides are equal in exact arithmetic.
+    kind "proved": a failure beyond the errors is a bug of ours.
+    kind "identity": both sides come from one computation, so the row documents a size and a
+        failure could only come from rounding or a broken program. It is no evidence.
+    kind "claim of the paper": a failure is a result. kind "observation": neither.
+    `applies` = False: the statement says nothing here, `note` says why, and `holds` is None.
+    `rounding` is a relative tolerance for floating point, added to the errors.
     Raises ValueError for a side or an error that is not a number: a row never hides a NaN.
     """
 
@@ -50,7 +54,7 @@ class Row:
 
     @property
     def margin(self) -> float | None:
-        """How far on the right side, in standard errors (negative: on the wrong one); None where it does not apply."""
+        """Standard errors to the wrong side (negative: on it); None where it does not apply."""
         if not self.applies:
             return None
         gap = {
@@ -62,30 +66,33 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """True also where the margin is negative but within LIMIT standard errors: the data do not contradict it."""
+        """True also for a negative margin within LIMIT: the data do not contradict it."""
         return None if self.margin is None else self.margin >= -LIMIT
 
     @property
     def is_bug(self) -> bool:
-        return self.kind == "proved" and self.holds is False
+        return self.kind in ("proved", "identity") and self.holds is False
 
     @property
     def command(self) -> str:
         return f"toy2d verify --only {self.label} --seeds {self.seed}"
 
     def as_dict(self) -> dict:
-        """JSON: infinite margins (no error at all) as None, sides that do not apply as None."""
+        """For JSON: an infinite margin and a side that does not apply are None."""
 
         def number(x):
             return x if x is not None and math.isfinite(x) else None
 
         sides = {k: number(getattr(self, k)) for k in ("lhs", "rhs", "lhs_error", "rhs_error")}
-        return asdict(self) | sides | {
-            "margin": number(self.margin), "holds": self.holds, "command": self.command,
-        }  # fmt: skip
+        verdict = {"margin": number(self.margin), "holds": self.holds, "command": self.command}
+        return asdict(self) | sides | verdict
 
 
-def not_applicable(label: str, statement: str, condition: str, kind: Kind, why: str, seed: int = 0) -> Row:  # fmt: skip
+def not_applicable(
+    label: str, statement: str, condition: str, kind: Kind, why: str, seed: int = 0
+) -> Row:
     """A statement whose condition is not met, with the reason."""
-    nan = math.nan
-    return Row(label, statement, condition, kind, "<=", nan, nan, nan, nan, seed, note=why, applies=False)  # fmt: skip
+    nothing = (math.nan,) * 4
+    return Row(
+        label, statement, condition, kind, "<=", *nothing, seed=seed, note=why, applies=False
+    )

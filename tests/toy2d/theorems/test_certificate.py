@@ -1,43 +1,68 @@
-"""Certificate: while the total loss has not risen above its start, lam ||theta - theta_star||^2 <= loss(theta_star), so
-KL <= path KL <= (sum_t w_t L_t^2) loss(theta_star) / lam."""
+"""Theorem 6.9 of lecture 6: while the total loss has not risen, lam bounds distance and drift."""
 
 import pytest
 import torch
 
-from toy2d.core.drift import path_kl, squared_distance
+from toy2d.core.drift import path_kl
 from toy2d.core.rng import generator
-from toy2d.theorems.certificate import certificate, instance_losses
-from toy2d.theorems.path_bound import lipschitz_constant
+from toy2d.theorems.certificate import certificate, condition, instance_losses
+from toy2d.theorems.lipschitz import lipschitz_constant
 
 
-def rows_of(course, star, theta, lam):
-    losses = [instance_losses(course.net, p, course.schedule, course.shots(0), course.world.new, generator(0, "loss")) for p in (star, theta)]  # fmt: skip
-    constant = lipschitz_constant(course.net, star, theta, course.schedule, course.chain(0), course.cond)  # fmt: skip
-    path, error = path_kl(course.net.bind(theta), course.net.bind(star), course.schedule, course.chain(0)[:, None], course.cond, runs=1)  # fmt: skip
-    return certificate(*losses, lam, float(squared_distance(theta, star)), (float(path[0]), float(error[0])), constant, "test", 0)  # fmt: skip
+def losses_of(course, pair):
+    """Per draw, of the base and of the tuned model, with the same noise."""
+    return [
+        instance_losses(
+            course.net, p, course.schedule, course.shots(0), course.world.new, generator(0, "loss")
+        )
+        for p in (pair.theta_star, pair.theta)
+    ]
+
+
+def rows_of(course, pair, lam):
+    chain, cond = course.chain(0), course.cond
+    constant = lipschitz_constant(pair.net, pair.theta_star, pair.theta, pair.schedule, chain, cond)
+    path, error = path_kl(pair.tuned, pair.star, pair.schedule, chain[:, None], cond, runs=1)
+    measured = (float(path[0]), float(error[0]))
+    losses = losses_of(course, pair)
+    return certificate(*losses, lam, pair.squared_distance, measured, constant, "test", 0)
 
 
 @pytest.mark.parametrize("lam", [0.01, 0.1, 1])
-def test_what_lam_guarantees(course, tuned, lam):
-    rows = rows_of(course, *tuned(f"l2:{lam:g}"), lam)
+def test_what_lam_guarantees(course, pair, lam):
+    one = pair(f"l2:{lam:g}")
+    rows = rows_of(course, one, lam)
     assert len(rows) == 2
     assert all(r.holds for r in rows)
+    assert all(r.kind == "identity" for r in rows)  # they follow from the condition by arithmetic
+    measured = condition(*losses_of(course, one), lam, one.squared_distance, "test", 0)
+    assert measured.holds
+    assert (
+        measured.margin > 4
+    )  # training with L2 has brought the total loss down, beyond the errors
 
 
-def test_it_says_nothing_where_the_loss_has_risen(course, tuned):
-    """Not a failure and not a pass: parameters blown up by hand."""
-    star, theta = tuned("l2:0.1")
+def blown_up(course, pair):
+    """The run's change, 30 times as far."""
+    star, theta = pair.theta_star, pair.theta
     far = {k: star[k] + 30 * (theta[k] - star[k]) for k in star}
-    assert all(r.holds is None and "risen" in r.note for r in rows_of(course, star, far, 0.1))
+    return type(pair)(pair.world, pair.net, star, far, pair.name, pair.seed)
 
 
-def test_a_distance_beyond_the_budget_fails():
-    """Negative control: a loss that pretends to have fallen cannot hide lam ||delta theta||^2 > loss(theta_star)."""
-    start, end = (
-        torch.ones(1000),
-        -2 * torch.ones(1000),
-    )  # no squared error is negative: instance >= 0 is broken
-    rows = certificate(start, end, 1.0, 2.0, (0.1, 0.01), (1.0, 0.01), "test", 0)
+def test_it_says_nothing_where_the_loss_has_risen(course, pair):
+    """Neither a failure nor a pass; the condition's own row says that it is not met."""
+    far = blown_up(course, pair("l2:0.1"))
+    assert all(r.holds is None and "risen" in r.note for r in rows_of(course, far, 0.1))
+    row = condition(*losses_of(course, far), 0.1, far.squared_distance, "test", 0)
+    assert row.holds is False
+    assert not row.is_bug  # training need not obey it: an observation
+
+
+def test_a_negative_loss_is_found_out():
+    """Negative control: instance >= 0 is broken, so the arithmetic does not hold."""
+    rows = certificate(
+        torch.ones(1000), -2 * torch.ones(1000), 1.0, 2.0, (0.1, 0.01), (1.0, 0.01), "test", 0
+    )
     assert rows[0].is_bug
 
 

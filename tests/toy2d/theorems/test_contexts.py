@@ -1,4 +1,4 @@
-"""The prompt world: class x context x identifier, exact; and the question put to it: is the class kept and its contexts lost?"""
+"""The prompt world: class x context x identifier, exact, and the sentence about its contexts."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def world():
 
 
 def test_every_prompt_is_a_density(world):
-    """A grid of spacing 0.05 over [-9, 9]^2: a Gaussian of std >= 0.13 is summed to better than 1e-6."""
+    """On a grid of spacing 0.05 a Gaussian of std >= 0.13 is summed to better than 1e-6."""
     axis = torch.arange(-9, 9, 0.05).double()
     x = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
     for c in (0, 1, 2, 3, 5, 10, 15, 16, 19):
@@ -32,7 +32,7 @@ def test_eps_is_the_score(world):
 
 
 def test_a_context_is_one_map_for_every_class_and_for_V(world):
-    """mean(c in context k) = A_k mean(c) + b_k: three contexts solved from the dog, tested on all others."""
+    """mean(c in context k) = A_k mean(c) + b_k: solved from the dog, tested on all others."""
     lift = torch.cat([world.means, torch.ones(20, 3, 1).double()], -1)
     for k in (1, 2, 3):
         affine = torch.linalg.lstsq(lift[0], world.means[k]).solution
@@ -41,7 +41,7 @@ def test_a_context_is_one_map_for_every_class_and_for_V(world):
 
 
 def test_words_are_shared_as_the_names_say(world):
-    """One length; "V dog in the snow" has the dog's word, the snow's, and V's, which no old prompt has."""
+    """One length; "V dog in the snow" has the dog's word, the snow's, and V's own."""
     assert {len(t) for t in world.tokens} == {3}
     words = dict(zip(world.names, world.tokens, strict=True))
     (dog, snow, v) = words["V dog in the snow"]
@@ -70,7 +70,7 @@ class Exact(Bound):
 
 
 def test_coverage_is_1_for_the_world_and_a_third_for_one_mode(world):
-    """0.997 of the mass is within the ellipses; shares of 256 quasi-random points are off by a few hundredths."""
+    """0.997 of the mass is in the ellipses; shares of 256 points are off by a few hundredths."""
     ode = world.schedule
     whole = mode_coverage(world, Exact(world), ode)
     assert all(0.93 < float(v) <= 1 for v in whole.values())
@@ -78,15 +78,19 @@ def test_coverage_is_1_for_the_world_and_a_third_for_one_mode(world):
     one[:] = one[:, :1]
     collapsed = Prompts(world.schedule)
     object.__setattr__(collapsed, "means", one)
-    assert all(float(v) == pytest.approx(1 / 3, abs=0.01) for v in mode_coverage(world, Exact(collapsed), ode).values())  # fmt: skip
+    shares = mode_coverage(world, Exact(collapsed), ode).values()
+    assert all(float(v) == pytest.approx(1 / 3, abs=0.01) for v in shares)
 
 
 def record(weight, *drift):
     groups = ("the class", "the class in contexts", "other classes", "other classes in contexts")
     return {
-        "run": f"prior:{weight}", "weight": weight, "coverage": {"dog": 0.9}, "kl_composed": {"V dog in the snow": [2.0, 0.1, 9]},
+        "run": f"prior:{weight}",
+        "weight": weight,
+        "coverage": {"dog": 0.9},
+        "kl_composed": {"V dog in the snow": [2.0, 0.1, 9]},
         "kl_base_group": {g: [d, 0.0, 9] for g, d in zip(groups, drift, strict=True)},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

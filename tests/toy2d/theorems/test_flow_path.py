@@ -1,6 +1,7 @@
-"""Proposition 6.10: the ancestral sampler of a flow model is that of its variance-preserving twin, and so is its path KL.
+"""Proposition 6.10: a flow model has the sampler and the path KL of its variance-preserving twin.
 
-Two exact flows v_i of N(m_i, std^2 I): x_t = (1 - s) x0 + s eps is N((1 - s) m_i, ((1 - s)^2 std^2 + s^2) I).
+Two exact flows v_i of N(m_i, std^2 I): x_t = (1 - s) x0 + s eps is Gaussian with mean (1 - s) m_i
+and variance (1 - s)^2 std^2 + s^2.
 """
 
 import pytest
@@ -37,7 +38,7 @@ def chains(schedule: Schedule, n: int, mean: float = 0.0, seed: int = 0):
 
 
 def test_path_kl_tends_to_the_kl_of_two_gaussians():
-    """|m1 - m2|^2 / (2 std^2) = 18 at clean data; at node 0 the factor (1 - s)^2 std^2 / ((1 - s)^2 std^2 + s^2). Order 1 in 1/T."""
+    """18 = |m1 - m2|^2 / (2 std^2) at clean data, less at node 0's noise level; order 1 in 1/T."""
     errors = []
     for T in (200, 400):
         schedule = grid(T)
@@ -66,9 +67,10 @@ def test_path_kl_is_the_integral_of_the_flows_difference():
 
 
 def test_no_other_noise_gives_a_smaller_path_kl():
-    """dx = [v + g (x + (1 - s) v) / (2 s)] ds + sqrt(g) dw has the flow's marginals for every g >= 0 and costs
+    """dx = [v + g (x + (1 - s) v) / (2 s)] ds + sqrt(g) dw has the flow's marginals for all g >= 0.
 
-    (1 + g (1 - s) / (2 s))^2 / (2 g) ||v_1 - v_2||^2 (Girsanov): least at g = 2 s / (1 - s), the twin's, and infinite for the ODE.
+    It costs (1 + g (1 - s) / (2 s))^2 / (2 g) ||v_1 - v_2||^2 (Girsanov): least at the twin's
+    g = 2 s / (1 - s), and infinite for the ODE.
     """
     s = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)[:, None]
     best = 2 * s / (1 - s)
@@ -98,7 +100,7 @@ def test_the_chain_is_the_twins_divided_by_k():
 
 
 def test_the_chain_ends_at_the_law_it_was_made_for():
-    """Mean and variance at node 0: 5 standard errors, and the discretization's share of the variance."""
+    """Mean and variance at node 0: 5 standard errors, and the share of the discretization."""
     schedule, n = grid(300), 20_000
     x = chains(schedule, n, mean=APART)[0]
     a, s = (float(c) for c in schedule.coefficients(torch.tensor([0]), torch.ones(1, 1).double()))
@@ -109,7 +111,10 @@ def test_the_chain_ends_at_the_law_it_was_made_for():
 
 
 def test_ddim_is_eulers_method_on_the_flow():
-    """diffusers' sampler of SD-3, from the same noise; it starts at s = 1, ours at the first node, so both are given our nodes."""
+    """diffusers' sampler of SD-3, from the same noise.
+
+    It starts at s = 1, ours at the first node, so both are given our nodes.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     schedule = Schedule.log_snr(12, 6.0, -12.0, prediction="flow")

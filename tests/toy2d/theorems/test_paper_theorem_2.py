@@ -1,4 +1,4 @@
-"""Theorem 2 as printed: there is lam with KL(p_theta1 || p_theta2) <= lam ||theta1 - theta2||; Remark 3: lam ||.|| <= lam' ||.||^2."""
+"""Theorem 2 and Remark 3 as printed (lecture 7): which constants they need, where they fail."""
 
 import pytest
 
@@ -13,7 +13,7 @@ QUADRATIC = [drift(d, 3 * d**2) for d in (0.01, 0.1, 1.0)]
 
 
 def test_the_constant_that_a_quadratic_drift_needs():
-    """KL = 3 D^2: the quadratic constant is 3 everywhere, the linear one is 3 D, decided by the farthest model alone."""
+    """KL = 3 D^2: the quadratic constant is 3 everywhere; the farthest model decides the linear."""
     assert needed(QUADRATIC, 2)[0] == pytest.approx(3)
     constant, worst = needed(QUADRATIC, 1)
     assert constant == pytest.approx(3)
@@ -28,12 +28,13 @@ def test_remark_3_fails_near_the_base():
 
 
 def test_one_quadratic_constant_fits_a_quadratic_drift_and_no_linear_one_does():
-    fits = {r.unit: r.holds for r in paper_theorem_2(QUADRATIC, []) if "one constant" in r.statement}  # fmt: skip
+    rows = [r for r in paper_theorem_2(QUADRATIC, []) if "one constant" in r.statement]
+    fits = {r.unit: r.holds for r in rows}
     assert fits == {"nats / distance^1": False, "nats / distance^2": True}
 
 
 def test_the_course_needs_very_uneven_constants(course):
-    """Base-output preservation moves about as far as standard and drifts far less: no constant serves both within a factor of two."""
+    """Base-output preservation moves about as far as standard and drifts far less."""
     rows = [r for r in paper_theorem_2(course.drifts, []) if "one constant" in r.statement]
     assert [r.holds for r in rows] == [False, False]
 

@@ -6,11 +6,12 @@ import pytest
 
 from toy2d.runs.files import RunFailure
 from toy2d.theorems.row import Row, not_applicable
-from toy2d.theorems.table import refuse_bugs
+from toy2d.verify.table import refuse_bugs
 
 
 def row(kind="proved", relation="<=", lhs=1.0, rhs=2.0, error=0.1, **more):
-    return Row("a_label", "a <= b", "somewhere", kind, relation, lhs, rhs, error, 0.0, 7, rounding=0.0, **more)  # fmt: skip
+    sides = (lhs, rhs, error, 0.0)
+    return Row("a_label", "a <= b", "somewhere", kind, relation, *sides, 7, rounding=0.0, **more)
 
 
 def test_margin_is_the_gap_in_standard_errors():

@@ -1,5 +1,8 @@
-"""Theorem 1 of the paper: KL(p* || p_base) < KL(p* || p_tuned). A theorem where KL(p* || base) < kl(delta || gamma), delta = p*(D),
-gamma = p_tuned(D), D around the instance points; a claim elsewhere."""
+"""Theorem 4.4: KL(p* || base) < KL(p* || tuned) where KL(p* || base) < kl(delta || gamma).
+
+delta = p*(D), gamma = p_tuned(D), D around the instance points. Elsewhere it is a claim (Theorem 1
+of the paper).
+"""
 
 import pytest
 import torch
@@ -13,8 +16,12 @@ from toy2d.theorems import lower_bound
 def rows(course):
     truth = truth_points(course.world, course.world.old, gauss_hermite(6), mixture=True)
     specs = ["standard", "output:1"]
-    theta = {k: torch.cat([course.run(course.which(s)[0][0])[k] for s in specs]) for k in course.tuned}  # fmt: skip
-    laws, base = (lower_bound.laws_of(course.world, course.net.bind(p), course.probe.ode, truth) for p in (theta, course.base(0)))  # fmt: skip
+    thetas = [course.run(course.which(s)[0][0]) for s in specs]
+    theta = {k: torch.cat([t[k] for t in thetas]) for k in course.tuned}
+    laws, base = (
+        lower_bound.laws_of(course.world, course.net.bind(p), course.probe.ode, truth)
+        for p in (theta, course.base(0))
+    )
     regions = [lower_bound.Ball.around(course.shots(0))] * 2
     return lower_bound.theorem_1(course.world, laws, base, [0, 0], regions, specs, [0, 0])
 
@@ -41,7 +48,7 @@ def test_where_it_is_not_met_the_row_says_why_instead_of_passing(rows):
 
 
 def test_without_the_condition_it_is_a_claim_that_may_fail(rows):
-    """Every reading has a claim row; base-output preservation drifts so little that a claim there decides nothing about the theory."""
+    """Every reading has a claim row, and a claim that fails is no bug."""
     claims = [r for r in rows if r.kind == "claim of the paper"]
     assert len(claims) == 2 * 7
     assert not any(r.is_bug for r in rows)

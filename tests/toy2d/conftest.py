@@ -8,7 +8,7 @@ from toy2d import report
 from toy2d.config import smoke
 from toy2d.experiment import run
 from toy2d.figures import all as figures
-from toy2d.theorems.verify import Course
+from toy2d.verify.course import Course
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,6 @@ def course(folder):
 
 
 @pytest.fixture
-def tuned(course):
-    """tuned("standard") -> (theta_star, theta), stacks of one."""
-    return lambda spec: (course.base(0), course.run(course.which(spec)[0][0]))
+def pair(course):
+    """pair("standard") -> the base and that run, as a `Pair`."""
+    return lambda spec: course.pair(course.which(spec)[0][0])

@@ -1,4 +1,4 @@
-"""`toy2d verify`: everything from a run folder; exit 1 only for a failed proof, with the row, the seed and the command."""
+"""`toy2d verify`: rows from a run folder; exit 1 only for a failed proof, with its command."""
 
 import json
 
@@ -7,7 +7,9 @@ import pytest
 from toy2d.__main__ import main
 from toy2d.runs.files import UserError
 from toy2d.theorems import path_bound
-from toy2d.theorems.verify import verify
+from toy2d.verify.parts import PARTS
+from toy2d.verify.power import WRONG_WEIGHTS
+from toy2d.verify.verify import verify
 
 
 def test_a_label_on_a_finished_run(folder, capsys):
@@ -19,14 +21,16 @@ def test_a_label_on_a_finished_run(folder, capsys):
     assert "the paper's claim" in printed  # refuted, reported, and no failure
     record = json.loads((folder / "verify" / "partial.json").read_text())
     assert {r["label"] for r in record["rows"]} == {"counterexamples"}
-    assert all({"lhs", "rhs", "lhs_error", "rhs_error", "margin", "holds", "command"} <= set(r) for r in record["rows"])  # fmt: skip
+    fields = {"lhs", "rhs", "lhs_error", "rhs_error", "margin", "holds", "command"}
+    assert all(fields <= set(r) for r in record["rows"])
 
 
 def test_a_failed_proof_exits_1_with_its_command(folder, capsys, monkeypatch):
-    monkeypatch.setattr(path_bound, "_gaussian_laws", lambda *a: (18.0, 9.0))
-    monkeypatch.setattr("toy2d.theorems.verify.Course.which", lambda self, *specs: [])
-    monkeypatch.setattr(path_bound, "star_chain", lambda *a: None)
-    code = main(["verify", "--name", "tiny", "--out", str(folder.parent.parent), "--only", "path_bound"])  # fmt: skip
+    monkeypatch.setattr(path_bound, "gaussian_laws", lambda *a: (18.0, 9.0))
+    rows = path_bound.gaussian_pair((100,))
+    monkeypatch.setitem(PARTS, "path bounds", (lambda c: rows, ("path_bound",)))
+    out = str(folder.parent.parent)
+    code = main(["verify", "--name", "tiny", "--out", out, "--only", "path_bound"])
     assert code == 1
     complaint = capsys.readouterr().err
     assert "bug of ours" in complaint
@@ -49,11 +53,20 @@ def test_what_a_user_mistypes_is_one_line_and_exit_2(folder, capsys):
 
 @pytest.mark.slow
 def test_everything_on_the_small_run(folder):
-    """All statements, figures included; about a minute."""
-    path, rows = verify("tiny", folder.parent.parent, say=lambda _: None)
+    """All statements with their power, figures included; minutes."""
+    parent = folder.parent.parent
+    path, rows, power = verify("tiny", parent, say=lambda _: None, with_power=True)
     assert not [r for r in rows if r.is_bug]
     figures = {"bounds", "evolution", "local_law", "certificate", "paper_theorem_2"}
     assert figures == set(json.loads((path / "captions.json").read_text()))
+    assert power == json.loads((path / "power.json").read_text())["statements"]
+    caught = {r["statement"]: r["caught"] for r in power}
+    sharp = "KL = w_t ||eps_theta - eps_star||^2, one step from a point"
+    assert set(caught[sharp]) == set(WRONG_WEIGHTS)
+    tight = next(s for s in caught if s.startswith("the same for the last"))
+    assert "w_t x 0.95" in caught[tight]
+    # every proved row but those of exact zeros and of one figure's slope has some power
+    assert [r["statement"] for r in power if r["factor"] is None and not r["caught"]] == []
 
 
 def test_a_run_of_another_world_is_refused(tmp_path):
