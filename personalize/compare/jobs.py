@@ -21,8 +21,8 @@ from personalize.config.effects import RULES
 from personalize.config.presets import PRESETS as TRAIN_PRESETS
 from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
-from personalize.data.photos import scan
 from personalize.data.prompts import PromptSet, prompt_set, with_article
+from personalize.data.subjects import scan_subjects
 from personalize.mini.shipped import is_mini
 from personalize.sample.gallery import Sampling
 from personalize.sample.sampler import image_seed
@@ -91,10 +91,11 @@ def plan(c: CompareConfig) -> tuple[CompareConfig, list[ComparedSubject], list[J
     if len({s.name for s in subjects}) != len(subjects):
         raise UserError("two subjects have one name; rename a folder")
     jobs = [Job(c, s, r, seed) for r, seeds in each_run(c) for s in subjects for seed in seeds]
-    for s in subjects:
-        scan(s.folder, c.each.resolution, captions=False).require()
+    first = {job.subject.name: job for job in reversed(jobs)}
     for job in jobs:
-        resolve(train_config(job))
+        resolved = resolve(train_config(job))
+        if job is first[job.subject.name]:
+            scan_subjects(resolved).require()
     refuse_idle_flags(c, jobs)
     return c, subjects, jobs
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from comparisons import config, shop
-from small import photos
+from photographs import photo
 
 from personalize.compare.jobs import flags_of, plan, thinned, train_config
 from personalize.compare.run import run
@@ -123,7 +123,8 @@ def test_prompts_are_thinned_evenly():
 
 
 def test_a_subject_may_bring_held_out_pictures(tmp_path):
-    held = photos(tmp_path / "held", 2)
+    (held := tmp_path / "held").mkdir()
+    photo(80, 64, seed=10).save(held / "0.png")
     _, subjects, jobs = plan(config(tmp_path / "c", subjects=(f"{shop() / 'photos'}:dog:{held}",)))
     assert (subjects[0].class_word, subjects[0].held_out) == ("dog", str(held))
     assert {train_config(j).held_out_data_dir for j in jobs} == {str(held)}
