@@ -518,7 +518,10 @@ def trained(tmp_path, kind, objective, train, **more):
     before = levels(generate(untouched(kind), ["a dog"], [0], steps=2))
     assert (levels(generate(opened, ["a dog"], [0], steps=2)) != before).any()
     if train != "full":
-        assert (levels(generate(opened, ["a dog"], [0], steps=2, base=True)) == before).all()
+        # without its adapters: the same function by another route of modules, so rounding may
+        # move a value by one level of 255 (seen on one of 12,288 values, on another processor)
+        again = levels(generate(opened, ["a dog"], [0], steps=2, base=True))
+        assert abs(again - before).max() <= 1
     return out, rows
 
 
