@@ -218,7 +218,7 @@ def mini_compare() -> CompareConfig:
             fisher_samples=32,
             checkpointing_steps=24,
             log_every=6,
-            probe_steps=24,
+            probe_steps=6,
             path_kl_steps=6,
             gain_samples=48,
             measure_chains=2,

@@ -137,3 +137,11 @@ def test_pictures_may_be_drawn_on_some_seeds_only(tmp_path):
     assert {j.seed for j in jobs if j.draws} == {3, 5}
     _, _, jobs = plan(config(tmp_path / "c", seeds=(3, 5, 7)))
     assert all(j.draws for j in jobs)
+
+
+def test_the_minis_preset_measures_gain_and_path_kl_at_the_same_steps():
+    """A point of a curve needs both: gain follows --probe_steps, path KL --path_kl_steps."""
+    c = mini_compare().each
+    assert c.probe_steps == c.path_kl_steps
+    assert c.max_train_steps >= 6 * c.probe_steps
+    assert c.max_train_steps % c.probe_steps == 0
