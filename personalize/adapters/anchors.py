@@ -1,7 +1,8 @@
-"""Distance from the base when weights move through adapters: that of the effective weights, for every law of changes.py.
+"""Distance of the trained model from its base, measured on the effective weights W + delta W.
 
-For products (LoRA, LoHa, LoKr) nothing of the weight's size is formed, neither for the value nor for its gradient, unless LoHa's r^2
-reaches the weight's outputs or inputs: then nothing larger is.
+For products (LoRA, LoHa, LoKr) nothing of the weight's size is formed, neither for the value nor
+for its gradient. The exception is LoHa with r^2 above the weight's outputs or inputs, where nothing
+larger than the weight is formed. The formulas are in deltas.py.
 """
 
 from collections import defaultdict
@@ -20,10 +21,11 @@ from toy2d.core.objectives import Anchor, Weight
 
 
 class AdapterAnchor:
-    """`toy2d.core.objectives.Anchor` for adapters: the same three methods, of the effective weights. Nothing is stored.
+    """`toy2d.core.objectives.Anchor` for adapters: the same methods, of the effective weights.
 
-    The base is delta W = 0, where `choose` starts. Products of one shape are stacked, so that the cost is a few dozen small kernels.
-    "tensor_mean" divides each layer's square by its number of weights, as for full training.
+    Nothing is stored: the base is delta W = 0, where `choose` starts. Products of one shape are
+    stacked, so that the cost is a few dozen small kernels. "tensor_mean" divides each layer's
+    square by its number of weights, as for full training.
     """
 
     def __init__(self, changed: list[Change], reduction: Reduction = "sum"):
@@ -32,7 +34,7 @@ class AdapterAnchor:
         self._s2 = {}  # per group, on the factors' device: no copy from the host in a step
 
     def of(self, ids: Collection[int]) -> "AdapterAnchor":
-        """That of the changes whose factors these are (id of a parameter)."""
+        """The anchor of only those changes whose factors have these ids."""
         return AdapterAnchor([c for g in self.groups for c in among(g, ids)], self.reduction)
 
     def squared_distance(self) -> Float[Tensor, ""]:
@@ -40,7 +42,7 @@ class AdapterAnchor:
         return torch.stack([self._square(g) for g in self.groups]).sum()
 
     def add_gradient_(self, weight: Weight) -> None:
-        """grad += d(weight * squared_distance) / d factors. Call it after unscaling and before clipping."""
+        """grad += d(weight * squared_distance) / d factors; after unscaling, before clipping."""
         for group in self.groups:
             factors = [f for c in group for f in c.factors.values()]
             with torch.enable_grad():
@@ -49,10 +51,11 @@ class AdapterAnchor:
 
     @torch.no_grad()
     def pull_(self, strength: Weight) -> None:
-        """delta W <- delta W / (1 + 2 strength): the proximal step of the effective weights, taken by one factor alone.
+        """delta W <- delta W / (1 + 2 strength): the proximal step of the effective weights.
 
-        delta W is linear in it, so dividing it is that step exactly, however delta W is split, and leaves the subspace the others
-        have found. Raises NotImplementedError for rotations, which such a step would leave.
+        One factor is divided. delta W is linear in it, so this is the proximal step exactly,
+        however delta W is split, and the subspace that the other factors span stays. Raises
+        NotImplementedError for rotations: dividing a rotation gives no rotation.
         """
         for change in (c for group in self.groups for c in group):
             factor = next(
@@ -102,7 +105,7 @@ def _by_shape(changed: list[Change]) -> list[list[Change]]:
 
 @dataclass(frozen=True)
 class AnchorSum:
-    """Anchors of disjoint parameters, as one."""
+    """The sum of the distances of disjoint parameters."""
 
     parts: tuple[AdapterAnchor | Anchor, ...]
 
@@ -131,8 +134,9 @@ def anchors_for(
 ) -> dict[str, AdapterAnchor | Anchor | AnchorSum]:
     """{"l2": distance of theta from where it is now}. Call it right after `choose`.
 
-    Adapters store nothing. For other parameters a copy in `dtype` on `device` (default: where they are) is kept; a bfloat16 copy is
-    off by up to 2^-9 of each weight, so the distance starts above zero: fine for training, too coarse for reporting delta theta.
+    Adapters store nothing. For other parameters a copy in `dtype` on `device` (default: where they
+    are) is kept. A bfloat16 copy is off by up to 2^-9 of each weight, so the distance starts above
+    zero: fine for training, too coarse for reporting delta theta.
     """
     parts = []
     if changed := changes(model.parts):
@@ -143,7 +147,7 @@ def anchors_for(
 
 
 def plain_parameters(theta: Params) -> dict[str, Tensor]:
-    """Those that are weights themselves, not factors of one."""
+    """The parameters that are weights themselves, not factors of one."""
     return {n: p for n, p in theta.items() if not any(f in n for f in FACTORS)}
 
 
@@ -152,7 +156,10 @@ def copy_of(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> dict[str, Tensor]:
-    """theta_star: a detached copy; on the host it is pinned when theta lives on a GPU, so that it can be fetched asynchronously."""
+    """theta_star: a detached copy.
+
+    On the host it is pinned when theta is on a GPU, so that it can be fetched asynchronously.
+    """
     copies = {}
     for name, p in theta.items():
         home = p.device if sharded(p) else device or p.device  # a share is small
@@ -165,10 +172,11 @@ def copy_of(
 def effective_delta_theta(
     model: Model, theta: Params, theta_star: Mapping[str, Tensor] | None = None
 ) -> dict[str, float]:
-    """||delta theta||_2 of the effective weights: "total", and per block ("unet.down_blocks.0", ..., "text_encoder.layers.1").
+    """||delta theta||_2 of the effective weights: "total", and of each block.
 
-    `theta_star` holds the base of the plain parameters (`copy_of(plain_parameters(theta))`, any device); adapters need none.
-    Squares of the blocks add up to the square of the total. One transfer to the host.
+    Blocks are named "unet.down_blocks.0", ..., "text_encoder.layers.1"; their squares add up to the
+    square of the total. `theta_star` holds the base of the plain parameters
+    (`copy_of(plain_parameters(theta))`, on any device); adapters need none. One host sync.
     """
     squares = defaultdict(list)
     for c in changes(model.parts):
@@ -184,6 +192,10 @@ def effective_delta_theta(
 
 
 def block_of(name: str) -> str:
-    """ "unet.down_blocks.1.attentions.0...." -> "unet.down_blocks.1"; "text_encoder.encoder.layers.3...." -> "text_encoder.layers.3"."""
+    """The block of a parameter.
+
+    "unet.down_blocks.1.attentions.0.to_q.weight" -> "unet.down_blocks.1";
+    "text_encoder.encoder.layers.3.mlp.fc1.bias" -> "text_encoder.layers.3".
+    """
     words = [w for w in name.split(".") if w not in ("encoder", "text_model")]
     return ".".join(words[:3] if len(words) > 2 and words[2].isdigit() else words[:2])

@@ -1,17 +1,23 @@
-"""How adapters change a weight, and how far: each `Law` gives delta W, and ||delta W||_F^2 without forming it where algebra allows.
+"""How adapters change a weight, and how far: delta W and its squared Frobenius norm.
 
-    LoRA    delta W = s B A                  ||.||^2 = s^2 <B'B, A A'>                                   r x r               (1)
-    LoHa    delta W = s (B1 A1) * (B2 A2)            = s P Q,  P = B1 & B2,  Q = A1 & A2   then (1)      r^2 x r^2           (2)
-    LoKr    delta W = s (W1 kron W2)         ||.||^2 = s^2 ||W1||^2 ||W2||^2                             r x r at most       (3)
-    OFT     delta W = W R' - W                                                                           the weight's size
-    BOFT    delta W = diag(s) W R' - W                                                                   the weight's size
+A `Law` gives delta W, and ||delta W||_F^2 without forming delta W where algebra allows:
 
-& pairs columns of the same row (the face-splitting product), so P is O x r^2 and Q is r^2 x I. Where r^2 reaches O or I, the weight
-is smaller than that: it is formed. Rotations are taken layer by layer.
-||A||^2 + ||B||^2, which some scripts penalise instead, is weight decay on the factors: it depends on how the same delta W is split
-between them and pulls the random A to zero.
+    kind   delta W                    its squared norm                          largest matrix
+    LoRA   s B A                      s^2 <B'B, A A'>                           r x r          (1)
+    LoHa   s (B1 A1) * (B2 A2)        (1) of s P Q, P = B1 & B2, Q = A1 & A2    r^2 x r^2      (2)
+    LoKr   s (W1 kron W2)             s^2 ||W1||^2 ||W2||^2                     r x r at most  (3)
+    OFT    W R' - W                   sum of squares                            the weight
+    BOFT   diag(s) W R' - W           sum of squares                            the weight
 
-Shapes: n layers of one shape, stacked; r rank, O outputs, I inputs (a convolution's kernel is part of I).
+& pairs columns of the same row (the face-splitting product), so P is O x r^2 and Q is r^2 x I.
+Where r^2 reaches O or I, the weight is smaller than that, and delta W is formed. Rotations are
+measured layer by layer.
+
+||A||^2 + ||B||^2, which some scripts penalise instead, is weight decay on the factors: it depends
+on how the same delta W is split between them, and it pulls the random A to zero.
+
+Shapes: n layers of one shape, stacked; r rank, O outputs, I inputs (including a convolution's
+kernel).
 """
 
 from collections.abc import Callable, Iterator
@@ -32,10 +38,12 @@ ADAPTER = "default"  # the only one that `choose` adds
 
 @dataclass(frozen=True)
 class Law:
-    """`layer`: PEFT's class. `factors`: its trained attributes. `delta(factors)`: delta W / s as a matrix (O I).
+    """One kind of adapter, as PEFT implements it.
 
-    `square(stacked factors)` -> n squared norms of delta W / s; None: sum the squares of delta W. `linear`: the factors of which the
-    first that is there carries delta W linearly, so that shrinking it shrinks delta W; empty: there is none.
+    `layer`: PEFT's class. `factors`: its trained attributes. `delta(change)`: delta W / s as a
+    matrix (O I). `square(stacked factors)`: n squared norms of delta W / s; None: sum the squares
+    of delta W. `linear`: delta W is linear in the first of these factors that the layer has, so
+    shrinking that one shrinks delta W; empty: there is no such factor.
     """
 
     layer: type[BaseTunerLayer]
@@ -47,7 +55,7 @@ class Law:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """One adapted weight: "unet.down_blocks.0....to_q", its factors by PEFT's names, and the scale s."""
+    """One adapted weight, such as "unet.mid_block.resnets.0.conv1"; factors by PEFT's names."""
 
     name: str
     law: Law
@@ -57,7 +65,7 @@ class Change:
     layer: BaseTunerLayer | None = None
 
     def delta_weight(self) -> Tensor:
-        """delta W as a matrix (O I), differentiable: for rotations, tests and the Fisher distance."""
+        """delta W as a matrix (O I), differentiable; for rotations and the Fisher distance."""
         return self.scale * self.law.delta(self)
 
 
@@ -92,7 +100,7 @@ def _loha_square(f: Factors) -> Tensor:
 
 
 def _lokr_delta(c: Change) -> Tensor:
-    W1, W2 = (_whole(c.factors, w) for w in ("lokr_w1", "lokr_w2"))
+    W1, W2 = (_multiplied(c.factors, w) for w in ("lokr_w1", "lokr_w2"))
     full = torch.kron(W1.reshape(*W1.shape, *[1] * (W2.ndim - 2)), W2)
     return full.flatten(1)
 
@@ -101,17 +109,20 @@ def _lokr_square(f: Factors) -> Tensor:
     """(3)"""
     squares = []
     for w in ("lokr_w1", "lokr_w2"):
-        whole = f"{w}" in f
-        squares.append(f[w].square().flatten(1).sum(1) if whole else square_of_product(f[f"{w}_a"], f[f"{w}_b"]))  # fmt: skip
+        if w in f:
+            squares.append(f[w].square().flatten(1).sum(1))
+        else:
+            squares.append(square_of_product(f[f"{w}_a"], f[f"{w}_b"]))
     return squares[0] * squares[1]
 
 
-def _whole(f: Factors, w: str) -> Tensor:
+def _multiplied(f: Factors, w: str) -> Tensor:
+    """W1 or W2 of LoKr, which are stored as they are or as a product of rank r."""
     return f[w] if w in f else f[f"{w}_a"] @ f[f"{w}_b"]
 
 
 def _rotation_delta(c: Change) -> Tensor:
-    """PEFT's own rotation R (and scale s of BOFT), applied to the base's weight as its merge does."""
+    """PEFT's rotation R (and BOFT's scale s), applied to the base's weight as its merge does."""
     turned = c.layer.get_delta_weight(ADAPTER)
     R, s = turned if isinstance(turned, tuple) else (turned, 1.0)
     W = c.weight.detach().flatten(1).to(R.dtype)
@@ -141,7 +152,10 @@ FACTORS = tuple(f".{name}." for law in LAWS for name in law.factors)
 
 # ---- reading them off a network
 def changes(parts: dict[str, nn.Module]) -> list[Change]:
-    """Every adapted weight of the networks. Raises NotImplementedError for adapters whose delta W is none of the laws."""
+    """Every adapted weight of the networks.
+
+    Raises NotImplementedError for adapters whose delta W follows none of the laws.
+    """
     return [c for part, network in parts.items() for c in _of_network(part, network)]
 
 

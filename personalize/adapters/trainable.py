@@ -1,10 +1,10 @@
-"""Choose what trains, by a `Kind` (kinds.py): the denoiser's own weights, PEFT's adapters, new words, the text encoders.
+"""Make parameters trainable, by a `Kind` (kinds.py): own weights, PEFT's adapters, new words.
 
 Trainable parameters are float32 whatever the rest is, and every kind starts as its base.
 """
 
 import warnings
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,86 +14,80 @@ from torch import nn
 from personalize.adapters.deltas import FACTORS
 from personalize.adapters.words import add_words
 from personalize.config.kinds import TRAINING_KINDS, Kind, Word
+from personalize.config.train_config import TrainConfig
 from personalize.pipeline.model import Model
 from toy2d.runs.files import UserError
 
 
-def choose(
-    model: Model,
-    train: str = "full",
-    train_text_encoder: bool = False,
-    rank: int = 4,
-    lora_alpha: float | None = None,
-    lora_dropout: float = 0.0,
-    targets: tuple[str, ...] | None = None,
-    seed: int = 0,
-    *,
-    decompose_factor: int = -1,
-    oft_block_size: int = 8,
-    boft_n_butterfly_factor: int = 1,
-    words: tuple[Word, ...] = (),
-    freeze_model: Literal["crossattn_kv", "crossattn"] = "crossattn_kv",
-) -> dict[str, nn.Parameter]:
-    """Make the kind `train` trainable; returns theta by name, "unet.down_blocks..." first.
+@dataclass(frozen=True)
+class Choice:
+    """What trains: the fields of TrainConfig that `choose_as` reads, under the same names."""
 
-    LoRA's A ~ N(0, 1/rank^2) is drawn from `seed` alone, B = 0; other adapters start as PEFT starts them, from `seed` too. `targets`
-    are the denoiser's module names. `words` are learnt besides. Kinds that move few weights keep a copy of them, so that `Model.base`
-    can answer. Raises ValueError on a second call, UserError for what does not fit the model.
+    train: str = "full"
+    train_text_encoder: bool = False
+    rank: int = 4
+    lora_alpha: float | None = None  # default: the rank
+    lora_dropout: float = 0.0
+    lora_target_modules: tuple[str, ...] = ()  # of the denoiser; default: the family's
+    decompose_factor: int = -1
+    oft_block_size: int = 8
+    boft_n_butterfly_factor: int = 1
+    freeze_model: Literal["crossattn_kv", "crossattn"] = "crossattn_kv"
+    words: tuple[Word, ...] = ()
+    seed: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        return TRAINING_KINDS[self.train]
+
+
+def choose(model: Model, train: str = "full", **more) -> dict[str, nn.Parameter]:
+    """`choose_as` for a model in a script or a test: `choose(model, "lora", rank=8)`."""
+    return choose_as(model, Choice(train, **more))
+
+
+def choose_as(model: Model, choice: Choice | TrainConfig) -> dict[str, nn.Parameter]:
+    """Make what `choice` names trainable; returns theta by name, "unet.down_blocks..." first.
+
+    LoRA's A ~ N(0, 1/rank^2) is drawn from `seed` alone, B = 0; other adapters start as PEFT starts
+    them, from `seed` too. `words` are learnt besides. Kinds that train few weights of the base keep
+    a copy of them for `Model.base`. Raises ValueError on a second call, UserError for what does not
+    fit the model.
     """
     if model.trained != "nothing":
         raise ValueError("choose was called before on this model; load it anew")
     model.hash()  # of the base, before anything changes
-    kind = TRAINING_KINDS[train]
-    settings = SimpleNamespace(
-        rank=rank,
-        lora_alpha=rank if lora_alpha is None else lora_alpha,
-        lora_dropout=lora_dropout,
-        decompose_factor=decompose_factor,
-        oft_block_size=oft_block_size,
-        boft_n_butterfly_factor=boft_n_butterfly_factor,
-    )
-    parts = {model.family.denoiser: targets or model.family.lora_targets}
-    if train_text_encoder:
-        parts |= dict.fromkeys(model.trainable_text_encoders, model.family.text_lora_targets)
-    if words:
-        add_words(model, words)  # before the rest: PEFT freezes what is not its own
-    for part, part_targets in parts.items():
-        network, unread = getattr(model.pipeline, part), model.unread(part)
-        if kind.adapter:
-            add_adapter(network, kind, settings, part_targets, seed, unread)
-        else:
-            _set_free(network, _own_weights(kind, model, part, freeze_model))
-            if kind.words and part != model.family.denoiser:
-                table = network.get_input_embeddings()
-                getattr(table, "base_layer", table).requires_grad_(False)  # new rows lie beside it
-            for name in unread:
-                network.get_submodule(name).requires_grad_(False)
+    if choice.lora_alpha is None:
+        choice = replace(choice, lora_alpha=choice.rank)
+    if choice.words:
+        add_words(model, choice.words)  # before the rest: PEFT freezes what is not its own
+    targets = choice.lora_target_modules or model.family.lora_targets
+    set_trainable(model, choice, model.family.denoiser, targets)
+    if choice.train_text_encoder:
+        for part in model.trainable_text_encoders:
+            set_trainable(model, choice, part, model.family.text_lora_targets)
     theta = trainable(model)
-    _start(theta, rank, seed)
-    model.trained = train
-    if kind.keeps_base:
+    _start(theta, choice.rank, choice.seed)
+    model.trained = choice.train
+    if choice.kind.keeps_base:
         model.keep_base(_own(theta))
     return theta
 
 
-def choose_as(model: Model, config) -> dict[str, nn.Parameter]:
-    """`choose` what a TrainConfig says."""
-    c = config
-    return choose(
-        model,
-        c.train,
-        c.train_text_encoder,
-        c.rank,
-        c.lora_alpha,
-        c.lora_dropout,
-        c.lora_target_modules or None,
-        c.seed,
-        decompose_factor=c.decompose_factor,
-        oft_block_size=c.oft_block_size,
-        boft_n_butterfly_factor=c.boft_n_butterfly_factor,
-        words=c.words,
-        freeze_model=c.freeze_model,
-    )
+def set_trainable(
+    model: Model, choice: Choice | TrainConfig, part: str, targets: tuple[str, ...]
+) -> None:
+    """One network: adapters on `targets`, or its own weights. What no output reads stays frozen."""
+    kind, network, unread = choice.kind, getattr(model.pipeline, part), model.unread(part)
+    if kind.adapter:
+        add_adapter(network, choice, targets, unread)
+        return
+    _set_free(network, _own_weights(kind, model, part, choice.freeze_model))
+    if kind.words and part != model.family.denoiser:
+        table = network.get_input_embeddings()
+        getattr(table, "base_layer", table).requires_grad_(False)  # new rows lie beside it
+    for name in unread:
+        network.get_submodule(name).requires_grad_(False)
 
 
 # ---- the denoiser's own weights
@@ -118,31 +112,41 @@ def _set_free(network: nn.Module, modules: tuple[str, ...] | None) -> None:
 
 # ---- adapters
 def add_adapter(
-    network: nn.Module, kind: Kind, settings, targets: tuple[str, ...], seed: int, unread: list[str]
+    network: nn.Module, choice: Choice | TrainConfig, targets: tuple[str, ...], unread: list[str]
 ) -> None:
-    """PEFT's layers on `targets`, but for the modules `unread` (`Model.unread`). Raises UserError where PEFT cannot, or where it would take other settings than were asked for."""
+    """Put PEFT's layers on `targets`, except in the modules `unread` (`Model.unread`).
+
+    Raises UserError where PEFT cannot, or where it would silently take other settings.
+    """
+    kind = choice.kind
     layers = [f".{name}" for name, _ in network.named_modules()]
     if missing := [t for t in targets if not any(name.endswith(f".{t}") for name in layers)]:
-        raise UserError(f"--lora_target_modules {' '.join(missing)}: {type(network).__name__} has no such layer")  # fmt: skip
+        network_name = type(network).__name__
+        raise UserError(
+            f"--lora_target_modules {' '.join(missing)}: {network_name} has no such layer"
+        )
     try:
         options = {"target_modules": list(targets), "exclude_modules": unread or None}
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind.adapter](**options, **kind.options(settings))
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as said:
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[kind.adapter](**options, **kind.options(choice))
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")
-            torch.manual_seed(seed)  # PEFT draws from the global generator
+            torch.manual_seed(choice.seed)  # PEFT draws from the global generator
             network.add_adapter(config)
     except ValueError as e:
         raise UserError(f"{kind.adapter} cannot be added: {e}") from e
-    changed = [str(w.message) for w in said if "djusted" in str(w.message)]
+    changed = [str(w.message) for w in notes if "djusted" in str(w.message)]
     if changed:
         raise UserError(f"{kind.adapter} does not fit this model: {changed[0]}")
-    if settings.boft_n_butterfly_factor > 1 and any("butterfly" in str(w.message) for w in said):
-        raise UserError("--boft_n_butterfly_factor above 1 needs PEFT's CUDA extension (a GPU, nvcc and ninja); use 1 here")  # fmt: skip
+    if choice.boft_n_butterfly_factor > 1 and any("butterfly" in str(w.message) for w in notes):
+        raise UserError(
+            "--boft_n_butterfly_factor above 1 needs PEFT's CUDA extension "
+            "(a GPU, nvcc and ninja); use 1 here"
+        )
 
 
 # ---- theta
 def trainable(model: Model) -> dict[str, nn.Parameter]:
-    """theta by name, as `choose` left it; anew once the denoiser is sharded."""
+    """theta by name, as `choose` left it. Call it again once the denoiser is sharded."""
     return {
         f"{part}.{n}": p
         for part, network in model.parts.items()
@@ -161,4 +165,5 @@ def _start(theta: dict[str, nn.Parameter], rank: int, seed: int) -> None:
 
 def _own(theta: dict[str, nn.Parameter]) -> list[nn.Parameter]:
     """Weights of the base itself that train; adapters and new rows lie beside theirs."""
-    return [p for n, p in theta.items() if n.endswith((".weight", ".bias")) and not any(f in n for f in FACTORS)]  # fmt: skip
+    weights = {n: p for n, p in theta.items() if n.endswith((".weight", ".bias"))}
+    return [p for n, p in weights.items() if not any(factor in n for factor in FACTORS)]

@@ -1,10 +1,14 @@
-"""New words: a token of one's own whose embedding row trains while every other row stays as it was, to the bit.
+"""New words: a new token whose embedding row trains while every other row stays equal to the bit.
 
-    "<new1>" starts as the row of a word that is there already.  n vectors are n tokens: "<new1> <new1>_1 ..." (diffusers' names)
+"<new1>" starts as the row of a word that exists already. n vectors are n tokens with diffusers'
+names: "<new1> <new1>_1 ...".
 
-T5 is not taught: it spells a new word in pieces. CLIP towers whose configuration has the old eos_token_id 2 (SDXL's, SD-3's) read their
-pooled embedding at the highest token, which is now the new word: in training as in every pipeline that loads it.
-The rows are PEFT's trainable tokens: a small parameter beside the table, so neither a gradient nor weight decay can reach the table.
+T5 learns no new words: it spells them in pieces. CLIP towers whose configuration has the old
+eos_token_id 2 (SDXL's, SD-3's) read their pooled embedding at the highest token, which is now the
+new word: in training as in every pipeline that loads it.
+The rows are PEFT's trainable tokens: a small parameter beside the table, so neither a gradient nor
+weight decay can reach the table.
+
 Shapes: k new tokens, E embedding width.
 """
 
@@ -23,14 +27,22 @@ ROWS = ".trainable_tokens_delta."  # in the names of theta
 def vocabularies(model: Model) -> dict[str, tuple]:
     """{"text_encoder": (its tokenizer, itself), ...} of the encoders that learn words."""
     pipeline = model.pipeline
-    return {n: (getattr(pipeline, n.replace("text_encoder", "tokenizer")), getattr(pipeline, n)) for n in model.trainable_text_encoders}  # fmt: skip
+    found = {}
+    for name in model.trainable_text_encoders:
+        tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"))
+        found[name] = tokenizer, getattr(pipeline, name)
+    return found
 
 
 @torch.no_grad()
 def add_words(model: Model, words: tuple[Word, ...]) -> None:
-    """The new words, each at its initializer's row, trainable. Raises UserError for a word that cannot be added."""
+    """Add trainable words, each starting at its initializer's row.
+
+    Raises UserError for a word that cannot be added.
+    """
     if any(w.vectors > 1 for w in words) and not hasattr(model.pipeline, "maybe_convert_prompt"):
-        raise UserError(f"--num_vectors: {type(model.pipeline).__name__} reads one vector per word; leave it at 1")  # fmt: skip
+        name = type(model.pipeline).__name__
+        raise UserError(f"--num_vectors: {name} reads one vector per word; leave it at 1")
     rows = {}
     for part, (tokenizer, encoder) in vocabularies(model).items():
         table = encoder.get_input_embeddings().weight
@@ -41,11 +53,17 @@ def add_words(model: Model, words: tuple[Word, ...]) -> None:
 
 @torch.no_grad()
 def add_rows(model: Model, rows: dict[str, dict[str, Tensor]]) -> None:
-    """{part: {placeholder: rows (k E)}} as trainable words of tokenizers and text encoders. Raises UserError for a known word."""
+    """Add {part: {placeholder: rows (k E)}} to tokenizers and text encoders as trainable words.
+
+    Raises UserError for a known word.
+    """
     for part, (tokenizer, encoder) in vocabularies(model).items():
         tokens = [t for w, r in rows[part].items() for t in Word(w, "", len(r)).tokens]
         if known := sorted(set(tokens) & tokenizer.get_vocab().keys()):
-            raise UserError(f"{known[0]!r} is a word of this model already; choose another, e.g. <my-{known[0].strip('<>')}>")  # fmt: skip
+            other = f"<my-{known[0].strip('<>')}>"
+            raise UserError(
+                f"{known[0]!r} is a word of this model already; choose another, e.g. {other}"
+            )
         extend(tokenizer, encoder, tokens, torch.cat(list(rows[part].values())))
         ids = tokenizer.convert_tokens_to_ids(tokens)
         target = next(n for n, m in encoder.named_modules() if m is encoder.get_input_embeddings())
@@ -54,7 +72,7 @@ def add_rows(model: Model, rows: dict[str, dict[str, Tensor]]) -> None:
 
 @torch.no_grad()
 def set_rows(model: Model, rows: dict[str, dict[str, Tensor]]) -> None:
-    """Give words that were added the `rows` they have learnt. Raises UserError if they are not those words."""
+    """Set the rows of words that were added. Raises UserError if they are not those words."""
     for part, words in learnt_rows(model).items():
         shapes = {w: r.shape for w, r in words.items()}
         given = {w: r.shape for w, r in rows.get(part, {}).items()}
@@ -69,14 +87,15 @@ def _row_of(tokenizer, part: str, word: str) -> int:
     ids = tokenizer.encode(word, add_special_tokens=False)
     if len(ids) != 1:
         raise UserError(
-            f"--initializer_token {word!r} is {len(ids)} tokens for the model's {part}; choose a word that is one, such as the class (dog, toy)"
+            f"--initializer_token {word!r} is {len(ids)} tokens for the model's {part}; "
+            "choose a word that is one, such as the class (dog, toy)"
         )
     return ids[0]
 
 
 @torch.no_grad()
 def extend(tokenizer, encoder: nn.Module, tokens: list[str], rows: Tensor) -> None:
-    """Append `tokens` with their `rows` (k E); what was there keeps its bits."""
+    """Append `tokens` with their `rows` (k E); the other rows keep their bits."""
     tokenizer.add_tokens(tokens)
     highest = max(tokenizer.convert_tokens_to_ids(tokens))
     if highest >= encoder.get_input_embeddings().weight.shape[0]:

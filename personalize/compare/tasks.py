@@ -38,7 +38,7 @@ from personalize.sample.class_images import seconds_of
 from personalize.sample.gallery import pictures
 from personalize.train import experiment
 from personalize.train.from_base import DTYPES, class_images
-from personalize.train.loop import Diverged, Stopped
+from personalize.train.guard import Diverged, Stopped
 from toy2d.runs.files import RunFailure, UserError, write_atomic, write_json
 from toy2d.runs.spec import parse_run
 

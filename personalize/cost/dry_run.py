@@ -1,8 +1,9 @@
-"""`personalize train --dry_run`: the resolved configuration, what will be seen how often, and what it will cost. Writes nothing.
+"""`personalize train --dry_run`: print the resolved configuration and what the run will cost.
 
-Time and peak memory are measured, not guessed: three whole steps of this very configuration are taken in a temporary folder, and rates are
-multiplied by counts. What stays in memory for the whole run is arithmetic besides, to say what the peak is made of.
-`personalize bench --memory` compares these estimates with real runs.
+It also says how often each picture is seen, and it writes nothing. Time and peak memory are
+measured: three whole steps of this configuration are taken in a temporary folder, and rates are
+multiplied by counts. What stays in memory for the whole run is computed besides, to show what the
+peak is made of. `personalize bench --memory` compares these estimates with real runs.
 """
 
 import tempfile
@@ -23,25 +24,32 @@ from personalize.drift import measure
 from personalize.parallel.processes import processes_here
 from personalize.pipeline.model import Model
 from personalize.sample.sampler import generate
+from personalize.train.assembly import Predictors
 from personalize.train.experiment import Experiment, read
-from personalize.train.from_base import DTYPES
-from personalize.train.loop import fit
-from personalize.train.setup import Clock, make_accelerator, make_state, peak_memory, start_peak
+from personalize.train.from_base import DTYPES, resolution_of
+from personalize.train.loop import TrainingLoop, fit
+from personalize.train.setup import Clock, make_accelerator, peak_memory, start_peak
+from personalize.train.state import State
 from toy2d.runs.folder import RunFolder
 
 MIB = 2**20
-# what a rehearsal does less of; rates are multiplied by the real counts
+# settings of the trial run; rates are multiplied by the real counts
 SHORT = {
-    "measure_nodes": 2, "measure_chains": 2, "context_prompts": (), "fisher_samples": 1, "output_draws": 1, "log_every": 10**6,
+    "measure_nodes": 2,
+    "measure_chains": 2,
+    "context_prompts": (),
+    "fisher_samples": 1,
+    "output_draws": 1,
+    "log_every": 10**6,
     "checkpointing_steps": 0,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a training step, of the class images, of all; bytes by what they are for, and at the peak; seconds by phase.
+    """Seconds of a step, of the class images, of all and by phase; bytes by use and at the peak.
 
-    The peak is above what was held before: on a CPU libraries are not counted.
+    The peak is counted above what was held before: on a CPU libraries are left out.
     """
 
     step: float
@@ -66,98 +74,97 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> Cost:
 
 
 def pairing(config: TrainConfig, pictures: int, processes: int = 1) -> list[str]:
-    """Who is beside whom in a step, and how often each picture is seen."""
+    """What one step contains, and how often each picture is seen."""
     c, batch = config, config.train_batch_size
     ticks = c.max_train_steps * c.gradient_accumulation_steps * processes
-    seen, each = (
-        ticks * batch / pictures,
-        f" in each of {processes} processes" if processes > 1 else "",
-    )
+    each = f" in each of {processes} processes" if processes > 1 else ""
     lines = [
-        f"{c.max_train_steps} steps of {c.gradient_accumulation_steps} x {batch}{each}: each of {pictures} pictures is seen "
-        f"{seen:.1f} times under its own prompt"
+        f"{c.max_train_steps} steps of {c.gradient_accumulation_steps} x {batch}{each}: each of "
+        f"{pictures} pictures is seen {ticks * batch / pictures:.1f} times under its own prompt"
     ]
     for role in ("prior", "output"):
         if c.uses(role):
             own = role == "output" and c.output_source == "instance"
             n = pictures if own else c.num_class_images * len(c.concepts)
-            said = " and ".join(map(repr, c.class_prompts))
+            prompts = " and ".join(map(repr, c.class_prompts))
             what = "of your pictures" if own else "of the base's own pictures"
             lines.append(
-                f"{role}: beside each minibatch, {batch} {what} under {said}; each of {n} is seen {ticks * batch / n:.1f} times"
+                f"{role}: beside each minibatch, {batch} {what} under {prompts}; "
+                f"each of {n} is seen {ticks * batch / n:.1f} times"
             )
     return lines
 
 
 def measure_cost(config: TrainConfig, pictures: Scan, accelerator: Accelerator) -> Cost:
-    """A real run's own parts, in a temporary folder, one picture standing in for every pool; nothing is exported."""
-    before = start_peak(accelerator.device)
+    """Run the parts of a real run in a temporary folder, with one picture in every pool."""
+    before, took = start_peak(accelerator.device), Clock()
     with tempfile.TemporaryDirectory() as folder:
         one = config.unrelated_prompts[:1]
         short = replace(config, output_dir=folder, unrelated_prompts=one, **SHORT)
-        quiet = RunFolder(folder, {}), accelerator, lambda text: None
-        e, took = Experiment(short, pictures, *quiet), Clock()
+        run_folder, silent = RunFolder(folder, {}), lambda text: None
+        experiment = Experiment(short, pictures, run_folder, accelerator, silent)
         with took("load"):
-            e.open_model()
+            model = experiment.open_model()
         with took("picture"):
-            prompt = config.instance_prompt or "a photo"
-            pool = instance_set(e.model, pictures.records[:1], prompt, e.resolution).cache()
-        picture = class_picture(config, e) if config.needs_class_images else 0.0
-        e.choose_what_trains()
+            prompt, resolution = config.instance_prompt or "a photo", resolution_of(config, model)
+            pool = instance_set(model, pictures.records[:1], prompt, resolution).cache()
+        picture = class_picture(config, model) if config.needs_class_images else 0.0
+        theta = experiment.choose_what_trains(model)
         roles = [r for r in ("instance", "prior", "output") if r == "instance" or config.uses(r)]
-        e.embed(dict.fromkeys(roles, pool))
-        e.ask_the_base(dict.fromkeys(roles, pool))
-        forward = forward_seconds(e)
-        step = step_seconds(e)
-        stays = memory(config, e.model, e.theta)
+        pools = dict.fromkeys(roles, pool)
+        predictors = experiment.encode(model, pools)
+        experiment.make_chains(predictors)
+        loop, theta, _ = experiment.assemble(predictors, theta, pools)
+        forward = forward_seconds(short, predictors)
+        step = step_seconds(loop, experiment.make_state(model, theta), accelerator)
+        stays = memory(config, model, theta)
     phases = {
         "load": took["load"],
         "pictures": took["picture"] * len(pictures.records),
         "class images": picture * config.num_class_images * len(config.concepts),
-        "base": forward * asked_of_the_base(config),
+        "base": forward * base_forwards(config),
         "training": step * config.max_train_steps,
-        "measuring": forward * asked_while_measuring(config),
+        "measuring": forward * measuring_forwards(config),
     }
     peak = peak_memory(accelerator.device) - before
     return Cost(step, phases["class images"], sum(phases.values()), stays, peak, phases)
 
 
-def step_seconds(e: Experiment) -> float:
-    """Of a whole optimizer step, the second and third."""
-    e.state = make_state(e.theta, e.config, e.accelerator.scaler)
-    for part in e.trained_parts():
-        part.train()
+def step_seconds(loop: TrainingLoop, state: State, accelerator: Accelerator) -> float:
+    """Seconds of an optimizer step: the mean of the second and the third."""
     times = []
     for steps in (1, 3):
-        e.loop.config = replace(e.config, max_train_steps=steps)
+        loop.config = replace(loop.config, max_train_steps=steps)
         start = time.perf_counter()
-        fit(e.loop, e.state, e.accelerator, lambda terms: None, lambda state: None)
-        _wait(e.device)
+        fit(loop, state, accelerator, lambda terms: None, lambda state: None)
+        _wait(accelerator.device)
         times.append(time.perf_counter() - start)
     return times[1] / 2
 
 
-def forward_seconds(e: Experiment) -> float:
-    """Of one sample through the network, without a gradient, `sample_batch_size` at a time."""
-    n, schedule = e.config.sample_batch_size, e.model.schedule
-    x_t = torch.zeros(n, *e.shape, device=e.device)
-    t = schedule.timesteps[torch.zeros(n, dtype=torch.long, device=e.device)]
-    prompts = [next(iter(measure.prompt_groups(e.config).values()))[0]] * n
-    with torch.no_grad(), e.model.evaluating():
-        return _seconds(lambda: e.predict(x_t, t, prompts), e.device) / n
+def forward_seconds(config: TrainConfig, predictors: Predictors) -> float:
+    """Seconds of one sample through the network, without a gradient, in batches as measuring."""
+    model, n = predictors.model, config.sample_batch_size
+    x_t = torch.zeros(n, *model.latent_shape(resolution_of(config, model)), device=model.device)
+    t = model.schedule.timesteps[torch.zeros(n, dtype=torch.long, device=model.device)]
+    prompts = [next(iter(measure.prompt_groups(config).values()))[0]] * n
+    with torch.no_grad(), model.evaluating():
+        return _seconds(lambda: predictors.live(x_t, t, prompts), model.device) / n
 
 
-def class_picture(config: TrainConfig, e: Experiment) -> float:
-    """Seconds of one class picture: its sampler's steps, extrapolated from the second, and its decoding."""
-    n, times = config.sample_batch_size, []
+def class_picture(config: TrainConfig, model: Model) -> float:
+    """Seconds of one class picture: decoding, and sampler steps that each take as the second."""
+    n, resolution = config.sample_batch_size, resolution_of(config, model)
+    prompts, settings = [config.class_prompts[0]], (config.class_guidance, config.class_sampler)
+    times = []
     for steps in (1, 2):
-        make = partial(generate, e.model, [config.class_prompts[0]], list(range(n)), steps, config.class_guidance, config.class_sampler, n, resolution=e.resolution)  # fmt: skip
-        times.append(_seconds(make, e.device, 1))
+        make = partial(generate, model, prompts, list(range(n)), steps, *settings, n)
+        times.append(_seconds(partial(make, resolution=resolution), model.device, 1))
     return (times[0] + max(0.0, times[1] - times[0]) * (config.class_steps - 1)) / n
 
 
-def asked_of_the_base(c: TrainConfig) -> int:
-    """Forward passes of one sample: chains, stored answers; Fisher counts a backward pass as two."""
+def base_forwards(c: TrainConfig) -> int:
+    """Forward passes of one sample for chains and stored answers; one of Fisher counts as three."""
     ticks = c.max_train_steps * c.gradient_accumulation_steps
     stored = min(c.output_draws, c.train_batch_size * ticks)
     answers = stored if c.uses("output") and not c.kind.keeps_base else 0
@@ -165,8 +172,8 @@ def asked_of_the_base(c: TrainConfig) -> int:
     return _chains(c) * (c.measure_nodes - 1) + answers + fisher
 
 
-def asked_while_measuring(c: TrainConfig) -> int:
-    """Forward passes of one sample: delta eps at its steps, path KL at its own, validation's pictures."""
+def measuring_forwards(c: TrainConfig) -> int:
+    """Forward passes of one sample: delta eps at its steps, path KL at its own, validation."""
     probes = 2 + c.max_train_steps // c.probe_steps
     paths = 2 + (c.max_train_steps // c.path_kl_steps if c.path_kl_steps else 0)
     grids = 1 + c.max_train_steps // c.validation_steps if c.validation_prompt else 0
@@ -180,7 +187,7 @@ def _chains(c: TrainConfig) -> int:
 
 
 def memory(config: TrainConfig, model: Model, theta) -> dict[str, int]:
-    """Bytes that stay for the whole run, by what they are for."""
+    """Bytes that stay for the whole run, by what they hold."""
     c = config
     networks = [model.denoiser, *(model.text_encoders if c.train_text_encoder else [])]
     trained = sum(p.numel() for p in theta.values())

@@ -1,8 +1,10 @@
-"""`personalize bench --memory`: for every preset, what the dry run foretells beside what a real run took.
+"""`personalize bench --memory`: every preset's peak memory and time, predicted and measured.
 
-Each estimate and each run has a process of its own, so that neither sees the other's memory; bytes are counted above what the libraries
-take. On a GPU the device's memory is counted, on a CPU the process's. A preset runs on random networks of its family's architecture, --width
-wide, at --resolution; class sets and steps are cut short, and what this machine lacks (half precision, bitsandbytes) is left out.
+Each prediction (the dry run's) and each run has a process of its own, so that neither sees the
+other's memory; bytes are counted above what the libraries take. On a GPU the device's memory is
+counted, on a CPU the process's. A preset runs on random networks of its family's architecture,
+--width wide, at --resolution; class sets and steps are cut short, and what this machine lacks (half
+precision, bitsandbytes) is left out.
 """
 
 import json
@@ -19,20 +21,29 @@ from personalize.config.commands import Bench
 from personalize.config.flags import preset
 from personalize.config.presets import PRESETS
 from personalize.config.train_config import TrainConfig
-from personalize.cost.rig import save_photograph
+from personalize.cost.fixture import save_photograph
 from personalize.pipeline.scaled import random_pipeline
 from toy2d.runs.files import read_csv
 
 STEPS = 4
 SHORT = {
-    "max_train_steps": STEPS, "checkpointing_steps": 0, "log_every": 1, "probe_steps": STEPS, "measure_nodes": 3, "measure_chains": 2,
-    "unrelated_prompts": ("a red car",), "context_prompts": ("a dog in the snow",),
-}  # fmt: skip
+    "max_train_steps": STEPS,
+    "checkpointing_steps": 0,
+    "log_every": 1,
+    "probe_steps": STEPS,
+    "measure_nodes": 3,
+    "measure_chains": 2,
+    "unrelated_prompts": ("a red car",),
+    "context_prompts": ("a dog in the snow",),
+}
 MIB = 2**20
 
 
 def memory_of_presets(command: Bench) -> dict[str, dict]:
-    """Estimate, measurement and relative error of the peak (bytes), of a step and of a whole run without its export (seconds)."""
+    """Estimate, measurement and relative error of each preset.
+
+    "peak" in bytes; "step" and "seconds" (the whole run without its export) in seconds.
+    """
     out = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -40,11 +51,11 @@ def memory_of_presets(command: Bench) -> dict[str, dict]:
         save_photograph(folder / "photos" / "0.jpg")
         for name in command.presets or PRESETS:
             config = small_run(command, name, folder)
-            foretold, took = alone(foretell, config), alone(measure, config)
+            predicted, measured = alone(predict, config), alone(measure, config)
             out[name] = {
-                quantity: {"estimate": foretold[quantity], "measured": took[quantity], "error": foretold[quantity] / took[quantity] - 1}
-                for quantity in foretold
-            }  # fmt: skip
+                k: {"estimate": p, "measured": measured[k], "error": p / measured[k] - 1}
+                for k, p in predicted.items()
+            }
     return out
 
 
@@ -64,7 +75,8 @@ def small_run(command: Bench, name: str, folder: Path) -> TrainConfig:
     if word != "sks" and "initializer_token" not in settings:
         given["initializer_token"] = "dog"
     if "prior" in settings["objective"]:
-        given |= {"class_data_dir": str(folder / f"{name}-class"), "num_class_images": 4, "class_steps": 2}  # fmt: skip
+        class_folder = str(folder / f"{name}-class")
+        given |= {"class_data_dir": class_folder, "num_class_images": 4, "class_steps": 2}
     if not torch.cuda.is_available():
         given["mixed_precision"] = "no"
     if find_spec("bitsandbytes") is None:
@@ -90,7 +102,7 @@ def alone(work, config: TrainConfig) -> dict[str, float]:
         return pool.submit(work, config).result()
 
 
-def foretell(config: TrainConfig) -> dict[str, float]:
+def predict(config: TrainConfig) -> dict[str, float]:
     from personalize.cost.dry_run import measure_cost
     from personalize.train.experiment import read
     from personalize.train.setup import make_accelerator
@@ -118,7 +130,8 @@ def measure(config: TrainConfig) -> dict[str, float]:
 
 
 def table(records: dict[str, dict], device: str) -> Table:
-    shown = Table("preset", "peak, MiB", "s a step", "s in all", title=f"foretold / measured (error) on {device}")  # fmt: skip
+    columns = ("preset", "peak, MiB", "s / step", "s in all")
+    shown = Table(*columns, title=f"predicted / measured (error) on {device}")
     for name, record in records.items():
         units = (("peak", MIB), ("step", 1), ("seconds", 1))
         shown.add_row(name, *(_cell(record[quantity], unit) for quantity, unit in units))

@@ -1,8 +1,11 @@
-"""Several processes, one run (`accelerate launch`, `torchrun`): each takes its share of a minibatch, gradients are averaged, one writes.
+"""Several processes train one run (`accelerate launch`, `torchrun`).
 
-Sample i of a role is a function of (seed, role, i) alone, and step k sees samples kG ... (k+1)G - 1, G = processes x minibatch x
-accumulation (train.Streams). So several processes see what one would see with the same G, never the same noise twice, and a run
-can go on under another number of them: G stays, the minibatch or the accumulation changes.
+Each takes its share of a minibatch, gradients are averaged, and the main process writes.
+
+Sample i of a role is a function of (seed, role, i) alone, and step k sees samples kG ... (k+1)G - 1
+with G = processes x minibatch x accumulation (train/streams.py). So several processes see what one
+would see with the same G, never the same noise twice, and a run can continue under another number
+of processes: G stays, the minibatch or the accumulation changes.
 """
 
 import contextlib
@@ -25,19 +28,22 @@ from toy2d.runs.folder import RunFolder
 
 
 def processes_here() -> int:
-    """How many the launcher started; 1 without one. Raises UserError if it was asked for several and started one."""
+    """How many processes the launcher started; 1 without a launcher.
+
+    Raises UserError if it was told to start several and started one.
+    """
     names = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")  # torchrun's, mpirun's
     count = next((int(os.environ[n]) for n in names if n in os.environ), 0)
     if not count and {"MASTER_ADDR", "ACCELERATE_USE_CPU"} <= set(os.environ):
         raise UserError(
-            "accelerate launch was asked for several processes and started one: on a CPU, say "
+            "accelerate launch was told to start several processes and started one: on a CPU, use "
             "`accelerate launch --config_file personalize/parallel/configs/cpu.yaml`"
         )
     return count or 1
 
 
 def processes_at_start(folder: Path) -> int:
-    """With how many the run in `folder` was begun; those that are here if it is new."""
+    """How many processes began the run in `folder`; if it is new, those that are here."""
     try:
         return json.loads((Path(folder) / "env.json").read_text())["processes"]
     except (OSError, ValueError, KeyError):
@@ -45,14 +51,18 @@ def processes_at_start(folder: Path) -> int:
 
 
 def keep_step(config: TrainConfig, begun: int, now: int) -> TrainConfig:
-    """The same samples in a step under `now` processes as under the `begun` ones: another accumulation, or a smaller minibatch."""
+    """Keep the samples of a step under `now` processes as they were under `begun` processes.
+
+    The accumulation changes, or the minibatch shrinks. Raises UserError if they cannot be shared.
+    """
     if begun == now:
         return config
     samples = begun * config.train_batch_size * config.gradient_accumulation_steps
     mine, rest = divmod(samples, now)
     if rest:
         raise UserError(
-            f"the run takes steps of {samples} samples, which {now} processes cannot share equally; start 1 or {begun}"
+            f"the run takes steps of {samples} samples, which {now} processes cannot share "
+            f"equally; start 1 or {begun}"
         )
     largest = min(config.train_batch_size, mine)
     batch = next(b for b in range(largest, 0, -1) if mine % b == 0)
@@ -60,7 +70,7 @@ def keep_step(config: TrainConfig, begun: int, now: int) -> TrainConfig:
 
 
 def average_(tensors: list[Tensor]) -> None:
-    """Each tensor becomes its mean over the processes, in place. Sharded ones (FSDP) are averaged already."""
+    """Replace each tensor by its mean over the processes; sharded ones (FSDP) are that already."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return
     whole = [t for t in tensors if not isinstance(t, DTensor)]
@@ -72,7 +82,7 @@ def average_(tensors: list[Tensor]) -> None:
 
 
 def largest(number: int, device: torch.device) -> int:
-    """The largest of the processes' numbers, known to all: so that a signal to one stops all at the same step."""
+    """The largest of the processes' numbers, so that a signal to one stops all at the same step."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return number
     shared = torch.tensor(number, device=device)
@@ -82,16 +92,16 @@ def largest(number: int, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def opened_by_one(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
-    """`folder.open()` by the main process; the others wait for it, and share its fate if the folder is refused."""
+    """`folder.open()` by the main process; if it is refused, the other processes end too."""
     with contextlib.ExitStack() as stack:
-        fault = None
+        refusal = None
         if accelerator.is_main_process:
             try:
                 stack.enter_context(folder.open())
             except (UserError, RunFailure) as e:
-                fault = e
-        said = [str(fault) if fault else None]
-        broadcast_object_list(said)
-        if said[0]:
-            raise fault or SystemExit(2)
+                refusal = e
+        message = [str(refusal) if refusal else None]
+        broadcast_object_list(message)
+        if message[0]:
+            raise refusal or SystemExit(2)
         yield

@@ -1,8 +1,10 @@
-"""One network over several processes: each holds a share of every weight, gradient, moment, anchor and average (FSDP2, ZeRO-3).
+"""Divide one network among several processes (FSDP2, ZeRO-3).
 
-`shard_` cuts the denoiser once the base has been asked all that it will be asked; its parameters are then DTensors, which torch's
-optimizers and toy2d's distances take as they take tensors. `whole` puts one back together and `cut` takes this process's share of one, so
-that files are the same with and without sharding.
+Each process holds a share of every weight, gradient, moment, anchor and average. `shard_` divides
+the denoiser once everything that needs the base has been computed. Its parameters are then
+DTensors, which torch's optimizers and toy2d's distances take like tensors. `whole` puts one back
+together and `cut` takes this process's share of one, so files are the same with and without
+sharding.
 """
 
 import torch.distributed as dist
@@ -17,36 +19,66 @@ from toy2d.runs.files import UserError
 
 
 def sharding() -> FullyShardedDataParallelPlugin | None:
-    """The launcher's FSDP settings, if it asks for FSDP. (On a CPU accelerate's own state does not say so.)"""
+    """The launcher's FSDP settings, if it uses FSDP. (On a CPU accelerate's state does not say.)"""
     return FullyShardedDataParallelPlugin() if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
 
 
 def refuse_what_is_not_sharded(config: TrainConfig) -> None:
-    """Raises UserError for a launch with FSDP that would not do what it says."""
+    """Raises UserError for FSDP settings and flags that would not work or have no effect."""
     if (fsdp := sharding()) is None:
         return
-    shipped = "; start from personalize/parallel/configs/fsdp.yaml"
-    refused = {
-        f"FSDP is built as its version 2 only{shipped}": fsdp.fsdp_version != 2,
-        f"fsdp_offload_params has no effect: shares stay on their device{shipped}": isinstance(fsdp.cpu_offload, CPUOffloadPolicy),
-        f"fsdp_cpu_ram_efficient_loading: every process reads the base itself{shipped}": fsdp.cpu_ram_efficient_loading,
-        "fsdp_activation_checkpointing: say --gradient_checkpointing instead": fsdp.activation_checkpointing,
-        f"--train {config.train} moves so little that FSDP would save nothing of it: start it with personalize/parallel/configs/gpus.yaml": config.train != "full",
-        "--train_text_encoder: FSDP shards the denoiser only; leave it out, or start with personalize/parallel/configs/gpus.yaml": config.train_text_encoder,
-        "--use_8bit_adam cannot hold the moments of a share; FSDP divides them already": config.use_8bit_adam,
-        "--anchor_device cpu has no effect: FSDP divides the anchor as it divides the weights": config.anchor_device == "cpu",
-        "--mixed_precision fp16: its loss scaling is not built for FSDP; use bf16": config.mixed_precision == "fp16",
-        "--use_ema needs fsdp_reshard_after_forward: true": config.use_ema and not fsdp.reshard_after_forward,
-    }  # fmt: skip
-    for reason, met in refused.items():
-        if met:
+    shipped = "start from personalize/parallel/configs/fsdp.yaml"
+    without = "start with personalize/parallel/configs/gpus.yaml"
+    refusals = (
+        (fsdp.fsdp_version != 2, f"FSDP is built as its version 2 only; {shipped}"),
+        (
+            isinstance(fsdp.cpu_offload, CPUOffloadPolicy),
+            f"fsdp_offload_params has no effect: shares stay on their device; {shipped}",
+        ),
+        (
+            fsdp.cpu_ram_efficient_loading,
+            f"fsdp_cpu_ram_efficient_loading: every process reads the base itself; {shipped}",
+        ),
+        (
+            fsdp.activation_checkpointing,
+            "fsdp_activation_checkpointing: use --gradient_checkpointing instead",
+        ),
+        (
+            config.train != "full",
+            f"--train {config.train} moves so little that FSDP would save nothing of it: {without}",
+        ),
+        (
+            config.train_text_encoder,
+            "--train_text_encoder: FSDP shards the denoiser only; "
+            f"leave the flag out, or {without}",
+        ),
+        (
+            config.use_8bit_adam,
+            "--use_8bit_adam cannot hold the moments of a share; FSDP divides them already",
+        ),
+        (
+            config.anchor_device == "cpu",
+            "--anchor_device cpu has no effect: FSDP divides the anchor like the weights",
+        ),
+        (
+            config.mixed_precision == "fp16",
+            "--mixed_precision fp16: its loss scaling is not built for FSDP; use bf16",
+        ),
+        (
+            config.use_ema and not fsdp.reshard_after_forward,
+            "--use_ema needs fsdp_reshard_after_forward: true",
+        ),
+    )
+    for refused, reason in refusals:
+        if refused:
             raise UserError(reason)
 
 
 def shard_(network: nn.Module, device: str) -> None:
-    """In place, if the launcher asks for it: blocks (as diffusers names those that stay in one piece) are gathered one at a time.
+    """Shard the network in place, if the launcher uses FSDP.
 
-    Gradients arrive cut, and averaged over the processes.
+    Blocks (diffusers' `_no_split_modules`) are gathered one at a time. Gradients arrive sharded,
+    and averaged over the processes.
     """
     fsdp = sharding()
     if fsdp is None or not dist.is_initialized():
@@ -62,12 +94,15 @@ def sharded(tensor: Tensor) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All shares, or their sum where each process has a part of it. Every process must ask."""
+    """The whole of a sharded tensor; every process must call it. A plain tensor is returned."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def cut(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a tensor that all have whole, as `like` is cut. A single number (Adam's step) stays whole."""
+    """This process's share of a tensor that all have whole, sharded like `like`.
+
+    A single number (Adam's step) stays whole.
+    """
     if not isinstance(like, DTensor) or not tensor.ndim:
         return tensor
     there = tensor.to(like.device)
@@ -75,7 +110,10 @@ def cut(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole, one after another; in the host's memory, and only where `keep` says so. Every process must ask."""
+    """The tensors as wholes, gathered one by one into the host's memory; empty unless `keep`.
+
+    Every process must call it.
+    """
     parts = {}
     for name, t in tensors.items():
         together = whole(t)
@@ -85,7 +123,10 @@ def gathered(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def reassembled(network: nn.Module, keep: bool) -> nn.Module:
-    """The network as it was before `shard_`, in the host's memory, for the process that writes. Every process must ask."""
+    """The network as it was before `shard_`, in the host's memory, for the process that writes.
+
+    Every process must call it.
+    """
     if not isinstance(network, FSDPModule):
         return network
     state = gathered(network.state_dict(), keep)

@@ -1,6 +1,7 @@
-"""What is made of the base before anything trains: pictures' latents, anchors, Fisher, the base's own answers.
+"""What is made from the base before training: latents, anchors, Fisher diagonal, base outputs.
 
-Each is a function of the base, the pictures and the seed; what is dear to make is kept in the run folder's cache/.
+Each is a function of the base, the pictures and the seed. What takes long to make is kept in the
+run folder's cache/, where a resumed run finds it.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from personalize.data.subjects import Together, as_their_class
 from personalize.drift.fisher import base_fisher, fisher_anchor
 from personalize.pipeline.model import Model
 from personalize.sample.class_images import make_class_images
-from personalize.train.loop import StoredAnswers, Streams
+from personalize.train.streams import StoredAnswers, Streams
 from toy2d.core.drift import Params, Predict
 from toy2d.core.objectives import Anchor
 from toy2d.runs.folder import load_tensors, save_tensors
@@ -24,10 +25,19 @@ from toy2d.runs.folder import load_tensors, save_tensors
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def resolution_of(config: TrainConfig, model: Model) -> int:
+    return config.resolution or model.default_resolution
+
+
+# ---- pictures
 def make_pools(
-    config: TrainConfig, model: Model, pictures: Scan, resolution: int
+    config: TrainConfig, model: Model, pictures: Scan
 ) -> dict[str, PictureSet | Together]:
-    """role -> pictures, all encoded. One class set serves "prior" and "output" alike; it must be made before `model.choose`."""
+    """role -> pictures, all encoded. Call it before `choose`: class images are the base's.
+
+    One set of class images serves the roles "prior" and "output" alike.
+    """
+    resolution = resolution_of(config, model)
     records, frame = pictures.require(), (resolution, _crop(config), config.random_flip)
     pools = {"instance": instance_set(model, records, config.instance_prompt, *frame)}
     if config.needs_class_images:
@@ -46,7 +56,7 @@ def _crop(config: TrainConfig):
 def class_images(
     config: TrainConfig, concept: Concept, model: Model, resolution: int
 ) -> PictureSet:
-    """The base's own pictures of a concept's class: made, completed, or found in its class_data_dir."""
+    """The base's own pictures of a concept's class: made, completed or found in class_data_dir."""
     dtype = DTYPES[config.prior_generation_precision]
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         return make_class_images(
@@ -64,37 +74,13 @@ def class_images(
         )
 
 
+# ---- the base's answers, and where it is in parameter space
 def importance(
-    config: TrainConfig, model: Model, theta: Params, predict: Predict, shape: tuple[int, ...], cache: Path
-) -> Params:  # fmt: skip
-    """The Fisher diagonal of the base; it is asked once, and found again in the cache."""
+    config: TrainConfig, model: Model, theta: Params, predict: Predict, cache: Path
+) -> Params:
+    """The Fisher diagonal of the base; computed once, then read from the cache."""
+    shape = model.latent_shape(resolution_of(config, model))
     return base_fisher(cache / "fisher.safetensors", predict, model, theta, config, shape)
-
-
-def make_anchors(
-    config: TrainConfig, model: Model, theta: Params, predict: Predict, shape: tuple[int, ...], cache: Path
-) -> tuple[dict, Params]:  # fmt: skip
-    """(anchors by term, theta_star of the plain parameters in float32): where theta starts, for the loss and for delta theta.
-
-    No weight is copied twice: the Fisher term shares the L2 term's anchor, and delta theta too if that is in float32.
-    """
-    dtype, anchors, star = DTYPES[config.anchor_dtype], {}, None
-    device = model.device if config.anchor_device == "train" else torch.device("cpu")
-    if config.uses("l2"):
-        anchors = anchors_for(model, theta, config.reg_reduction, dtype, device)
-        star = _theta_star(anchors["l2"])
-    if config.uses("fisher"):
-        F = importance(config, model, theta, predict, shape, cache)
-        anchors["fisher"] = fisher_anchor(model, theta, F, star, dtype, device)
-        star = _theta_star(anchors["fisher"])
-    if star is None or dtype != torch.float32:
-        star = copy_of(plain_parameters(theta), torch.float32, "cpu")
-    return anchors, star
-
-
-def _theta_star(anchor) -> Params | None:
-    parts = anchor.parts if isinstance(anchor, AnchorSum) else (anchor,)
-    return next((p.theta_star for p in parts if isinstance(p, Anchor)), None)
 
 
 def stored_answers(
@@ -105,6 +91,34 @@ def stored_answers(
     samples = config.max_train_steps * step
     file = cache / "answers.safetensors"
     if not file.exists():
-        made = StoredAnswers.ask(predict, streams, schedule, min(config.output_draws, samples))
+        n = min(config.output_draws, samples)
+        made = StoredAnswers.compute(predict, streams, schedule, n)
         save_tensors(file, {"answers": made.answers})
     return StoredAnswers(streams, load_tensors(file)["answers"])
+
+
+def make_anchors(
+    config: TrainConfig, model: Model, theta: Params, predict: Predict, cache: Path
+) -> tuple[dict, Params]:
+    """(anchors by term, theta_star of the plain parameters in float32): where theta starts.
+
+    The anchors are for the loss, theta_star for delta theta. No weight is copied twice: the Fisher
+    term shares the L2 term's copy, and so does delta theta if that copy is in float32.
+    """
+    dtype, anchors, star = DTYPES[config.anchor_dtype], {}, None
+    device = model.device if config.anchor_device == "train" else torch.device("cpu")
+    if config.uses("l2"):
+        anchors = anchors_for(model, theta, config.reg_reduction, dtype, device)
+        star = _theta_star(anchors["l2"])
+    if config.uses("fisher"):
+        F = importance(config, model, theta, predict, cache)
+        anchors["fisher"] = fisher_anchor(model, theta, F, star, dtype, device)
+        star = _theta_star(anchors["fisher"])
+    if star is None or dtype != torch.float32:
+        star = copy_of(plain_parameters(theta), torch.float32, "cpu")
+    return anchors, star
+
+
+def _theta_star(anchor) -> Params | None:
+    parts = anchor.parts if isinstance(anchor, AnchorSum) else (anchor,)
+    return next((p.theta_star for p in parts if isinstance(p, Anchor)), None)

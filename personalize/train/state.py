@@ -1,9 +1,9 @@
-"""Everything that moves while training, and its exact copy for a checkpoint. Nothing is pickled.
+"""Everything that changes while training, and its exact copy for a checkpoint. Nothing is pickled.
 
-    theta, optimizer moments, EMA, GradScaler, sums of the log     ->  flat tensors + JSON scalars
+    theta, optimizer moments, EMA, GradScaler, sums of the log  ->  flat tensors + JSON scalars
 
-Random numbers need no copy: every draw is a function of (seed, role, step) (train.Streams). Nor does the learning rate: it is one of the
-step and of the run's own flags.
+Random numbers need no copy: every draw is a function of (seed, role, step) (streams.Streams). Nor
+does the learning rate: it is a function of the step and of the run's own flags.
 """
 
 import json
@@ -24,7 +24,10 @@ from toy2d.runs.folder import RunFolder, load_tensors
 
 @dataclass
 class State:
-    """`step` optimizer steps are done. `sums` holds the terms since the last log row, on the device; `seconds` the time so far."""
+    """The state after `step` optimizer steps, `seconds` after the first began.
+
+    `sums` holds the terms since the last log row, on the device; `count` how many were added.
+    """
 
     theta: Params
     optimizer: torch.optim.Optimizer
@@ -46,13 +49,13 @@ class State:
         self.count += 1
 
     def take_log(self) -> dict[str, float]:
-        """Means since the last call. The only place where the loop's numbers are copied to the host."""
+        """Means since the last call; the only place where they are copied to the host."""
         means = {k: float(v) / self.count for k, v in self.sums.items()} if self.count else {}
         self.sums, self.count = {}, 0
         return means
 
     def weights_only(self) -> tuple[dict[str, Tensor], dict]:
-        """The trained weights: enough to look at, not to go on bit for bit."""
+        """The trained weights: enough to look at, not enough to continue bit for bit."""
         tensors = {f"theta/{k}": p.detach() for k, p in self.theta.items()}
         return tensors, {"step": self.step, "seconds": self.seconds, "exact": False}
 
@@ -74,7 +77,7 @@ class State:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], scalars: dict) -> None:
-        """The inverse of `exact`; of `weights_only` too, with fresh moments and the average at theta."""
+        """The inverse of `exact`; of `weights_only` with fresh moments and the average at theta."""
         for name, p in self.theta.items():
             p.copy_(cut(tensors[f"theta/{name}"], p))
         self.step, self.seconds = scalars["step"], scalars["seconds"]
@@ -100,11 +103,14 @@ class State:
             self.scaler.load_state_dict(scalars["scaler"])
 
     def _set_rates(self) -> None:
-        """The schedule (torch's LambdaLR) at `step`, as it is after so many calls: this run's own rates, whoever made the checkpoint."""
+        """Put torch's LambdaLR where `step` calls would have: these are this run's own rates, also
+        if another run made the checkpoint."""
         schedule = self.lr_scheduler
         schedule.last_epoch = self.step
-        schedule._last_lr = [b * factor(self.step) for b, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]  # fmt: skip
-        for group, lr in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):
+        factors = [factor(self.step) for factor in schedule.lr_lambdas]
+        rates = [base * f for base, f in zip(schedule.base_lrs, factors, strict=True)]
+        schedule._last_lr = rates
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
 
     def _like(self, value, name: str):
@@ -113,25 +119,36 @@ class State:
         return cut(value, self.theta[name]).to(self.theta[name].device, copy=True)
 
 
-# what a checkpoint of another run must have in common with this one: what its weights mean, and what its moments are
-MEANING = ("train", "train_text_encoder", "lora_alpha", "placeholder_token", "initializer_token", "num_vectors", "mixed_precision")  # fmt: skip
+# what a checkpoint of another run must share with this one: the meaning of its weights ...
+MEANING = (
+    "train",
+    "train_text_encoder",
+    "lora_alpha",
+    "placeholder_token",
+    "initializer_token",
+    "num_vectors",
+    "mixed_precision",
+)
+# ... and of its moments
 MOMENTS = ("use_8bit_adam", "use_ema")
 
 
 def read_checkpoint(
     folder: RunFolder, theta: Params, config: TrainConfig
 ) -> tuple[dict[str, Tensor], dict] | None:
-    """The folder's own newest whole checkpoint; only if it has none, the one that --resume_from_checkpoint names.
+    """(tensors, scalars) of the folder's newest whole checkpoint; None means step 0.
 
-    None means step 0. Raises UserError if that one is not there, not whole, of another base, other parameters or another kind of state,
-    or already at the last step.
+    Only if the folder has none, the checkpoint that --resume_from_checkpoint names is read. Raises
+    UserError if that one is missing, damaged, of another base, of other parameters or another kind
+    of state, or already at the last step.
     """
     own, wanted = folder.newest_checkpoint(), config.resume_from_checkpoint
     if own is not None or wanted is None:
         return own
     if wanted == "latest":
         raise UserError(
-            f"--resume_from_checkpoint latest: {folder.path} has no whole checkpoint; leave the flag out to start anew"
+            f"--resume_from_checkpoint latest: {folder.path} has no whole checkpoint; "
+            "leave the flag out to start anew"
         )
     flag, path = f"--resume_from_checkpoint {wanted}", Path(wanted).expanduser()
     if not verify_manifest(path):
@@ -144,13 +161,14 @@ def read_checkpoint(
         raise UserError(f"{flag} holds other weights than this run trains")
     if scalars["step"] >= config.max_train_steps:
         raise UserError(
-            f"{flag} is of step {scalars['step']}: --max_train_steps {config.max_train_steps} leaves nothing to do"
+            f"{flag} is of step {scalars['step']}: "
+            f"--max_train_steps {config.max_train_steps} leaves nothing to do"
         )
     return tensors, scalars
 
 
 def _refuse_another(flag: str, origin: Path, folder: RunFolder, exact: bool) -> None:
-    """Raises UserError unless the run in `origin` trained the same thing on the same base."""
+    """Raises UserError unless the run in `origin` trained the same parameters of the same base."""
     try:
         old = json.loads((origin / "config.json").read_text())
         bases = [
@@ -159,14 +177,14 @@ def _refuse_another(flag: str, origin: Path, folder: RunFolder, exact: bool) -> 
     except (OSError, ValueError, KeyError) as e:
         raise UserError(
             f"{flag}: {origin} does not say what it trained (config.json, env.json: {e}); "
-            "pass .../checkpoints/step-N where its run has left it"
+            "pass .../checkpoints/step-N inside its run folder"
         ) from e
     new, names = folder.config, MEANING + (MOMENTS if exact else ())
-    said = [f"--{n} {old.get(n)} there, {new[n]} here" for n in names if old.get(n) != new[n]]
-    if not said and bases[0] != bases[1]:  # another precision is another hash too
-        said = [f"base model {bases[0]} there, {bases[1]} here"]
-    if said:
+    differ = [f"--{n} {old.get(n)} there, {new[n]} here" for n in names if old.get(n) != new[n]]
+    if not differ and bases[0] != bases[1]:  # another precision is another hash too
+        differ = [f"base model {bases[0]} there, {bases[1]} here"]
+    if differ:
         raise UserError(
-            f"{flag} is of a run that cannot go on as this one: {'; '.join(said)}. "
+            f"{flag} is of a run that differs from this one: {'; '.join(differ)}. "
             "Use the same there and here, or leave --resume_from_checkpoint out"
         )

@@ -1,11 +1,12 @@
-"""Which noise levels are drawn, and how much each counts.
+"""Which noise levels are drawn, and how much each counts in the loss.
 
-    none                    every node alike: eps and v models
-    logit_normal, mode      flow models: more draws in the middle         Esser et al. 2024, section 3.1; SD-3 was trained with logit_normal
-    sigma_sqrt, cosmap      flow models: every node alike, weighted loss
-    --snr_gamma             eps and v models: min-SNR weights             Hang et al. 2023
+    none                 eps and v models: every node equally often
+    logit_normal, mode   flow models: more draws in the middle     Esser et al. 2024, section 3.1
+    sigma_sqrt, cosmap   flow models: every node equally often, weighted loss
+    --snr_gamma          eps and v models: min-SNR weights         Hang et al. 2023
 
-Laws and weights are those of diffusers.training_utils, under diffusers' flags. Shapes: T nodes, t = 0 the least noise.
+Distributions and weights are those of diffusers.training_utils, under diffusers' flags. SD-3 was
+trained with logit_normal. Shapes: T nodes, t = 0 the least noise.
 """
 
 from collections.abc import Callable
@@ -26,9 +27,10 @@ BY_WEIGHT = ("sigma_sqrt", "cosmap")
 
 
 def timestep_law(config: TrainConfig, scheme: str, num_timesteps: int) -> DrawTimestep:
-    """How t is drawn. u in [0, 1] runs from noise to picture as in diffusers' scripts, whose tables begin with pure noise:
+    """A function that draws t.
 
-    a positive --logit_mean means *less* noise (in the paper's own formula, more).
+    u in [0, 1] runs from noise to picture as in diffusers' scripts, whose tables begin with pure
+    noise: a positive --logit_mean means *less* noise (in the paper's own formula, more).
     """
     if scheme not in BY_DENSITY:
         return lambda rng: torch.randint(num_timesteps, (1,), generator=rng)
@@ -42,9 +44,10 @@ def timestep_law(config: TrainConfig, scheme: str, num_timesteps: int) -> DrawTi
 
 
 def node_weights(config: TrainConfig, scheme: str, schedule: Schedule) -> Tensor | None:
-    """What each node's squared error counts (T), on the schedule's device; None: all alike.
+    """The weight of each node's squared error (T), on the schedule's device; None: all equal.
 
-    --precondition_outputs compares clean pictures instead of flows: x0_hat - x0 = -s (output - target), so s^2.
+    --precondition_outputs compares clean pictures instead of flows: x0_hat - x0 = -s (output -
+    target), so the weight is s^2.
     """
     if config.snr_gamma is not None:
         return schedule.min_snr_weights(config.snr_gamma)

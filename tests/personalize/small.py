@@ -1,4 +1,4 @@
-"""Small real runs for the tests: the tiny Stable Diffusion, photo-like files of our own, a few steps."""
+"""Small real runs for the tests: the tiny Stable Diffusion, generated photos, a few steps."""
 
 import atexit
 import copy
@@ -30,7 +30,11 @@ KINDS = {
     "full+text": {"train": "full", "learning_rate": 1e-4, "train_text_encoder": True},
     "lora+text": {"train": "lora", "learning_rate": 1e-2, "train_text_encoder": True},
 }
-NEW = {"instance_prompt": "a photo of <new1> dog", "placeholder_token": "<new1>", "initializer_token": "dog"}  # fmt: skip
+NEW = {
+    "instance_prompt": "a photo of <new1> dog",
+    "placeholder_token": "<new1>",
+    "initializer_token": "dog",
+}
 MORE_KINDS = {
     "loha": {"train": "loha", "learning_rate": 1e-1},
     "lokr": {"train": "lokr", "learning_rate": 1e-2},
@@ -76,7 +80,7 @@ def config(out: Path, objective: str = "standard", kind: str = "lora", **more) -
         "center_crop": True,
         "log_every": 1,
         "probe_steps": 4,
-        # of two nodes the one asked is pure noise, where a flow's answer says nothing about eps
+        # of two nodes the one used is pure noise, where a flow's output says nothing about eps
         "measure_nodes": 3,
         "measure_chains": 2,
         "unrelated_prompts": ("a red car",),
@@ -104,7 +108,7 @@ def opened() -> Model:
 
 
 def load_quickly(name, revision=None, variant=None, dtype=torch.float32, without_t5=False) -> Model:
-    """A copy of the tiny model instead of reading its files once more; anything else is really loaded."""
+    """A copy of the tiny model instead of reading its files again; others are really loaded."""
     plain = name == str(workshop() / "sd") and not variant and dtype == torch.float32
     if plain and not without_t5:
         return copy.deepcopy(opened())
@@ -120,7 +124,10 @@ def moved(theta: dict[str, torch.Tensor], by: float = 0.05) -> None:
 
 
 def gradient(dtype: torch.dtype, folder: Path, train: str, prompts: list[str], **options):
-    """Of the mean squared answer, in one vector, as accelerate runs it: float32 whatever the weights' dtype."""
+    """The gradient of the mean squared output, in one vector, as accelerate computes it.
+
+    It is float32 whatever the weights' dtype.
+    """
     model = load(str(folder), dtype=dtype)
     theta = choose(model, train, **options)
     moved(theta)
@@ -134,10 +141,10 @@ def gradient(dtype: torch.dtype, folder: Path, train: str, prompts: list[str], *
     return torch.cat([p.grad.flatten() for p in theta.values()])
 
 
-def trained(c: TrainConfig) -> dict[str, torch.Tensor]:
+def trained(c: TrainConfig, on_row=None) -> dict[str, torch.Tensor]:
     """Run, and return what was exported, by name."""
     with mock.patch.object(experiment, "load", load_quickly):
-        folder = experiment.run(c, say=lambda text: None)
+        folder = experiment.run(c, say=lambda text: None, on_row=on_row)
     if c.train == "lora":
         return load_tensors(folder / "lora" / "pytorch_lora_weights.safetensors")
     if c.train == "full":
@@ -145,7 +152,8 @@ def trained(c: TrainConfig) -> dict[str, torch.Tensor]:
         text = load_tensors(folder / "pipeline" / "text_encoder" / "model.safetensors")
         return unet | {f"text_encoder/{k}": w for k, w in text.items() if c.train_text_encoder}
     place = folder / FORMATS[c.kind.leaves[0]].place
-    return {f"{f.stem}/{k}": v for f in sorted(place.rglob("*.safetensors")) for k, v in load_tensors(f).items()}  # fmt: skip
+    files = sorted(place.rglob("*.safetensors"))
+    return {f"{f.stem}/{k}": v for f in files for k, v in load_tensors(f).items()}
 
 
 def history(c: TrainConfig) -> list[dict]:
@@ -159,20 +167,16 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 class Killed(BaseException):
-    """What stands for kill -9."""
+    """Takes the place of kill -9 in this process."""
 
 
-def killed_while_logging(monkeypatch, c, step: int):
+def killed_at_row(c: TrainConfig, step: int) -> None:
     """Run until row `step` is about to be written; the newest checkpoint is older than that."""
-    row = experiment.Experiment.row
 
-    def dying(self, terms):
-        if self.state.step == step:
+    def die(row):
+        if row["step"] == step:
             raise Killed
-        return row(self, terms)
 
-    with monkeypatch.context() as m:
-        m.setattr(experiment.Experiment, "row", dying)
-        with pytest.raises(Killed):
-            trained(c)
+    with pytest.raises(Killed):
+        trained(c, on_row=die)
     assert RunFolder(c.output_dir, {}).status == "failed"

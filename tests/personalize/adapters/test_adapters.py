@@ -1,4 +1,7 @@
-"""The distance of adapters is that of the weights they change: equal to the dense norm, gradient and proximal step included."""
+"""The distance of adapters equals the dense norm of the weight change.
+
+Value, gradient and proximal step.
+"""
 
 from dataclasses import replace
 
@@ -37,7 +40,9 @@ def change(law, shapes, scale, rng):
 
 
 def lora(o, i, r, scale, rng, kernel=()):
-    return change(LORA, {"lora_A": (r, i, *kernel), "lora_B": (o, r, *[1] * len(kernel))}, scale, rng)  # fmt: skip
+    return change(
+        LORA, {"lora_A": (r, i, *kernel), "lora_B": (o, r, *[1] * len(kernel))}, scale, rng
+    )
 
 
 def loha(o, i, r, scale, rng):
@@ -72,8 +77,13 @@ def some(make, rng):
 
 
 @given(
-    st.sampled_from(PRODUCTS), st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.floats(0.01, 10), st.integers(0, 9)
-)  # fmt: skip
+    st.sampled_from(PRODUCTS),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.floats(0.01, 10),
+    st.integers(0, 9),
+)
 @settings(max_examples=100, deadline=None)
 def test_distance_is_the_dense_norm_squared(make, o, i, r, scale, seed):
     c = [make(o, i, r, scale, torch.Generator().manual_seed(seed))]
@@ -102,7 +112,7 @@ def test_value_and_gradient_equal_autograd_through_the_dense_weight(rng, make, r
 @pytest.mark.parametrize("make", PRODUCTS)
 @pytest.mark.parametrize("reduction", ["sum", "tensor_mean"])
 def test_pull_is_the_proximal_step_that_the_dense_anchor_takes(rng, make, reduction):
-    """theta* = 0: Anchor.pull_ on the effective weights and AdapterAnchor.pull_ on the factors land on the same weights."""
+    """With theta* = 0, Anchor.pull_ on the effective weights equals AdapterAnchor.pull_."""
     changed = some(make, rng)
     weights = {str(k): c.delta_weight().detach().clone() for k, c in enumerate(changed)}
     zeros = {k: torch.zeros_like(w) for k, w in weights.items()}
@@ -127,18 +137,24 @@ def test_distance_does_not_depend_on_how_delta_w_is_split(rng):
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation makes, also while going backward."""
+    """The size of the largest tensor that any operation makes, the backward pass included."""
 
     numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, torch.Tensor)]  # fmt: skip
+        made = [
+            t
+            for t in (out if isinstance(out, list | tuple) else [out])
+            if isinstance(t, torch.Tensor)
+        ]
         self.numel = max([self.numel, *(t.numel() for t in made)])
         return out
 
 
-@pytest.mark.parametrize(("make", "rank", "most"), [(lora, 2, 2 * 64), (loha, 2, 4 * 64), (lokr, 2, 2 * 64)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "rank", "most"), [(lora, 2, 2 * 64), (loha, 2, 4 * 64), (lokr, 2, 2 * 64)]
+)
 def test_nothing_of_weight_size_is_formed(rng, make, rank, most):
     c = make(64, 64, rank, 1.0, rng)
     for f in c.factors.values():
@@ -153,7 +169,10 @@ def test_nothing_of_weight_size_is_formed(rng, make, rank, most):
 
 @pytest.mark.parametrize("rank", [7, 8, 20])
 def test_loha_forms_nothing_larger_than_the_weight(rng, rank):
-    """Below the switch at r^2 = 64, at it, and far above, where P alone would be 6 weights large; the value is the dense one."""
+    """Below the switch at r^2 = 64, at it, and far above, where P alone would be 6 weights large.
+
+    The value is that of the dense change.
+    """
     c = loha(64, 64, rank, 1.0, rng)
     with Largest() as largest:
         found = AdapterAnchor([c]).squared_distance()
@@ -203,7 +222,15 @@ def merged_change(layer):
     [*((k, CONV_TARGETS) for k in ("lora", "loha", "lokr")), ("oft", None), ("boft", None)],
 )
 def test_changes_are_what_peft_would_merge(model, rng, train, targets):
-    trained(model, rng, train, train_text_encoder=True, rank=3, lora_alpha=7, targets=targets)
+    trained(
+        model,
+        rng,
+        train,
+        train_text_encoder=True,
+        rank=3,
+        lora_alpha=7,
+        lora_target_modules=targets,
+    )
     made = changes(model.parts)
     assert {c.weight.ndim for c in made} == ({2, 4} if targets else {2})
     assert {c.scale for c in made} == ({7 / 3} if targets else {1.0})
@@ -247,11 +274,13 @@ def test_a_rotation_cannot_be_pulled(model, rng, train):
 
 
 def test_oft_keeps_the_length_of_every_row_and_boft_scales_it(model, rng):
-    """W R with R orthogonal: hyperspherical energy is what OFT is meant to keep (Qiu et al. 2023)."""
+    """W R with R orthogonal: OFT is meant to keep hyperspherical energy (Qiu et al. 2023)."""
     trained(model, rng, "oft")
     for c in changes(model.parts):
         turned = c.weight.flatten(1) + c.delta_weight()
-        torch.testing.assert_close(turned.norm(dim=1), c.weight.flatten(1).norm(dim=1), rtol=1e-5, atol=1e-6)  # fmt: skip
+        torch.testing.assert_close(
+            turned.norm(dim=1), c.weight.flatten(1).norm(dim=1), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_adapters_and_plain_weights_together_are_summed(model, rng):

@@ -19,7 +19,7 @@ from personalize.compare.run import run
 from personalize.config.compare_config import CompareConfig
 from personalize.report import curves, samples
 from personalize.report import write as report
-from personalize.train.loop import Diverged, Stopped
+from personalize.train.guard import Diverged, Stopped
 from toy2d.runs.files import RunFailure, UserError, read_csv
 
 

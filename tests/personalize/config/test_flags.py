@@ -345,5 +345,5 @@ def test_the_anchor_waits_where_it_is_told_to(base, monkeypatch):
     monkeypatch.setattr(prepare, "_theta_star", lambda anchor: None)
     for where in ("train", "cpu"):
         c = config("unused", "l2", "full", anchor_device=where)
-        prepare.make_anchors(c, base, {}, None, (4, 8, 8), Path())
+        prepare.make_anchors(c, base, {}, None, Path())
     assert asked == [base.device, torch.device("cpu")]

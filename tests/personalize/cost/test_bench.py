@@ -32,7 +32,7 @@ def test_bench_on_a_very_small_network(tmp_path):
 
 @pytest.mark.slow
 def test_the_dry_run_foretells_the_peak_of_a_run(capsys):
-    """Within a fifth, each in a process of its own. Times depend on what else this machine does and are only printed."""
+    """Within a fifth. Times depend on what else this machine does and are only printed."""
     numbers = bench(Bench(memory=True, width=32, resolution=128, presets=("paper_sd15_full",)))
     record = numbers["memory"]["paper_sd15_full"]
     assert abs(record["peak"]["error"]) < 0.2

@@ -134,7 +134,7 @@ def test_peft_folders_reload_with_peft(model, tiny_folder, tmp_path, text):
 
 
 def test_a_merged_pipeline_has_no_adapters_and_the_same_answers(model, tmp_path):
-    expected = train(model, rank=8, lora_alpha=32, targets=("to_q", "conv1", "proj_in"))
+    expected = train(model, rank=8, lora_alpha=32, lora_target_modules=("to_q", "conv1", "proj_in"))
     save_merged(model, tmp_path / "m")
     names = load_file(tmp_path / "m/unet/diffusion_pytorch_model.safetensors")
     assert not [n for n in names if "lora" in n or "base_layer" in n]

@@ -160,7 +160,7 @@ def test_kohya_keys_are_those_that_other_tools_know(folders, tmp_path, rank, alp
 
 def test_kohya_holds_convolutions_too(folders, tmp_path):
     targets = ("to_q", "proj_in", "conv1", "ff.net.2")
-    model = moved(folders("sd15"), "lora", text=False, targets=targets)
+    model = moved(folders("sd15"), "lora", text=False, lora_target_modules=targets)
     save_as(model, "kohya", tmp_path / "k")
     opened = officially(folders("sd15"), "kohya", tmp_path / "k")
     torch.testing.assert_close(answer(model, opened), answer(model), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,7 @@
-"""Several processes on gloo: the weights of one process with the same samples in a step, no noise twice, no picture twice, resumable."""
+"""Several processes (gloo on a CPU) give the weights of one process with the same samples.
+
+No noise and no class image is made twice, and runs resume under another number of processes.
+"""
 
 import json
 import os
@@ -21,7 +24,7 @@ from personalize.parallel.sharding import refuse_what_is_not_sharded
 from personalize.pipeline.tiny import tiny
 from personalize.train import setup as engine
 from personalize.train.experiment import run
-from personalize.train.loop import StoredAnswers, Streams
+from personalize.train.streams import StoredAnswers, Streams
 from toy2d.runs.files import UserError
 from toy2d.runs.folder import load_tensors
 
@@ -42,7 +45,7 @@ def streams(batch: int, rank: int = 0, world: int = 1) -> Streams:
 
 
 def test_processes_share_out_what_one_would_draw():
-    """Two processes of minibatch 2 draw, side by side, exactly one process's minibatch of 4; four of 1 too."""
+    """Two processes of minibatch 2, or four of 1, draw together one process's minibatch of 4."""
     for world, size in ((2, 2), (4, 1)):
         shares = [streams(size, r, world) for r in range(world)]
         for tick in range(5):
@@ -63,11 +66,13 @@ def test_the_base_s_stored_answers_are_shared_out_alike():
             return x0 + eps
 
     ask = lambda x, t, prompts: x  # noqa: E731
-    one = StoredAnswers.ask(ask, streams(4), Identity(), 10)  # no whole number of minibatches
-    two = [StoredAnswers.ask(ask, streams(2, r, 2), Identity(), 10) for r in (0, 1)]
+    one = StoredAnswers.compute(ask, streams(4), Identity(), 10)  # no whole number of minibatches
+    two = [StoredAnswers.compute(ask, streams(2, r, 2), Identity(), 10) for r in (0, 1)]
     assert len(one.answers) == 10
     assert all(torch.equal(one.answers, s.answers) for s in two)
-    accumulated = StoredAnswers.ask(ask, streams(2), Identity(), 10)  # one process, two minibatches
+    accumulated = StoredAnswers.compute(
+        ask, streams(2), Identity(), 10
+    )  # one process, two minibatches
     assert torch.equal(one.answers, accumulated.answers)
     for tick in (0, 2, 3, 7):
         both = torch.cat([s.at(tick)(torch.zeros(2, 2), None, None) for s in two])
@@ -76,8 +81,14 @@ def test_the_base_s_stored_answers_are_shared_out_alike():
 
 @pytest.mark.parametrize(
     ("begun", "now", "batch", "accumulation", "expected"),
-    [(2, 1, 2, 1, (2, 2)), (1, 2, 4, 1, (2, 1)), (1, 2, 3, 2, (3, 1)), (2, 4, 3, 2, (3, 1)), (4, 1, 1, 1, (1, 4))],
-)  # fmt: skip
+    [
+        (2, 1, 2, 1, (2, 2)),
+        (1, 2, 4, 1, (2, 1)),
+        (1, 2, 3, 2, (3, 1)),
+        (2, 4, 3, 2, (3, 1)),
+        (4, 1, 1, 1, (1, 4)),
+    ],
+)
 def test_another_number_of_processes_keeps_the_samples_of_a_step(
     begun, now, batch, accumulation, expected
 ):
@@ -112,7 +123,7 @@ def test_the_launcher_may_not_say_otherwise(monkeypatch, tmp_path, flag, theirs)
 
 
 def launch(folder: Path, configs: list[TrainConfig], kind: str = "cpu.yaml") -> str:
-    """`accelerate launch` of two processes; returns what they said. Raises AssertionError if they failed."""
+    """`accelerate launch` two processes; return what they print. AssertionError if they fail."""
     jobs = folder / "jobs.json"
     jobs.write_text(json.dumps([asdict(c) for c in configs]))
     worker = Path(__file__).with_name("worker.py")
@@ -127,15 +138,20 @@ def launch(folder: Path, configs: list[TrainConfig], kind: str = "cpu.yaml") -> 
     return done.stdout
 
 
-SMOOTH = 1e-3  # adam_epsilon: a weight that the loss does not see has a gradient of pure rounding, which Adam would blow up to lr
+# adam_epsilon: the gradient of a weight that the loss does not depend on is rounding alone, and a
+# smaller epsilon would scale it up to the learning rate
+SMOOTH = 1e-3
 LORA = "lora/pytorch_lora_weights.safetensors"
 UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
 
 
 def deviation(a: dict, b: dict, start: dict) -> float:
-    """||a - b|| / ||a - start||: what the order of a sum changes, relative to what training changed."""
+    """||a - b|| / ||a - start||: the effect of a sum's order, relative to that of training."""
     assert a.keys() == b.keys() == start.keys()
-    norm = lambda x, y: sum(float(((x[k] - y[k]).double() ** 2).sum()) for k in x) ** 0.5  # noqa: E731
+
+    def norm(x, y):
+        return sum(float(((x[k] - y[k]).double() ** 2).sum()) for k in x) ** 0.5
+
     return norm(a, b) / norm(a, start)
 
 
@@ -145,7 +161,7 @@ def untrained(c: TrainConfig) -> dict:
 
 
 def interrupted(c: TrainConfig, folder: Path) -> TrainConfig:
-    """A copy of the finished run, as if it had been killed after its checkpoint of step 3; it is gone on with under the same command."""
+    """A copy of the finished run, as if it had been killed after its checkpoint of step 3."""
     shutil.copytree(c.output_dir, folder)
     (folder / "status.json").write_text(json.dumps({"status": "running", "pid": 1, "host": "x"}))
     for name in ("lora", "peft", "pipeline", "checkpoints/step-00000004"):
@@ -157,7 +173,9 @@ def interrupted(c: TrainConfig, folder: Path) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory):
-    """The same samples in every step, by one process and by two; LoRA and full; the two race for a class set that is not there yet.
+    """LoRA and full training with the same samples in every step, by one process and by two.
+
+    The class images do not exist yet when the two processes start.
 
     And one LoRA run that two processes begin, for one to end.
     """
@@ -199,7 +217,7 @@ def test_one_process_writes_and_makes_the_class_set_once(one_and_two):
 
 
 def test_one_process_ends_what_two_began(one_and_two, tmp_path):
-    """From the two processes' checkpoint of step 3, with the same command: two minibatches are added up instead."""
+    """From the checkpoint of step 3, with the same command: two minibatches are accumulated."""
     _, ones, twos, _ = one_and_two
     cut = interrupted(twos[0], tmp_path / "cut")
     said = []
@@ -219,7 +237,13 @@ def base_weights() -> dict:
 def whole_and_sharded(tmp_path_factory):
     """One process; two that share its weights; two that share from step 3 on, where one stopped."""
     folder = tmp_path_factory.mktemp("sharded")
-    more = {"train_batch_size": 4, "adam_epsilon": SMOOTH, "checkpointing_steps": 3, "use_ema": True, "ema_decay": 0.5}  # fmt: skip
+    more = {
+        "train_batch_size": 4,
+        "adam_epsilon": SMOOTH,
+        "checkpointing_steps": 3,
+        "use_ema": True,
+        "ema_decay": 0.5,
+    }
     one = config(folder / "one", "prior+l2", "full", **more)
     trained(one)
     two = replace(one, output_dir=str(folder / "two"), train_batch_size=2)
@@ -231,7 +255,10 @@ def whole_and_sharded(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [1, 2])
 def test_sharded_processes_give_the_weights_of_one(whole_and_sharded, which):
-    """From step 0, and from one process's checkpoint: to 1e-4 of what training moved; EMA's weights, and every number of every row."""
+    """From step 0, and from one process's checkpoint: to 1e-4 of what training moved.
+
+    EMA's weights, and every number of every row.
+    """
     one, other, said = whole_and_sharded[0], whole_and_sharded[which], whole_and_sharded[3]
     weights = load_tensors(Path(other.output_dir) / UNET)
     assert deviation(trained(one), weights, base_weights()) < 1e-4
@@ -243,7 +270,7 @@ def test_sharded_processes_give_the_weights_of_one(whole_and_sharded, which):
 
 @pytest.mark.slow
 def test_a_sharded_run_leaves_the_files_of_one(whole_and_sharded):
-    """The same names; networks of the same class; checkpoints with the same header, so of the same tensors."""
+    """The same names, networks of the same class, checkpoints of the same tensors."""
     one, two = (Path(c.output_dir) for c in whole_and_sharded[:2])
     names = [sorted(str(f.relative_to(p)) for f in p.rglob("*") if f.is_file()) for p in (one, two)]
     assert names[0] == names[1]
@@ -271,15 +298,23 @@ ALL_ELSE = {
     "output": ("output", {"train_batch_size": 2}),
     "fisher, accumulated": ("fisher", {"train_batch_size": 1, "gradient_accumulation_steps": 2}),
     "decoupled l2, checkpointing": ("l2", {"reg_decoupled": True, "gradient_checkpointing": True}),
-    "validation": ("standard", {"validation_prompt": ("a photo of sks dog",), "validation_inference_steps": 2, "num_validation_images": 1, "validation_steps": 2}),
+    "validation": (
+        "standard",
+        {
+            "validation_prompt": ("a photo of sks dog",),
+            "validation_inference_steps": 2,
+            "num_validation_images": 1,
+            "validation_steps": 2,
+        },
+    ),
     "sdxl": ("prior+l2", {"pretrained_model_name_or_path": "sdxl"}),
     "sd3": ("prior+l2", {"pretrained_model_name_or_path": "sd3"}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=["true", "false"])
 def all_else(request, tmp_path_factory):
-    """Every run of ALL_ELSE by one process and by two that share weights; `fsdp_reshard_after_forward` both ways."""
+    """Every run of ALL_ELSE by one process and by two that share weights, resharding or not."""
     folder = tmp_path_factory.mktemp(f"reshard-{request.param}")
     shipped = (CONFIGS / "fsdp.yaml").read_text()
     settings = folder / "fsdp.yaml"
@@ -293,7 +328,9 @@ def all_else(request, tmp_path_factory):
         if objective in ("standard", "l2", "fisher"):
             del more["class_data_dir"]
         two = config(folder / "two" / name, objective, "full", **more)
-        ones[name] = replace(two, output_dir=str(folder / "one" / name), train_batch_size=2 * two.train_batch_size)  # fmt: skip
+        ones[name] = replace(
+            two, output_dir=str(folder / "one" / name), train_batch_size=2 * two.train_batch_size
+        )
         twos[name] = two
         run(ones[name], say=lambda text: None)
     launch(folder, list(twos.values()), str(settings))

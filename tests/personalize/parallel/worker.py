@@ -1,4 +1,7 @@
-"""What each process of a launch does: the runs of a JSON file, one after another. Beside it, who made how many class images."""
+"""Run by each process of a launch: the runs of a JSON file, one after another.
+
+It notes in made.txt which process made how many class images.
+"""
 
 import json
 import sys

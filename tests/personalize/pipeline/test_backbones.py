@@ -33,7 +33,7 @@ from personalize.pipeline.model import Model
 from personalize.pipeline.tiny import tiny
 from personalize.sample.sampler import FLOW_SAMPLERS, generate, make_sampler
 from personalize.train.experiment import run
-from personalize.train.loop import Streams
+from personalize.train.streams import Streams
 from personalize.train.timesteps import node_weights, timestep_law
 from toy2d.core.objectives import PRIOR, STANDARD, Example
 from toy2d.runs.files import RunFailure, UserError

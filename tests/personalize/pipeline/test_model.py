@@ -160,7 +160,7 @@ def test_text_encoder_receives_gradients_through_the_prompts(model, inputs):
 
 def test_targets_that_match_nothing_are_refused(model):
     with pytest.raises(UserError, match="no_such_layer: UNet2DConditionModel has no such layer"):
-        choose(model, "lora", targets=("no_such_layer",))
+        choose(model, "lora", lora_target_modules=("no_such_layer",))
 
 
 def test_choosing_twice_is_an_error(model):

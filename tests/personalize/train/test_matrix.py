@@ -1,8 +1,9 @@
-"""Backbones x kinds x objectives: three steps each, exported, opened by the official loader, one picture drawn.
+"""Backbones x kinds x objectives: train three steps, export, open by diffusers, draw one picture.
 
 On photographs of your own, with a table of what came out:
 
-    DRIFTLAB_PHOTOS=photos/dog DRIFTLAB_TABLE=matrix.md pytest -m slow tests/personalize/train/test_matrix.py
+    DRIFTLAB_PHOTOS=photos/dog DRIFTLAB_TABLE=matrix.md \\
+        pytest -m slow tests/personalize/train/test_matrix.py
 """
 
 import os
@@ -26,7 +27,11 @@ from personalize.train.experiment import run
 from toy2d.runs.files import UserError, read_csv
 
 BACKBONES = [f.name for f in FAMILIES.values()]
-HEAD = "| backbone | kind | objective | delta theta | delta eps | formats, each opened again: largest relative difference | picture | s |\n|---|---|---|---|---|---|---|---|\n"
+HEAD = (
+    "| backbone | kind | objective | delta theta | delta eps "
+    "| formats, each opened again: largest relative difference | picture | s |\n"
+    "|---|---|---|---|---|---|---|---|\n"
+)
 
 
 @cache
@@ -53,7 +58,9 @@ def picture(base, form, folder, words) -> float:
         FORMATS[form].open(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     rng = torch.Generator().manual_seed(0)
-    image = pipeline(f"a photo of {words} dog", num_inference_steps=2, generator=rng, height=64, width=64).images[0]  # fmt: skip
+    image = pipeline(
+        f"a photo of {words} dog", num_inference_steps=2, generator=rng, height=64, width=64
+    ).images[0]
     assert image.size == (64, 64)
     return float(np.asarray(image).std())
 
@@ -67,7 +74,15 @@ def test_three_steps_export_reload_picture(tmp_path, backbone, kind, objective):
     photos = os.environ.get("DRIFTLAB_PHOTOS", str(workshop() / "photos"))
     with tempfile.TemporaryDirectory() as classes:  # another base, other class images
         chosen = {"class_data_dir": classes} if objective in ("prior", "output") else {}
-        c = config(tmp_path / "run", objective, kind if kind in MORE_KINDS else {"full": "full", "lora": "lora+text"}[kind], max_train_steps=3, pretrained_model_name_or_path=str(base), instance_data_dir=photos, **chosen)  # fmt: skip
+        c = config(
+            tmp_path / "run",
+            objective,
+            kind if kind in MORE_KINDS else {"full": "full", "lora": "lora+text"}[kind],
+            max_train_steps=3,
+            pretrained_model_name_or_path=str(base),
+            instance_data_dir=photos,
+            **chosen,
+        )
         if objective not in (*TRAINING_KINDS[kind].objectives, "standard"):
             with pytest.raises(UserError, match="has no effect"):
                 run(c, say=lambda text: None)
@@ -82,8 +97,16 @@ def test_three_steps_export_reload_picture(tmp_path, backbone, kind, objective):
         save_as(model, form, tmp_path / form)
         off = checked(model, form, tmp_path / form, lambda: load_quickly(str(base))).difference
         shown.append(f"{form} {off:.0e}")
-        spread = picture(
-            base, form, tmp_path / form, "<new1>" if TRAINING_KINDS[kind].words else "sks"
-        )
+        word = "<new1>" if TRAINING_KINDS[kind].words else "sks"
+        spread = picture(base, form, tmp_path / form, word)
     assert spread > 1
-    write(backbone, kind, objective, f"{last['delta_theta']:.3g}", f"{last['delta_eps']:.3g}", ", ".join(shown), f"spread {spread:.0f}", f"{time.perf_counter() - start:.1f}")  # fmt: skip
+    write(
+        backbone,
+        kind,
+        objective,
+        f"{last['delta_theta']:.3g}",
+        f"{last['delta_eps']:.3g}",
+        ", ".join(shown),
+        f"spread {spread:.0f}",
+        f"{time.perf_counter() - start:.1f}",
+    )

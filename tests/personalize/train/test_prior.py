@@ -1,4 +1,4 @@
-"""Prior preservation as the scripts of the field do not test it: pairing, gradient, min-SNR, and the weight 0."""
+"""Prior preservation: pairing of pictures and prompts, gradient, min-SNR, and the weight 0."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from small import config, same, trained, workshop
 from personalize.adapters.trainable import choose
 from personalize.config.rules import resolve
 from personalize.pipeline.load import load
-from personalize.train.loop import Streams, objective_of
+from personalize.train.loop import objective_of
+from personalize.train.streams import Streams
 from toy2d.core.objectives import PRIOR, STANDARD, Example
 
 torch.set_num_threads(1)
@@ -34,7 +35,7 @@ def streams(batch_size: int, seed: int = 0, **roles: int) -> Streams:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_every_prompt_stays_with_its_picture(batch_size):
-    """Seen from where it matters: the predictor is handed x_t and the prompts, and x_t at t = 0 is all but x0."""
+    """Checked at the predictor: it gets x_t and the prompts, and x_t at t = 0 is almost x0."""
     s, seen = streams(batch_size, instance=3, prior=5), []
 
     def predict(x_t, t, prompts):
@@ -56,7 +57,7 @@ def test_every_prompt_stays_with_its_picture(batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_pictures_take_turns(batch_size):
-    """After n ticks every picture of a pool of n has been seen batch_size times: none is surplus, none is favoured."""
+    """After n ticks every picture of a pool of n has been seen exactly batch_size times."""
     s = streams(batch_size, instance=5)
     seen = [p for tick in range(5) for p in s.example("instance", tick).cond]
     assert sorted(seen) == sorted(f"instance {i}" for i in range(5) for _ in range(batch_size))
@@ -70,6 +71,18 @@ def test_how_samples_are_cut_into_batches_changes_none():
         assert torch.equal(part.eps[0], whole.eps[b])
         assert part.t[0] == whole.t[b]
         assert part.cond[0] == whole.cond[b]
+
+
+def test_a_picture_gets_new_noise_and_a_new_timestep_in_every_epoch():
+    s, eps, t = streams(1, instance=3), {}, {}
+    for tick in range(12):
+        example = s.example("instance", tick)
+        eps.setdefault(example.cond[0], []).append(example.eps)
+        t.setdefault(example.cond[0], []).append(int(example.t))
+    for picture in eps:
+        assert len(eps[picture]) == 4
+        assert len({float(e.sum()) for e in eps[picture]}) == 4
+        assert len(set(t[picture])) == 4  # of 1,000: equal by chance in 6 of 1,000 seeds
 
 
 def test_the_instance_noise_does_not_depend_on_other_roles():
@@ -97,12 +110,13 @@ class Setting:
             for p in self.theta.values():
                 p.add_(0.1 * torch.randn(p.shape, generator=rng))
 
-    def batch(self, batch_size: int) -> dict[str, Example]:
+    def batch(self, batch_size: int, highest: int = 1000) -> dict[str, Example]:
+        """Timesteps below `highest`."""
         rng = torch.Generator().manual_seed(batch_size)
         return {
             role: Example(
                 torch.randn(batch_size, 4, 8, 8, generator=rng),
-                torch.randint(1000, (batch_size,), generator=rng),
+                torch.randint(highest, (batch_size,), generator=rng),
                 torch.randn(batch_size, 4, 8, 8, generator=rng),
                 [f"a photo of a {word}"] * batch_size,
             )
@@ -132,10 +146,14 @@ def test_gradient_is_instance_plus_weight_times_prior(batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_min_snr_weighs_each_sample_of_both_terms(batch_size):
-    """Against a loop over single samples, with the weight min(snr, 5) / snr written out."""
+    """Against a loop over single samples, with the weight min(snr, 5) / snr written out.
+
+    At timesteps below 100 every weight is below 0.9, so a term without weights would be seen.
+    """
     s = Setting()
-    batch, ab = s.batch(batch_size), s.model.schedule.alpha_bar
+    batch, ab = s.batch(batch_size, highest=100), s.model.schedule.alpha_bar
     weights = s.model.schedule.min_snr_weights(5.0)
+    assert all((weights[e.t] < 0.9).all() for e in batch.values())
     terms = PRIOR(1.0).terms(s.predict, s.model.schedule, batch, weights=weights)
     for role, e in batch.items():
         by_hand = []
@@ -152,8 +170,13 @@ def test_min_snr_weighs_each_sample_of_both_terms(batch_size):
 @pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 @pytest.mark.parametrize(
     ("objective", "weight"),
-    [("prior", "prior_loss_weight"), ("l2", "l2_reg_weight"), ("output", "output_weight"), ("fisher", "fisher_weight")],
-)  # fmt: skip
+    [
+        ("prior", "prior_loss_weight"),
+        ("l2", "l2_reg_weight"),
+        ("output", "output_weight"),
+        ("fisher", "fisher_weight"),
+    ],
+)
 def test_weight_zero_is_standard_bit_for_bit(tmp_path, objective, weight, kind):
     plain = trained(config(tmp_path / "standard", kind=kind, max_train_steps=2))
     zero = config(tmp_path / "zero", objective, kind, max_train_steps=2, **{weight: 0.0})

@@ -1,4 +1,7 @@
-"""N steps = k steps, killed, resumed, N - k steps: bit for bit, for every objective and kind of training. And what must not resume."""
+"""k steps, killed, resumed, N - k steps equal N steps to the bit; and what must not resume.
+
+For every objective and kind of training.
+"""
 
 import functools
 import os
@@ -18,7 +21,7 @@ from small import (
     OBJECTIVES,
     config,
     history,
-    killed_while_logging,
+    killed_at_row,
     photos,
     same,
     trained,
@@ -49,10 +52,10 @@ LONGER += [("prior+l2", kind) for kind in KINDS] + [
         for k in KINDS
     ],
 )
-def test_killed_and_resumed_equals_never_stopped(tmp_path, monkeypatch, objective, kind):
+def test_killed_and_resumed_equals_never_stopped(tmp_path, objective, kind):
     whole = config(tmp_path / "whole", objective, kind, checkpointing_steps=2)
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
-    killed_while_logging(monkeypatch, cut, step=3)
+    killed_at_row(cut, step=3)
     assert same(trained(whole), trained(cut))
     assert history(whole) == history(cut)
 
@@ -70,11 +73,14 @@ FULL_FEATURED = {
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_wherever_it_is_killed(tmp_path, monkeypatch, every):
-    """k = 1, in the middle of a log interval and of an epoch (3 pictures, 4 a step), N - 1; with everything that has a state."""
+def test_wherever_it_is_killed(tmp_path, every):
+    """k = 1, in the middle of a log interval and of an epoch (3 pictures, 4 a step), and N - 1.
+
+    With everything that has a state.
+    """
     whole = config(tmp_path / "whole", **FULL_FEATURED, checkpointing_steps=every)
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
-    killed_while_logging(monkeypatch, cut, step=4)
+    killed_at_row(cut, step=4)
     assert same(trained(whole), trained(cut))
     assert history(whole) == history(cut)
 
@@ -88,12 +94,16 @@ def never_stopped():
 def test_negative_control_the_text_encoder_s_moments_are_needed(tmp_path, monkeypatch):
     whole = config(tmp_path / "whole", kind="full+text", checkpointing_steps=2)
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
-    killed_while_logging(monkeypatch, cut, step=3)
+    killed_at_row(cut, step=3)
     restore, lost = State.restore, "adam/exp_avg/text_encoder"
 
     def forgetful(self, tensors, scalars):
         assert any(k.startswith(lost) for k in tensors)
-        restore(self, {k: torch.zeros_like(v) if k.startswith(lost) else v for k, v in tensors.items()}, scalars)  # fmt: skip
+        restore(
+            self,
+            {k: torch.zeros_like(v) if k.startswith(lost) else v for k, v in tensors.items()},
+            scalars,
+        )
 
     monkeypatch.setattr(State, "restore", forgetful)
     forgot, weights = trained(cut), trained(whole)
@@ -107,7 +117,7 @@ def test_negative_control_the_text_encoder_s_moments_are_needed(tmp_path, monkey
 def test_negative_control_every_part_of_the_state_is_needed(tmp_path, monkeypatch, lost):
     whole, weights = never_stopped()
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
-    killed_while_logging(monkeypatch, cut, step=4)
+    killed_at_row(cut, step=4)
     restore = State.restore
 
     def forgetful(self, tensors, scalars):
@@ -122,11 +132,11 @@ def test_negative_control_every_part_of_the_state_is_needed(tmp_path, monkeypatc
         assert not same(weights, forgot)
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     whole = config(tmp_path / "whole", checkpointing_steps=1, checkpoints_total_limit=2)
     for i, damage in enumerate((_flip_a_byte, _truncate, _lose)):
         cut = replace(whole, output_dir=str(tmp_path / f"cut{i}"))
-        killed_while_logging(monkeypatch, cut, step=4)
+        killed_at_row(cut, step=4)
         kept = RunFolder(cut.output_dir, {}).checkpoints()
         assert [p.name for p in kept] == ["step-00000002", "step-00000003"]
         damage(kept[-1] / "state.safetensors")
@@ -157,12 +167,15 @@ def test_done_is_done_and_another_configuration_is_refused(tmp_path):
         trained(replace(c, seed=1))
 
 
-def test_a_run_does_not_go_on_with_another_base_or_picture(tmp_path, monkeypatch):
+def test_a_run_does_not_go_on_with_another_base_or_picture(tmp_path):
     shutil.copytree(workshop() / "sd", tmp_path / "sd")
     photos(tmp_path / "photos", 2)
-    mine = {"pretrained_model_name_or_path": str(tmp_path / "sd"), "instance_data_dir": str(tmp_path / "photos")}  # fmt: skip
+    mine = {
+        "pretrained_model_name_or_path": str(tmp_path / "sd"),
+        "instance_data_dir": str(tmp_path / "photos"),
+    }
     c = config(tmp_path / "run", checkpointing_steps=1, **mine)
-    killed_while_logging(monkeypatch, c, step=2)
+    killed_at_row(c, step=2)
     before = (tmp_path / "photos" / "0.jpg").read_bytes()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "photos" / "0.jpg")
     with pytest.raises(UserError, match="a picture or caption changed"):
@@ -175,14 +188,18 @@ def test_a_run_does_not_go_on_with_another_base_or_picture(tmp_path, monkeypatch
 
 
 def test_resume_from_checkpoint_by_name(tmp_path):
-    """`latest` must exist; a foreign checkpoint is taken; one of another kind of training is refused."""
+    """`latest` must exist; another run's checkpoint is taken, unless its training differs."""
     whole = config(tmp_path / "whole", checkpointing_steps=2)
     weights = trained(whole)
     other = replace(whole, output_dir=str(tmp_path / "other"))
     with pytest.raises(UserError, match="no whole checkpoint"):
         trained(replace(other, resume_from_checkpoint="latest"))
     checkpoint = str(tmp_path / "whole" / "checkpoints" / "step-00000002")
-    grids = {"validation_prompt": ("a dog",), "validation_inference_steps": 2, "num_validation_images": 1}  # fmt: skip
+    grids = {
+        "validation_prompt": ("a dog",),
+        "validation_inference_steps": 2,
+        "num_validation_images": 1,
+    }
     assert same(weights, trained(replace(other, resume_from_checkpoint=checkpoint, **grids)))
     base = Image.open(tmp_path / "other" / "figures" / "base" / "00000.png")
     assert base.size == (64, 64)  # drawn before the weights were restored
@@ -203,14 +220,16 @@ def rates(c) -> list[float]:
 
 
 def test_another_run_s_checkpoint_brings_no_learning_rate(tmp_path):
-    """Its weights and moments go on at this run's own rate and schedule, not at the one its run had."""
+    """Weights and moments continue at this run's learning rate and schedule."""
     first = config(tmp_path / "first", checkpointing_steps=2)
     weights = trained(first)
     taken = replace(first, resume_from_checkpoint=str(tmp_path / "first/checkpoints/step-00000002"))
     slow = replace(taken, output_dir=str(tmp_path / "slow"), learning_rate=1e-5)
     assert not same(weights, trained(slow))
     assert rates(slow) == [1e-5] * 2
-    falling = replace(taken, output_dir=str(tmp_path / "falling"), lr_scheduler="linear", lr_warmup_steps=0)  # fmt: skip
+    falling = replace(
+        taken, output_dir=str(tmp_path / "falling"), lr_scheduler="linear", lr_warmup_steps=0
+    )
     trained(falling)
     assert rates(falling) == pytest.approx([1e-2 * (4 - k) / 4 for k in (3, 4)])
 
@@ -248,14 +267,25 @@ def test_rows_of_another_word_are_refused_and_a_checkpoint_that_says_nothing(tmp
         trained(replace(other, **word))
     shutil.copytree(named, tmp_path / "alone/checkpoints/step-00000002")
     with pytest.raises(UserError, match="does not say what it trained"):
-        trained(replace(other, resume_from_checkpoint=str(tmp_path / "alone/checkpoints/step-00000002")))  # fmt: skip
+        trained(
+            replace(other, resume_from_checkpoint=str(tmp_path / "alone/checkpoints/step-00000002"))
+        )
 
 
 def test_weights_alone_keep_their_place_in_the_schedule(tmp_path, monkeypatch):
-    """Linear over 6 steps, killed at 5: the same rates as never stopped, down to 0; and the average starts at the restored weights."""
+    """Linear over 6 steps, killed at 5: the same rates as never stopped, down to 0.
+
+    The average starts at the restored weights.
+    """
     linear = {"lr_scheduler": "linear", "lr_warmup_steps": 0, "max_train_steps": 6}
-    c = config(tmp_path / "cut", checkpointing_steps=2, checkpoint_weights_only=True, use_ema=True, **linear)  # fmt: skip
-    killed_while_logging(monkeypatch, c, step=5)
+    c = config(
+        tmp_path / "cut",
+        checkpointing_steps=2,
+        checkpoint_weights_only=True,
+        use_ema=True,
+        **linear,
+    )
+    killed_at_row(c, step=5)
     restore, averages = State.restore, []
 
     def watched(self, tensors, scalars):
@@ -269,9 +299,9 @@ def test_weights_alone_keep_their_place_in_the_schedule(tmp_path, monkeypatch):
     assert averages == [(True, 4)]
 
 
-def test_weights_only_checkpoints_say_that_they_are_not_exact(tmp_path, monkeypatch, capsys):
+def test_weights_only_checkpoints_say_that_they_are_not_exact(tmp_path):
     c = config(tmp_path / "run", checkpointing_steps=2, checkpoint_weights_only=True)
-    killed_while_logging(monkeypatch, c, step=3)
+    killed_at_row(c, step=3)
     size = (RunFolder(c.output_dir, {}).checkpoints()[-1] / "state.safetensors").stat().st_size
     from personalize.train.experiment import run
 
@@ -288,8 +318,12 @@ def start(c) -> subprocess.Popen:
     words = c.command().replace("personalize train", f"{sys.executable} -m personalize train")
     environment = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        ["/bin/sh", "-c", f"exec {words}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+        ["/bin/sh", "-c", f"exec {words}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for_step(c, step: int, process: subprocess.Popen, seconds: float = 120.0):
@@ -305,7 +339,7 @@ def wait_for_step(c, step: int, process: subprocess.Popen, seconds: float = 120.
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals(tmp_path, number):
-    """SIGTERM and SIGINT finish the step and save it; after any of them the same command ends bit-equal."""
+    """SIGTERM and SIGINT finish the step and save it; the same command then ends bit-equal."""
     whole = config(tmp_path / "whole", max_train_steps=40, checkpointing_steps=7)
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
     process = start(cut)
@@ -325,13 +359,27 @@ def test_signals(tmp_path, number):
     assert history(whole) == history(cut)
 
 
-def test_moments_in_eight_bits_resume_too(tmp_path, monkeypatch):
-    """bitsandbytes quantizes blocks of 4096 and more: the text encoder's and the UNet's larger weights."""
+def test_moments_in_eight_bits_resume_too(tmp_path):
+    """bitsandbytes quantizes tensors of 4,096 numbers and more: the UNet's larger ones."""
     pytest.importorskip("bitsandbytes")
     whole = config(tmp_path / "whole", kind="full", use_8bit_adam=True, checkpointing_steps=2)
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
-    killed_while_logging(monkeypatch, cut, step=3)
+    killed_at_row(cut, step=3)
     kept, _ = RunFolder(cut.output_dir, {}).newest_checkpoint()
     assert any(v.dtype == torch.uint8 for k, v in kept.items() if k.startswith("adam/state1/"))
     assert same(trained(whole), trained(cut))
-    assert not same(trained(whole), trained(replace(whole, output_dir=str(tmp_path / "32"), use_8bit_adam=False)))  # fmt: skip
+    assert not same(
+        trained(whole),
+        trained(replace(whole, output_dir=str(tmp_path / "32"), use_8bit_adam=False)),
+    )
+
+
+def test_a_run_of_version_0_1_goes_on_under_the_new_column_name(tmp_path):
+    """It called the column of the L2 term loss_anchor."""
+    whole = config(tmp_path / "whole", "l2", checkpointing_steps=2)
+    cut = replace(whole, output_dir=str(tmp_path / "cut"))
+    killed_at_row(cut, step=3)
+    file = tmp_path / "cut" / "history.csv"
+    file.write_text(file.read_text().replace("loss_l2", "loss_anchor"))
+    assert same(trained(whole), trained(cut))
+    assert history(whole) == history(cut)

@@ -1,9 +1,7 @@
-"""The loop itself: what must not change it, what must stop it, and what its pieces add up to."""
+"""The training loop: what must not change it, what must stop it, how its pieces add up."""
 
-import os
 import pickle
 import signal
-import time
 from dataclasses import replace
 
 import pytest
@@ -12,9 +10,10 @@ from accelerate import Accelerator
 from small import config, history, same, trained
 
 from personalize.config.rules import resolve
-from personalize.train.experiment import Experiment
-from personalize.train.loop import Guard, Run, Stopped, StoredAnswers, Streams, fit, objective_of
+from personalize.train.guard import Guard, Stopped
+from personalize.train.loop import TrainingLoop, fit, objective_of
 from personalize.train.setup import make_state, with_steps
+from personalize.train.streams import StoredAnswers, Streams
 from toy2d.core.drift import squared_error
 from toy2d.core.objectives import Anchor
 from toy2d.core.schedule import Schedule
@@ -42,7 +41,10 @@ class Line:
     """The smallest denoiser: eps = w * x_t + b, with an optional fault at one call."""
 
     def __init__(self, fault_at: int | None = None):
-        self.theta = {"w": torch.nn.Parameter(torch.tensor(0.3)), "b": torch.nn.Parameter(torch.zeros(1, 2, 2))}  # fmt: skip
+        self.theta = {
+            "w": torch.nn.Parameter(torch.tensor(0.3)),
+            "b": torch.nn.Parameter(torch.zeros(1, 2, 2)),
+        }
         self.calls, self.fault_at = 0, fault_at
 
     def predict(self, x_t, t, prompts):
@@ -54,14 +56,15 @@ class Line:
 def loop(line: Line, steps: int = 6, **more):
     c = with_steps(resolve(config("unused", kind="lora", max_train_steps=steps, **more)), 5)
     schedule = Schedule.linear(50)
-    run = Run(c, schedule, line.predict, objective_of(c), {}, Streams({"instance": Points()}, c, 50))  # fmt: skip
+    streams = Streams({"instance": Points()}, c, 50)
+    run = TrainingLoop(c, schedule, line.predict, objective_of(c), {}, streams)
     return run, make_state(line.theta, c)
 
 
-def go(run: Run, state, **hooks):
-    rows = []
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=run.config.gradient_accumulation_steps)  # fmt: skip
-    fit(run, state, accelerator, hooks.get("observe", rows.append), hooks.get("save", lambda s: None))  # fmt: skip
+def go(run: TrainingLoop, state, save=lambda state: None):
+    rows, accumulation = [], run.config.gradient_accumulation_steps
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    fit(run, state, accelerator, rows.append, save)
     return rows
 
 
@@ -107,13 +110,53 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_too():
 def test_decoupled_pull_stops_with_it():
     ill, well = Line(fault_at=4), Line()
     for line, steps in ((well, 3), (ill, 6)):
-        run, state = loop(line, steps, objective="l2", reg_decoupled=True, log_every=6, probe_steps=6)  # fmt: skip
-        run.anchors = {"l2": Anchor(line.theta, {k: v + 1.0 for k, v in values(Line()).items()})}  # fmt: skip
+        run, state = loop(
+            line, steps, objective="l2", reg_decoupled=True, log_every=6, probe_steps=6
+        )
+        run.anchors = {"l2": Anchor(line.theta, {k: v + 1.0 for k, v in values(Line()).items()})}
         try:
             go(run, state)
         except RunFailure:
             assert line is ill
     assert same(values(well), values(ill))
+
+
+def test_the_distance_is_part_of_the_gradient_that_is_clipped():
+    """What reaches the optimizer is (g + 2 lambda (theta - theta*)), cut to max_grad_norm."""
+    line, weight, limit = Line(), 3.0, 0.5
+    run, state = loop(line, 1, objective="l2", l2_reg_weight=weight, max_grad_norm=limit)
+    star = {k: v + 1.0 for k, v in values(line).items()}
+    run.anchors = {"l2": Anchor(line.theta, star)}
+    terms = run.objective.terms(line.predict, run.schedule, *run.batch(0))
+    loss = sum(terms.values()) + sum(run.objective.anchor_terms(run.anchors).values())
+    wanted = torch.autograd.grad(loss, list(line.theta.values()))
+    norm = torch.cat([g.flatten() for g in wanted]).norm()
+    assert norm > 2 * limit  # the limit acts
+    received = []
+
+    def note(optimizer, arguments, keywords):
+        received.extend(p.grad.clone() for p in line.theta.values())
+
+    state.optimizer.register_step_pre_hook(note)
+    (row,) = go(run, state)
+    assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    for got, g in zip(received, wanted, strict=True):
+        torch.testing.assert_close(got, g * limit / norm, rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_step_of_adamw_in_closed_form():
+    """theta (1 - lr decay) - lr g / (|g| + epsilon): the bias corrections cancel the betas."""
+    lr, decay, epsilon = 0.1, 0.3, 0.5
+    flags = {"learning_rate": lr, "adam_weight_decay": decay, "adam_epsilon": epsilon}
+    line = Line()
+    run, state = loop(line, 1, **flags, max_grad_norm=0.0)
+    before = values(line)
+    terms = run.objective.terms(line.predict, run.schedule, *run.batch(0))
+    gradients = torch.autograd.grad(sum(terms.values()), list(line.theta.values()))
+    go(run, state)
+    for name, g in zip(line.theta, gradients, strict=True):
+        expected = before[name] * (1 - lr * decay) - lr * g / (g.abs() + epsilon)
+        torch.testing.assert_close(values(line)[name], expected, rtol=1e-5, atol=1e-7)
 
 
 class TwoRates(Line):
@@ -128,12 +171,14 @@ class TwoRates(Line):
 
 
 def test_each_group_is_pulled_at_its_own_rate():
-    """theta* + (theta - theta*) / (1 + 2 lr weight), theta from Adam's step, lr that of the group."""
+    """theta* + (theta - theta*) / (1 + 2 lr weight), theta from Adam's step, lr the group's."""
     rates, lines = {"w": 1e-2, "text_encoder.b": 1e-1}, {}
     for objective in ("standard", "l2"):
         line = lines[objective] = TwoRates()
         pull = {"reg_decoupled": True, "l2_reg_weight": 3.0} if objective == "l2" else {}
-        run, state = loop(line, 1, objective=objective, train_text_encoder=True, text_encoder_lr=1e-1, **pull)  # fmt: skip
+        run, state = loop(
+            line, 1, objective=objective, train_text_encoder=True, text_encoder_lr=1e-1, **pull
+        )
         star = {k: v + 1.0 for k, v in values(line).items()}
         run.anchors = {"l2": Anchor(line.theta, star)}
         go(run, state)
@@ -193,7 +238,7 @@ def test_the_instance_loss_of_step_1_is_the_same_for_every_objective(tmp_path):
 
 
 def test_accumulating_equals_a_larger_batch():
-    """2 minibatches of 3 are one of 6, to rounding: the samples are the same and every loss is a mean."""
+    """2 minibatches of 3 equal one of 6, to rounding: the same samples, and losses are means."""
     small, large = Line(), Line()
     a = go(*loop(small, train_batch_size=3, gradient_accumulation_steps=2))
     b = go(*loop(large, train_batch_size=6))
@@ -212,14 +257,14 @@ def test_terms_are_means_since_the_row_before():
 
 # ---- the base's answers
 def test_stored_answers_are_the_base_asked_at_every_step():
-    """With an answer for every sample, training to imitate from the table equals training beside the live base."""
+    """With an output stored for every sample, training equals that beside the live base."""
     star = Line()
     results = []
     for live in (True, False):
         line = Line()
         run, state = loop(line, objective="output", class_data_dir="x")
         run.streams.pools["output"] = Points("output")
-        table = StoredAnswers.ask(star.predict, run.streams, run.schedule, 12)
+        table = StoredAnswers.compute(star.predict, run.streams, run.schedule, 12)
         run.base = star.predict if live else table
         go(run, state)
         results.append(values(line))
@@ -229,7 +274,7 @@ def test_stored_answers_are_the_base_asked_at_every_step():
 def test_fewer_draws_take_turns():
     run, _ = loop(Line(), objective="output", class_data_dir="x")
     run.streams.pools["output"] = Points("output")
-    run.base = StoredAnswers.ask(Line().predict, run.streams, run.schedule, 4)
+    run.base = StoredAnswers.compute(Line().predict, run.streams, run.schedule, 4)
     (a, star_a), (b, star_b) = run.batch(1), run.batch(5)
     assert torch.equal(a["output"].eps, b["output"].eps)
     assert not torch.equal(a["instance"].eps, b["instance"].eps)
@@ -238,10 +283,17 @@ def test_fewer_draws_take_turns():
 
 
 def test_output_preservation_keeps_the_base_nearer(tmp_path):
-    """The objective does what it is for: less drift on the class than standard, same steps, same noise."""
+    """Less drift on unrelated prompts than standard, with the same steps and noise."""
     ends = {}
     for objective in ("standard", "output"):
-        c = config(tmp_path / objective, objective, "full", max_train_steps=30, log_every=30, probe_steps=30)  # fmt: skip
+        c = config(
+            tmp_path / objective,
+            objective,
+            "full",
+            max_train_steps=30,
+            log_every=30,
+            probe_steps=30,
+        )
         if objective == "output":
             c = replace(c, output_weight=10.0, output_draws=1000)
         trained(c)
@@ -250,39 +302,31 @@ def test_output_preservation_keeps_the_base_nearer(tmp_path):
 
 
 # ---- signals, in this process
-def test_sigterm_finishes_the_step_and_saves(tmp_path, monkeypatch):
+def test_sigterm_finishes_the_step_and_saves(tmp_path):
     c = config(tmp_path / "run", max_train_steps=6, checkpointing_steps=100)
-    row = Experiment.row
 
-    def row_and_signal(self, terms):
-        if self.state.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row(self, terms)
+    def signal_at_step_2(row):
+        if row["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as m:
-        m.setattr(Experiment, "row", row_and_signal)
-        with pytest.raises(Stopped, match="stopped after step 2, which is saved"):
-            trained(c)
+    with pytest.raises(Stopped, match="stopped after step 2, which is saved"):
+        trained(c, on_row=signal_at_step_2)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     whole = replace(c, output_dir=str(tmp_path / "whole"))
     assert same(trained(c), trained(whole))
     assert history(c) == history(whole)
 
 
-def test_a_second_signal_acts_at_once(tmp_path, monkeypatch):
+def test_a_second_signal_acts_at_once(tmp_path):
     c = config(tmp_path / "run", max_train_steps=6)
-    row = Experiment.row
 
-    def row_and_signals(self, terms):
-        if self.state.step == 2:
-            for _ in range(2):  # apart: pending signals of one kind count as one
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.3)
-        return row(self, terms)
+    def signals_at_step_2(row):
+        if row["step"] == 2:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Experiment, "row", row_and_signals)
     with pytest.raises(KeyboardInterrupt):
-        trained(c)
+        trained(c, on_row=signals_at_step_2)
 
 
 # ---- lengths
