@@ -65,6 +65,8 @@ class AdapterAnchor:
                 raise NotImplementedError(
                     f"{change.name}: a rotation cannot be shrunk toward the base"
                 )
+            if change.law.prepare is not None:
+                change.law.prepare(change)
             factor.div_(1 + 2 * strength / self._count(change))
 
     def _square(self, group: list[Change]) -> Float[Tensor, ""]:
@@ -91,7 +93,7 @@ def squares_of(group: list[Change]) -> Float[Tensor, " n"]:
     law = group[0].law
     if law.square is None:
         return torch.stack([law.delta(c).square().sum() for c in group])
-    return law.square({f: torch.stack([c.factors[f] for c in group]) for f in group[0].factors})
+    return law.square(group)
 
 
 def _by_shape(changed: list[Change]) -> list[list[Change]]:

@@ -8,6 +8,7 @@ A `Law` gives delta W, and ||delta W||_F^2 without forming delta W where algebra
     LoKr   s (W1 kron W2)             s^2 ||W1||^2 ||W2||^2                     r x r at most  (3)
     OFT    W R' - W                   sum of squares                            the weight
     BOFT   diag(s) W R' - W           sum of squares                            the weight
+    SVDiff U diag(d) V'               ||d||^2                                   d (spectral.py)
 
 & pairs columns of the same row (the face-splitting product), so P is O x r^2 and Q is r^2 x I.
 Where r^2 reaches O or I, the weight is smaller than that, and delta W is formed. Rotations are
@@ -32,6 +33,8 @@ from peft.tuners.oft.layer import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from personalize.adapters.spectral import PLACE, SpectralShift
+
 Factors = dict[str, Tensor]
 ADAPTER = "default"  # the only one that `choose` adds
 
@@ -41,16 +44,18 @@ class Law:
     """One kind of adapter, as PEFT implements it.
 
     `layer`: PEFT's class. `factors`: its trained attributes. `delta(change)`: delta W / s as a
-    matrix (O I). `square(stacked factors)`: n squared norms of delta W / s; None: sum the squares
-    of delta W. `linear`: delta W is linear in the first of these factors that the layer has, so
-    shrinking that one shrinks delta W; empty: there is no such factor.
+    matrix (O I). `square(changes of one shape)`: n squared norms of delta W / s; None: sum the
+    squares of delta W. `linear`: delta W is linear in the first of these factors that the layer
+    has, so shrinking that one shrinks delta W; empty: there is no such factor. `prepare`: called
+    before that, where delta W is linear in a part of the factor's values only.
     """
 
     layer: type[BaseTunerLayer]
     factors: tuple[str, ...]
     delta: Callable[["Change"], Tensor]
-    square: Callable[[Factors], Tensor] | None = None
+    square: Callable[[list["Change"]], Tensor] | None = None
     linear: tuple[str, ...] = ()
+    prepare: Callable[["Change"], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +74,10 @@ class Change:
         return self.scale * self.law.delta(self)
 
 
+def stacked(group: list[Change]) -> Factors:
+    return {f: torch.stack([c.factors[f] for c in group]) for f in group[0].factors}
+
+
 def square_of_product(B: Tensor, A: Tensor) -> Tensor:
     """||B A||_F^2 of each layer   (1). B (n O r), A (n r I)."""
     return ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
@@ -79,7 +88,8 @@ def _lora_delta(c: Change) -> Tensor:
     return c.factors["lora_B"].flatten(1) @ c.factors["lora_A"].flatten(1)
 
 
-def _lora_square(f: Factors) -> Tensor:
+def _lora_square(group: list[Change]) -> Tensor:
+    f = stacked(group)
     return square_of_product(f["lora_B"].flatten(2), f["lora_A"].flatten(2))
 
 
@@ -88,8 +98,9 @@ def _loha_delta(c: Change) -> Tensor:
     return (f["hada_w1_a"] @ f["hada_w1_b"]) * (f["hada_w2_a"] @ f["hada_w2_b"])
 
 
-def _loha_square(f: Factors) -> Tensor:
+def _loha_square(group: list[Change]) -> Tensor:
     """(2), or dense where that is smaller."""
+    f = stacked(group)
     rank, inputs = f["hada_w1_b"].shape[-2:]
     if rank**2 >= min(f["hada_w1_a"].shape[-2], inputs):
         dense = (f["hada_w1_a"] @ f["hada_w1_b"]) * (f["hada_w2_a"] @ f["hada_w2_b"])
@@ -105,9 +116,9 @@ def _lokr_delta(c: Change) -> Tensor:
     return full.flatten(1)
 
 
-def _lokr_square(f: Factors) -> Tensor:
+def _lokr_square(group: list[Change]) -> Tensor:
     """(3)"""
-    squares = []
+    f, squares = stacked(group), []
     for w in ("lokr_w1", "lokr_w2"):
         if w in f:
             squares.append(f[w].square().flatten(1).sum(1))
@@ -146,7 +157,15 @@ LOKR = Law(
 )
 OFT = Law(OFTLayer, ("oft_R",), _rotation_delta)
 BOFT = Law(BOFTLayer, ("boft_R", "boft_s"), _rotation_delta)
-LAWS = (LORA, LOHA, LOKR, OFT, BOFT)
+SVDIFF = Law(
+    SpectralShift,
+    ("spectral_shift",),
+    lambda c: c.layer.delta_weight(),
+    lambda group: torch.stack([c.layer.moved() for c in group]).square().sum(-1),
+    ("spectral_shift",),
+    lambda c: c.layer.clamp_(),
+)
+LAWS = (LORA, LOHA, LOKR, OFT, BOFT, SVDIFF)
 FACTORS = tuple(f".{name}." for law in LAWS for name in law.factors)
 
 
@@ -163,7 +182,7 @@ def _of_network(part: str, network: nn.Module) -> Iterator[Change]:
     for name, layer in network.named_modules():
         law = next((law for law in LAWS if isinstance(layer, law.layer)), None)
         if law is not None:
-            yield _change(f"{part}.{name}", law, layer)
+            yield _change(f"{part}.{name}".removesuffix(PLACE), law, layer)
 
 
 def _change(name: str, law: Law, layer: BaseTunerLayer) -> Change:

@@ -12,6 +12,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from personalize.adapters.deltas import FACTORS
+from personalize.adapters.spectral import add_spectral_shifts
 from personalize.adapters.words import add_words
 from personalize.config.kinds import TRAINING_KINDS, Kind, Word
 from personalize.config.train_config import TrainConfig
@@ -79,6 +80,10 @@ def set_trainable(
 ) -> None:
     """One network: adapters on `targets`, or its own weights. What no output reads stays frozen."""
     kind, network, unread = choice.kind, getattr(model.pipeline, part), model.unread(part)
+    if kind.adapter == "SVDIFF":
+        own = choice.lora_target_modules if part == model.family.denoiser else ()
+        add_spectral_shifts(network, own, unread)
+        return
     if kind.adapter:
         add_adapter(network, choice, targets, unread)
         return

@@ -147,7 +147,7 @@ class Export(Command):
 
     source: tyro.conf.Positional[str]  # the run folder, or a delta.bin
     # the program that shall open it: see the table in personalize/export/formats.py
-    format: Literal["diffusers", "kohya", "peft", "custom_diffusion", "token", "merged"]
+    format: Literal["diffusers", "kohya", "peft", "custom_diffusion", "token", "svdiff", "merged"]
     out: str | None = None  # a folder; default: export/FORMAT of the run
     pretrained_model_name_or_path: str | None = None  # for a delta.bin: the base it belongs to
 

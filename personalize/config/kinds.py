@@ -6,6 +6,7 @@
     lokr               W + s (W1 kron W2)                                Edalati et al. 2022 (KronA)
     oft                W R, R block-diagonal and orthogonal              Qiu et al. 2023
     boft               diag(s) W R, R a product of butterflies           Liu et al. 2023
+    svdiff             U diag(relu(s + delta)) V', W = U diag(s) V'      Han et al. 2023
     custom_diffusion   keys and values of the cross-attention, new words Kumari et al. 2023
     token              new words alone: textual inversion                Gal et al. 2022
 
@@ -31,7 +32,7 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """`adapter`: PEFT's name of it.
+    """`adapter`: PEFT's name of it, or SVDIFF, which is ours (adapters/spectral.py).
 
     `flags`: PEFT's keyword -> field of TrainConfig; `fixed`: PEFT's keyword -> value.
 
@@ -135,6 +136,14 @@ TRAINING_KINDS = {
             "boft_n_butterfly_factor": "boft_n_butterfly_factor",
         },
         decoupled=(),
+    ),
+    "svdiff": Kind(
+        1e-3,
+        adapter="SVDIFF",
+        decoupled=("l2",),
+        formats=("svdiff", "merged"),
+        leaves=("svdiff",),
+        hint="it is shifts of singular values",
     ),
     "custom_diffusion": Kind(
         1e-5,

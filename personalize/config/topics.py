@@ -70,9 +70,9 @@ class WhatTrains:
     title: ClassVar = "weights"
 
     # every weight of the denoiser; an adapter; keys and values with new words; or new words alone
-    train: Literal["full", "lora", "loha", "lokr", "oft", "boft", "custom_diffusion", "token"] = (
-        "full"
-    )
+    train: Literal[
+        "full", "lora", "loha", "lokr", "oft", "boft", "svdiff", "custom_diffusion", "token"
+    ] = "full"
     train_text_encoder: bool = False  # the text encoder trains too, in the same way
     rank: int = 4  # of the factors of LoRA, LoHa, LoKr
     lora_alpha: float | None = None  # scale = alpha / rank; default: rank, so scale 1

@@ -194,7 +194,7 @@ def memory(config: TrainConfig, model: Model, theta) -> dict[str, int]:
     plain = sum(p.numel() for p in plain_parameters(theta).values())
     copy = torch.finfo(DTYPES[c.anchor_dtype]).bits // 8
     return {
-        "networks": sum(p.numel() * p.element_size() for n in networks for p in n.parameters()),
+        "networks": sum(t.nbytes for n in networks for t in (*n.parameters(), *n.buffers())),
         "gradients": 4 * trained,
         "moments": (2 if c.use_8bit_adam else 8) * trained,
         "average": 4 * trained if c.use_ema else 0,

@@ -5,6 +5,7 @@
     peft               unet/ or transformer/, text_encoder/, ...
     custom_diffusion   pytorch_custom_diffusion_weights.safetensors and <new1>.safetensors
     token              learned_embeds.safetensors, or one file per word
+    svdiff             spectral_shifts.safetensors; no other program reads it
     merged             a whole pipeline
 
 official.py opens each as its documentation says.
@@ -22,6 +23,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
+from personalize.adapters.spectral import FILE as SHIFTS
+from personalize.adapters.spectral import merge_shifts, shift_tensors
 from personalize.adapters.words import learnt_rows
 from personalize.config.kinds import TRAINING_KINDS
 from personalize.export.official import (
@@ -35,6 +38,7 @@ from personalize.export.official import (
 from personalize.export.read import CROSS_ATTENTION
 from personalize.export.write import (
     adapter_state,
+    carries_adapters,
     save_lora,
     save_merged,
     save_peft,
@@ -139,9 +143,15 @@ def _processor(name: str, end: str) -> tuple[str, str]:
     return f"{name.removesuffix(end)}{attention}.processor", f"{first}_custom_diffusion{dot}{rest}"
 
 
+# ---- SVDiff
+def save_shifts(model: Model, folder: str | Path) -> None:
+    with whole_folder(folder) as f:
+        save_file(shift_tensors(model), f / SHIFTS, HEADER)
+
+
 # ---- the whole pipeline
 def save_whole(model: Model, folder: str | Path) -> None:
-    adapted = any(getattr(p, "peft_config", None) for p in model.parts.values())
+    adapted = any(carries_adapters(p) for p in model.parts.values())
     (save_merged if adapted else save_pipeline)(model, folder)
 
 
@@ -201,6 +211,12 @@ FORMATS = {
     ),
     "token": Format(
         save_words, "token", "pipeline.load_textual_inversion(folder)", open_words, _lacks_words
+    ),
+    "svdiff": Format(
+        save_shifts,
+        "svdiff",
+        "personalize.adapters.spectral.merge_shifts(pipeline, folder)",
+        merge_shifts,
     ),
     "merged": Format(save_whole, "pipeline", "DiffusionPipeline.from_pretrained(folder)", None),
 }

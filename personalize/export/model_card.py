@@ -61,6 +61,9 @@ weights = "pytorch_custom_diffusion_weights.safetensors"
 pipeline.unet.load_attn_procs("custom_diffusion", weight_name=weights, _pipeline=pipeline)
 """
     + WORDS.format(folder="custom_diffusion"),
+    "svdiff": "from pathlib import Path\nfrom personalize.adapters.spectral import merge_shifts\n\n"
+    + BASE
+    + 'merge_shifts(pipeline, Path("svdiff"))',
     "token": READ + BASE + WORDS.format(folder="token"),
 }
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from personalize.adapters.spectral import read_shifts
 from personalize.adapters.words import add_words, set_rows
 from personalize.config.kinds import TRAINING_KINDS, new_words
 from personalize.pipeline.model import Model
@@ -140,7 +141,13 @@ def put_weights(model: Model, part: str, weights: dict[str, Tensor], where: str)
         own[name].copy_(value)
 
 
+def read_svdiff(model: Model, folder: Path, config: dict) -> str:
+    read_shifts(model.parts, folder)
+    return "svdiff"
+
+
 READERS = {
+    "svdiff": read_svdiff,
     "lora": read_lora,
     "peft": read_peft,
     "custom_diffusion": read_custom_diffusion,

@@ -21,6 +21,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
+from personalize.adapters.spectral import merge_spectral_, shifts_of
 from personalize.export.model_card import public_name
 from personalize.export.read import READERS
 from personalize.pipeline.load import load
@@ -35,7 +36,7 @@ def save_pipeline(model: Model, folder: str | Path) -> None:
 
     Raises ValueError while it carries adapters: `save_merged` is meant then.
     """
-    if any(getattr(part, "peft_config", None) for part in model.parts.values()):
+    if any(carries_adapters(part) for part in model.parts.values()):
         raise ValueError(
             "save_pipeline of a model with adapters: use save_merged, save_lora or save_peft"
         )
@@ -97,8 +98,12 @@ def adapter_state(part: nn.Module) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(part, save_embedding_layers=False)
 
 
+def carries_adapters(part: nn.Module) -> bool:
+    return bool(getattr(part, "peft_config", None) or shifts_of(part))
+
+
 def _adapted(model: Model) -> dict[str, nn.Module]:
-    adapted = {n: p for n, p in model.parts.items() if getattr(p, "peft_config", None)}
+    adapted = {n: p for n, p in model.parts.items() if carries_adapters(p)}
     if not adapted:
         raise ValueError("the model has no adapters; use save_pipeline")
     return adapted
@@ -107,6 +112,8 @@ def _adapted(model: Model) -> dict[str, nn.Module]:
 @torch.no_grad()
 def _merged(part: nn.Module) -> nn.Module:
     part = copy.deepcopy(part).cpu()
+    if shifts_of(part):
+        return merge_spectral_(part)
     for layer in part.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.merge()

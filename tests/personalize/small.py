@@ -40,6 +40,7 @@ MORE_KINDS = {
     "lokr": {"train": "lokr", "learning_rate": 1e-2},
     "oft": {"train": "oft", "learning_rate": 1e-2},
     "boft": {"train": "boft", "learning_rate": 1e-2},
+    "svdiff": {"train": "svdiff", "learning_rate": 1e-2},
     "custom_diffusion": {"train": "custom_diffusion", "learning_rate": 1e-3, **NEW},
     "token": {"train": "token", "learning_rate": 1e-1, **NEW},
 }

@@ -254,7 +254,7 @@ def test_anchor_starts_at_zero_and_counts_the_effective_change(model, rng, train
     torch.testing.assert_close(anchor.squared_distance().double(), expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("train", ADAPTERS)
+@pytest.mark.parametrize("train", [*ADAPTERS, "svdiff"])
 def test_gradient_of_every_adapter_equals_autograds(model, rng, train):
     """Through the dense delta W of PEFT's real layers, in float32."""
     theta = trained(model, rng, train)
@@ -311,9 +311,9 @@ def test_full_training_keeps_one_anchor_in_the_dtype_asked_for(model, dtype):
     assert distance == 0 if dtype == torch.float32 else 0 < distance <= norm * 2**-18
 
 
-@pytest.mark.parametrize("train", ["full", *ADAPTERS])
+@pytest.mark.parametrize("train", ["full", *ADAPTERS, "svdiff"])
 def test_blocks_add_up_to_the_total(model, rng, train):
-    theta = choose(model, train, train_text_encoder=True, rank=3, lora_alpha=7)
+    theta = choose(model, train, train_text_encoder=True)
     star = copy_of(plain_parameters(theta), device="cpu")
     assert set(effective_delta_theta(model, theta, star).values()) == {0.0}
     with torch.no_grad():
