@@ -92,7 +92,7 @@ class CompareConfig(ComparePlan):
 
     Noise and budget are the same for every objective.
 
-    $ personalize compare               the mini model: 3 subjects x 3 seeds x 5 objectives
+    $ personalize compare               the mini model: 6 subjects x 3 seeds x 5 objectives
     $ personalize compare --quick       1 subject, 1 seed, fewer pictures
     $ personalize compare --pretrained_model_name_or_path sd15/
         --subjects photos/rex:dog photos/tea:teapot --preset paper_sd15_lora
