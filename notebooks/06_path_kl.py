@@ -102,8 +102,8 @@ assert len(above) == 2
 # %% [markdown]
 # **Claim** (Theorem 6.2). For the ancestral law, which the theorem is about, the bound holds. In the
 # plane that law's density can be followed step by step on a grid, so both sides are computed to a
-# few 1e-4 nats. Most of the bound is used: the whole chain forgets some of the difference, the last
-# 12 steps from a point almost nothing. The cell checks one run and two classes;
+# few 1e-3 nats. Most of the bound is used: the whole chain forgets some of the difference, the last
+# 12 steps from a point a few percent. The cell checks one run and two classes;
 # `toy2d verify --only path_bound` checks more.
 
 # %%
@@ -117,7 +117,7 @@ for row in rows:
     used = f"{row.lhs / row.rhs:.3f} of the bound"
     print(f"{row.condition}: {row.lhs:.4f} <= {row.rhs:.4f} nats, {used}")
 assert all(row.holds for row in rows)
-assert all(row.lhs > 0.5 * row.rhs for row in rows) and rows[-1].lhs > 0.95 * rows[-1].rhs
+assert all(row.lhs > 0.5 * row.rhs for row in rows) and rows[-1].lhs > 0.9 * rows[-1].rhs
 
 # %% [markdown]
 # ## The chain of quantities
