@@ -17,7 +17,7 @@ from personalize.config.presets import PRESETS
 from personalize.config.train_config import TrainConfig
 from toy2d.runs.files import UserError
 
-NAME = "run.toml"  # in a run folder
+SETTINGS = "run.toml"  # in a run folder
 
 
 def split_file(arguments: Sequence[str]) -> tuple[list[str], Path | None]:

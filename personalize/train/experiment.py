@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from personalize.adapters.trainable import choose_as, trainable
 from personalize.config.rules import refuse_for_model, resolve
+from personalize.config.toml import SETTINGS, as_toml
 from personalize.config.train_config import TrainConfig
 from personalize.data.photos import Scan, hash_of
 from personalize.data.subjects import scan_subjects
@@ -46,7 +47,7 @@ from personalize.train.measurements import Measurements, Observer, OnRow
 from personalize.train.setup import Clock, make_accelerator, make_state, peak_memory, with_steps
 from personalize.train.state import State, read_checkpoint
 from toy2d.core.drift import Params
-from toy2d.runs.files import UserError, write_json
+from toy2d.runs.files import UserError, write_atomic, write_json
 from toy2d.runs.folder import RunFolder, environment
 
 # flags that do not change the numbers of a run
@@ -66,6 +67,7 @@ def run(
     is not there. `on_row` is called with each row of history.csv before it is written.
     Raises UserError, RunFailure or Stopped, one line each.
     """
+    given = as_toml(config)
     command, begun = config.command(), processes_at_start(config.output_dir)
     config, pictures = read(config, begun)
     folder = RunFolder(config.output_dir, recorded(config), "--output_dir")
@@ -76,6 +78,8 @@ def run(
         if folder.status == "done":
             say(f"{folder.path} is done already")
         else:
+            if accelerator.is_main_process:
+                write_atomic(folder.path / SETTINGS, given)
             experiment = Experiment(config, pictures, folder, accelerator, say, chains, on_row)
             try:
                 experiment.run(command)
@@ -89,7 +93,7 @@ def run(
 def forget_refused(path: Path) -> None:
     """A run that was refused before its first row leaves the folder free for another command."""
     if not (path / "history.csv").exists():
-        for name in ("config.json", "env.json"):
+        for name in ("config.json", "env.json", SETTINGS):
             (path / name).unlink(missing_ok=True)
         for name in ("cache", "figures"):
             shutil.rmtree(path / name, ignore_errors=True)
