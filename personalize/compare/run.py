@@ -29,10 +29,11 @@ from personalize.config.compare_config import CompareConfig
 from personalize.data.photos import scan
 from personalize.mini.shipped import is_mini
 from personalize.train.experiment import PACKAGES
+from toy2d.runs.cli import to_stderr
 from toy2d.runs.files import RunFailure, UserError, read_csv, write_csv, write_json
 from toy2d.runs.folder import RunFolder, environment
 
-NOT_OF_THE_NUMBERS = ("engine", "workers", "quick", "tune", "keep_weights")
+NOT_OF_THE_NUMBERS = ("engine", "workers", "quick", "tune", "keep_weights", "json")
 
 
 def run(config: CompareConfig, say: Callable[[str], None] = print) -> Path:
@@ -155,7 +156,10 @@ def history(job: Job) -> list[dict]:
 
 def compare(config: CompareConfig) -> None:
     """`personalize compare`: the comparison, then its tables."""
-    show(run(config))
+    if config.json:
+        print((run(config, to_stderr) / "metrics.json").read_text())
+    else:
+        show(run(config))
 
 
 def show(path: Path) -> None:

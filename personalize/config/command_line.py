@@ -23,7 +23,7 @@ from personalize.config.compare_config import (
     mini_compare,
 )
 from personalize.config.flags import completed as completed_train
-from personalize.config.flags import explain_foreign_flags, split_negations
+from personalize.config.flags import explain_foreign_flags, split_switches
 from personalize.config.rules import refuse_missing_folders, resolve
 from personalize.config.toml import read_settings, split_file
 from personalize.config.topics import TOPICS
@@ -41,6 +41,7 @@ $ personalize generate runs/bear --prompt "a photo of sks bear" "a photo of a be
 
 Exit codes: 0 done, 1 the machine refused (disk, memory, a number that is not finite),
 2 the command was wrong, 130 interrupted (Ctrl-C), 143 ended by SIGTERM."""
+NOTHING: Mapping[str, Any] = {}
 GROUPED = {TrainConfig: TOPICS, CompareConfig: (ComparePlan, *TOPICS)}
 DEFAULTS = {CompareConfig: mini_compare}
 
@@ -57,18 +58,19 @@ def parse(commands: Mapping[str, type], arguments: Sequence[str]) -> tuple[str, 
     if name not in commands:
         raise UserError(f"{name!r} is no command{nearest(name, commands)}; see {PROGRAM} --help")
     kind, rest = commands[name], arguments[1:]
-    settings, off = {}, set()
-    if kind in GROUPED:
-        rest, off = split_negations(rest)
+    settings = {}
     if kind is TrainConfig:
         rest, file = split_file(rest)
         settings = read_settings(file, kind) if file else {}
-    given = refuse_unknown(name, kind, rest) | off
-    config = _parsed(name, kind, rest, {k: v for k, v in settings.items() if k not in off})
+    if kind in GROUPED:
+        rest, switches = split_switches(rest)
+        settings |= switches
+    given = refuse_unknown(name, kind, rest) | set(settings)
+    config = _parsed(name, kind, rest, settings)
     if kind is CompareConfig:
         config = completed(config, given)
     if kind is TrainConfig:
-        config, more = completed_train(config, given | set(settings))
+        config, more = completed_train(config, given)
         notes += more
     return name, config, notes
 
@@ -126,12 +128,11 @@ def nearest(word: str, known: Iterable[str], dashes: str = "") -> str:
 # ---- tyro
 def _parsed(name: str, kind: type, arguments: Sequence[str], settings: Mapping[str, Any]):
     parts = GROUPED.get(kind)
-    shape = _by_topic(kind, parts, settings) if parts else kind
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             found = tyro.cli(
-                shape,
+                shape_of(kind, settings),
                 prog=f"{PROGRAM} {name}",
                 description=inspect.cleandoc(kind.__doc__),
                 args=arguments,
@@ -153,8 +154,13 @@ def _parsed(name: str, kind: type, arguments: Sequence[str], settings: Mapping[s
     return CompareConfig(each=TrainConfig(**{k: v for t in topics for k, v in t.items()}), **plan)
 
 
-def _by_topic(kind: type, parts: Sequence[type], settings: Mapping[str, Any]) -> type:
-    """A dataclass with one nested dataclass for each topic: tyro prints a box of help for each."""
+def shape_of(kind: type, settings: Mapping[str, Any] = NOTHING) -> type:
+    """What tyro parses: the command's dataclass, or one with a nested dataclass for each topic, so
+    that tyro prints a box of help for each.
+    """
+    parts = GROUPED.get(kind)
+    if not parts:
+        return kind
     default = _defaults(kind) | settings
     shown = []
     for part in parts:

@@ -189,7 +189,7 @@ class Bench(Command):
     model: str | None = None  # pipeline folder or hub id; default: a random one of --width
     # of the random model's first level; 320 is SD-1.5 (with --memory also SDXL, SD-3)
     width: int = 32
-    resolution: int = 256  # pixels
+    resolution: int = 256  # side of the pictures, in pixels
     batch_size: int = 1  # pictures of a minibatch
     steps: int = 6  # timed for each objective, in three rounds after one that is not timed
     kinds: tuple[Literal["full", "lora"], ...] = ("full", "lora")  # kinds of training

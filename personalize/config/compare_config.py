@@ -84,6 +84,7 @@ class ComparePlan:
     engine: str = "local"  # local, dask:ADDRESS, ray:ADDRESS or slurm[:PARTITION]
     workers: int | None = None  # runs at a time; default: 1 with a GPU, else one for each core
     threads: int = 1  # torch threads of a run; another number may round differently
+    json: bool = False  # print the numbers as JSON, for scripts; messages go to stderr
 
 
 @dataclass(frozen=True, kw_only=True)

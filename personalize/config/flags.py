@@ -77,12 +77,22 @@ def _shown(value: Any) -> str:
     return " | ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def split_negations(arguments: list[str]) -> tuple[list[str], set[str]]:
-    """(arguments without --no-FLAG, those FLAGs): how a preset's switch is turned off."""
+def split_switches(arguments: list[str]) -> tuple[list[str], dict[str, bool]]:
+    """(arguments without --FLAG and --no-FLAG of switches of `train`, what they say).
+
+    So a switch that a preset or a file has turned on can be turned off, and the reverse.
+    """
     switches = {f.name for f in fields(TrainConfig) if f.default is False}
-    negated = {a: a[5:].replace("-", "_") for a in arguments if a.startswith(("--no-", "--no_"))}
-    off = {a: name for a, name in negated.items() if name in switches}
-    return [a for a in arguments if a not in off], set(off.values())
+    rest, said = [], {}
+    for word in arguments:
+        name = word[2:].replace("-", "_") if word.startswith("--") else ""
+        if name in switches:
+            said[name] = True
+        elif name.startswith("no_") and name[3:] in switches:
+            said[name[3:]] = False
+        else:
+            rest.append(word)
+    return rest, said
 
 
 # ---- flags of diffusers' scripts that do not exist here

@@ -134,9 +134,8 @@ class ClassImages:
 
     num_class_images: int = 100  # make pictures until there are this many
     sample_batch_size: int = 4  # pictures made at once (class images, validation, measuring)
-    class_sampler: Literal["dpmsolver++", "unipc", "ddim", "euler", "pndm"] = (
-        "dpmsolver++"  # the sampler that makes them
-    )
+    # the sampler that makes them
+    class_sampler: Literal["dpmsolver++", "unipc", "ddim", "euler", "pndm"] = "dpmsolver++"
     class_steps: int = 20  # steps of that sampler
     class_guidance: float = 7.5  # classifier-free guidance; 1: none
     class_keep: Literal["png", "latents"] = "png"  # latents are smaller, but cannot be looked at

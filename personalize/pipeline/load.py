@@ -66,7 +66,19 @@ def load(
     for part, module in model.parts.items():
         if any(p.is_meta for p in module.parameters()):
             raise UserError(f"{name}/{part} lacks some of its weights; download the model again")
+        if broken := not_finite(module):
+            raise UserError(
+                f"{name}/{part} holds weights that are not finite numbers ({broken}); "
+                "download the model again, or choose another base model"
+            )
     return model
+
+
+@torch.no_grad()
+def not_finite(module: nn.Module) -> str | None:
+    """The first weight that holds NaN or infinity: its sum does too. One reading of all weights."""
+    weights = ((n, p) for n, p in module.named_parameters() if p.is_floating_point())
+    return next((n for n, p in weights if not p.sum(dtype=torch.float32).isfinite()), None)
 
 
 def _text_encoders(name, family, config, without_t5) -> list[str]:

@@ -149,6 +149,11 @@ def _end(prog: str, reason: Any, code: int) -> int:
     return code
 
 
+def to_stderr(text: str) -> None:
+    """What a command says while --json keeps stdout for the result."""
+    print(text, file=sys.stderr)
+
+
 def with_open_streams() -> None:
     """Stand in for streams that were closed before we began (`>&-`): what is said then goes
     nowhere.

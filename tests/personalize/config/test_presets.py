@@ -7,7 +7,7 @@ from small import trained, workshop
 
 from personalize.__main__ import main
 from personalize.config.command_line import refuse_unknown
-from personalize.config.flags import preset, split_negations
+from personalize.config.flags import preset, split_switches
 from personalize.config.presets import PRESETS
 from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
@@ -120,8 +120,8 @@ def test_the_command_line_of_a_preset_gives_the_same_configuration(monkeypatch, 
 
 def test_names_and_aliases_of_flags():
     words = ["--l2_weight", "3", "--no-pad", "--lr-warmup-steps=5", "-x"]
-    kept, off = split_negations(words)
-    assert (kept, off) == ([w for w in words if w != "--no-pad"], {"pad"})
+    kept, said = split_switches(words)
+    assert (kept, said) == ([w for w in words if w != "--no-pad"], {"pad": False})
     assert refuse_unknown("train", TrainConfig, kept) == {"l2_reg_weight", "lr_warmup_steps"}
 
 
