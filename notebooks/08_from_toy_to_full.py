@@ -38,7 +38,7 @@ import torch
 import personalize.train.loop
 import toy2d.core.objectives
 from personalize.pipeline.load import load
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 
 assert personalize.train.loop.Objective is toy2d.core.objectives.Objective  # not a copy
 

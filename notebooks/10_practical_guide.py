@@ -51,7 +51,7 @@ from pathlib import Path
 
 from personalize.adapters.trainable import choose
 from personalize.pipeline.load import load
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 
 scratch = Path(tempfile.mkdtemp(prefix="driftlab-"))  # what this notebook makes
 tiny("sd15", folder=scratch / "tiny")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from toy2d.config import PRESETS, Sweep, ToyConfig, course
-from toy2d.runs.cli import guard, parse
+from toy2d.runs.cli import guard, parse, to_stderr
 from toy2d.runs.spec import OBJECTIVE_WORDS
 
 DESCRIPTION = """A 2D world in which the drift of a personalized diffusion model can be computed.
@@ -162,6 +162,7 @@ def verify_command(
     only: str | None = None,
     seeds: tuple[int, ...] = (),
     power: bool = False,
+    json: bool = False,
 ) -> None:
     """Measure both sides of every statement of the theory on a finished run; a few minutes.
 
@@ -175,16 +176,21 @@ def verify_command(
         only: one label, e.g. path_bound; writes partial.json instead
         seeds: some of the run's seeds; the first three by default
         power: also say which wrong constants the rows of each statement catch; writes power.json
+        json: print the rows as JSON, for scripts; messages go to stderr
     """
     from toy2d.verify.power import show_power
     from toy2d.verify.table import refuse_bugs, show
     from toy2d.verify.verify import verify
 
-    folder, rows, records = verify(name, out, only, seeds, with_power=power)
-    show(rows)
-    if records:
-        show_power(records)
-    print(f"every row: {folder}")
+    say = to_stderr if json else print
+    folder, rows, records = verify(name, out, only, seeds, say, with_power=power)
+    if json:
+        print((folder / ("partial.json" if only or seeds else "verify.json")).read_text())
+    else:
+        show(rows)
+        if records:
+            show_power(records)
+        print(f"every row: {folder}")
     refuse_bugs(rows, f" --name {name} --out {out}")
 
 

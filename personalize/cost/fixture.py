@@ -22,7 +22,7 @@ from personalize.drift.fisher import effective_weights
 from personalize.pipeline.families import SD15
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.pipeline.scaled import random_pipeline
+from personalize.pipeline.random_pipeline import random_pipeline
 from personalize.train.assembly import base_outputs, make_loop, make_predictors, make_streams
 from personalize.train.from_base import DTYPES, make_anchors
 from personalize.train.loop import TrainingLoop

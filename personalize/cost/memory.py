@@ -22,7 +22,7 @@ from personalize.config.flags import preset
 from personalize.config.presets import PRESETS
 from personalize.config.train_config import TrainConfig
 from personalize.cost.fixture import save_photograph
-from personalize.pipeline.scaled import random_pipeline
+from personalize.pipeline.random_pipeline import random_pipeline
 from toy2d.runs.files import read_csv
 
 STEPS = 4

@@ -4,8 +4,10 @@ Content decides what a file is, never its extension. Orientation is applied, tra
 white, 16 bits are scaled. Embedded colour profiles are not applied. Nothing here needs a model.
 """
 
+import functools
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +27,10 @@ PICTURE_SUFFIXES = {
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif", ".jxl"),
 }
+HEIC = re.compile(rb"....ftyp(heic|heix|heim|heis|hevc|mif1|msf1)", re.DOTALL)  # how one begins
+# CLIP's own splitting of text; each piece is one token or more
+PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_")
+CLIP_READS = 75  # of CLIP's 77 tokens, without its marks of start and end
 MAX_PIXELS = 128_000_000  # a phone's 108 megapixels pass, a picture bomb does not
 MAX_CAPTION_BYTES = 4096
 ORIENTATION = 0x0112  # the EXIF tag
@@ -73,6 +79,13 @@ class Scan:
         does.
         """
         return hash_of(self.records)
+
+    def as_dict(self) -> dict:
+        """The same as the table, for scripts."""
+        shown = ("width", "height", "format", "mode", "caption", "notes")
+        pictures = [{"file": r.path.name} | {k: getattr(r, k) for k in shown} for r in self.records]
+        problems = [{"file": name, "why": why} for name, why in self.problems]
+        return {"pictures": pictures, "problems": problems, "skipped": self.skipped}
 
     def table(self) -> Table:
         """Every picture and every problem, for people."""
@@ -148,7 +161,10 @@ def print_scan(found: Scan) -> None:
 def check(command: Check) -> None:
     """`personalize check`. Raises UserError if a picture cannot be used."""
     found = scan(command.folder, command.resolution, not command.ignore_captions)
-    print_scan(found)
+    if command.json:
+        print(json.dumps(found.as_dict(), indent=1))
+    else:
+        print_scan(found)
     if found.problems:
         raise UserError(f"{command.folder}: {len(found.problems)} problem(s), listed above")
 
@@ -179,6 +195,7 @@ def _read_record(path: Path, resolution: int | None, captions: bool) -> Record |
         rgb, notes = _to_rgb(image)
         notes += _size_notes(*rgb.size, resolution)
         caption = _caption(path) if captions else None
+        notes += _caption_notes(caption)
         digest = file_digest(path)["sha256"]
         return Record(path, *rgb.size, image.format, image.mode, digest, caption, tuple(notes))
 
@@ -229,14 +246,42 @@ def _caption(path: Path) -> str | None:
     return text
 
 
+def _caption_notes(caption: str | None) -> list[str]:
+    """Said where a caption is certainly longer than CLIP reads; `train` says it to the token."""
+    pieces = len(PIECES.findall((caption or "").lower()))
+    if pieces <= CLIP_READS:
+        return []
+    return [f"caption of at least {pieces} tokens: CLIP reads {CLIP_READS}, its end is lost"]
+
+
 # ---- a picture
+NO_HEIC = (
+    "is a HEIC photo: pip install pillow-heif, or convert it "
+    "(on a Mac: sips -s format jpeg NAME.heic --out NAME.jpg; elsewhere: heif-convert)"
+)
+
+
+@functools.cache
+def _more_formats() -> tuple[str, ...]:
+    """HEIF, where pillow-heif is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return ()
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
 def _open(path: Path) -> Image.Image:
     """Opened but not decoded. Raises Unusable for a header that is not to be trusted."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is below
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(path, formats=(*FORMATS, *_more_formats()))
     except Image.UnidentifiedImageError:
+        with open(path, "rb") as f:
+            if HEIC.match(f.read(12)):
+                raise Unusable(NO_HEIC) from None
         raise
     except (Image.DecompressionBombError, ValueError, SyntaxError, EOFError) as e:
         raise Unusable(f"cannot be opened ({e}); take it away") from e

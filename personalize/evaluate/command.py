@@ -26,6 +26,7 @@ from personalize.pipeline.model import Model
 from personalize.sample.gallery import Sampling
 from personalize.sample.sampler import image_seed
 from personalize.train.from_base import DTYPES
+from toy2d.runs.cli import to_stderr
 from toy2d.runs.files import RunFailure, UserError, write_json
 
 LIST = "prompts_and_classes.txt"  # what marks the root of the benchmark
@@ -35,17 +36,23 @@ def evaluate(command: Evaluate, say: Callable[[str], None] = print) -> Path:
     """Returns the path of evaluation.json, or of benchmark.json for the benchmark's root."""
     if problems := command.problems():
         raise UserError("; ".join(problems))
+    say = to_stderr if command.json else say
     device = "cuda" if torch.cuda.is_available() else "cpu"
     judges = cache(lambda mini: evaluators_of(mini, command.clip, command.dino, device))
     if (Path(command.reference) / LIST).is_file():
-        return benchmark(command, judges, say)
-    folder = Path(command.out) if command.out else default_folder(command.model)
-    found = one(command, command.model, Path(command.reference), folder, judges, say)
-    Console().print(table(found))
-    for note in found.about["left_out"]:
-        say(f"note: {note}")
-    say(f"written: {folder / 'evaluation.json'}")
-    return folder / "evaluation.json"
+        file = benchmark(command, judges, say)
+    else:
+        folder = Path(command.out) if command.out else default_folder(command.model)
+        found = one(command, command.model, Path(command.reference), folder, judges, say)
+        file = folder / "evaluation.json"
+        if not command.json:
+            Console().print(table(found))
+        for note in found.about["left_out"]:
+            say(f"note: {note}")
+        say(f"written: {file}")
+    if command.json:
+        print(file.read_text())
+    return file
 
 
 Judges = Callable[[bool], Evaluators]  # is it the mini? -> who judges it, loaded once

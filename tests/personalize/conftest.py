@@ -14,7 +14,7 @@ from photographs import photo
 from personalize.pipeline.families import SD15
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()

@@ -15,7 +15,7 @@ from transformers import (
     ViTModel,
 )
 
-from personalize.pipeline.tiny import WORDS, word_tokenizer
+from personalize.pipeline.tokenizer import WORDS, word_tokenizer
 
 SIZE = {"height": 32, "width": 32}
 BODY = {

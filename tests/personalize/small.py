@@ -18,7 +18,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.export.formats import FORMATS
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from personalize.train import experiment
 from toy2d.runs.files import read_csv
 from toy2d.runs.folder import RunFolder, load_tensors

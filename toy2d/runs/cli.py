@@ -72,7 +72,8 @@ def one_line(box: str, help_command: str = "--help") -> str:
     kept = [k for k in kept if not k.startswith("For full")]
     if kept and kept[0].startswith("Missing from"):
         missing = [b.split()[0] for b in body if b.startswith("--")]
-        return f"{' and '.join(missing)} is missing; see {help_command}"
+        verb = "are" if len(missing) > 1 else "is"
+        return f"{' and '.join(missing)} {verb} missing; see {help_command}"
     said = " ".join(kept)
     return f"{said if title in kept[0] else f'{title}: {said}'}; see {help_command}"
 

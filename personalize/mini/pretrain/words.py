@@ -7,7 +7,7 @@ Every word of the world's captions and of the benchmarks' prompts is one token. 
 from transformers import CLIPTokenizer
 
 from personalize.mini.pretrain.world import captions_all
-from personalize.pipeline.tiny import WORDS, word_tokenizer
+from personalize.pipeline.tokenizer import WORDS, word_tokenizer
 
 LENGTH = 24  # tokens of a prompt, start and end included
 RARE = "sks zwx xxy ohwx mnk vqd"  # never trained: identifiers for subjects

@@ -14,7 +14,7 @@ from personalize.config.effects import RULES
 from personalize.config.flags import explain_foreign_flags
 from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from toy2d.runs.files import UserError
 
 torch.set_num_threads(1)

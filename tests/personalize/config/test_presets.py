@@ -11,7 +11,7 @@ from personalize.config.flags import preset, split_switches
 from personalize.config.presets import PRESETS
 from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from personalize.train.experiment import run
 from toy2d.runs.files import UserError, read_csv
 

@@ -22,7 +22,7 @@ from personalize.export.formats import CROSS_ATTENTION, KOHYA, checked, leave, s
 from personalize.export.model_card import model_card
 from personalize.export.write import load_run
 from personalize.pipeline.load import load
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from toy2d.runs.files import RunFailure, UserError, write_json
 
 WORDS = (Word("<new1>", "dog"), Word("<new2>", "cat", 3))

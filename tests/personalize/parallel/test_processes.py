@@ -21,7 +21,7 @@ import personalize
 from personalize.config.train_config import TrainConfig
 from personalize.parallel.processes import keep_step, processes_here
 from personalize.parallel.sharding import refuse_what_is_not_sharded
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from personalize.train import setup as engine
 from personalize.train.experiment import run
 from personalize.train.streams import StoredAnswers, Streams

@@ -30,7 +30,7 @@ from personalize.export.write import load_run, save_lora, save_merged, save_pipe
 from personalize.pipeline.families import SD3, SDXL, from_diffusers, from_flow_matching
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from personalize.sample.sampler import FLOW_SAMPLERS, generate, make_sampler
 from personalize.train.experiment import run
 from personalize.train.streams import Streams

@@ -17,7 +17,8 @@ from personalize.adapters.trainable import choose
 from personalize.pipeline.families import SD15, from_diffusers
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.pipeline.tiny import WORDS, tiny
+from personalize.pipeline.random_pipeline import tiny
+from personalize.pipeline.tokenizer import WORDS
 from toy2d.runs.files import UserError
 
 PROMPTS = ["a photo of sks dog", "a cat on the beach"]

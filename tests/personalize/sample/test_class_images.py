@@ -11,7 +11,7 @@ from personalize.adapters.trainable import choose
 from personalize.pipeline.families import SD15
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from personalize.sample import class_images as classimages
 from personalize.sample import store
 from personalize.sample.class_images import make_class_images

@@ -10,7 +10,7 @@ from personalize.adapters.trainable import choose
 from personalize.data.latents import PromptCache
 from personalize.pipeline.families import SD15
 from personalize.pipeline.model import Model
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from personalize.sample.sampler import (
     SAMPLERS,
     batches,

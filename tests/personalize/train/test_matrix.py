@@ -22,7 +22,7 @@ from personalize.config.kinds import TRAINING_KINDS
 from personalize.export.formats import FORMATS, checked, formats_for, save_as
 from personalize.export.write import load_run
 from personalize.pipeline.families import FAMILIES
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from personalize.train.experiment import run
 from toy2d.runs.files import UserError, read_csv
 

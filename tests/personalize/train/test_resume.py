@@ -28,7 +28,7 @@ from small import (
     workshop,
 )
 
-from personalize.pipeline.tiny import tiny
+from personalize.pipeline.random_pipeline import tiny
 from personalize.train.state import State
 from toy2d.runs.files import UserError
 from toy2d.runs.folder import RunFolder

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from toy2d.runs import folder as runfolder
 from toy2d.runs.files import (
@@ -285,3 +286,14 @@ def test_tensors_that_share_memory_are_saved_each_on_its_own(tmp_path):
     save_tensors(tmp_path / "t.safetensors", tensors)
     loaded = load_tensors(tmp_path / "t.safetensors")
     assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+
+
+def test_equal_tensors_and_metadata_are_equal_bytes(tmp_path):
+    """safetensors writes metadata in an order that changes from call to call; ours is sorted."""
+    metadata = {f"key{i}": "\u00e9" * i for i in range(6)}
+    for i in range(8):
+        save_tensors(tmp_path / str(i), {"x": torch.arange(5.0)}, metadata)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(8)}) == 1
+    with safe_open(tmp_path / "0", "pt") as f:
+        assert f.metadata() == metadata
+        assert torch.equal(f.get_tensor("x"), torch.arange(5.0))
