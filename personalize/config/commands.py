@@ -97,7 +97,8 @@ class Evaluate(Command):
     $ personalize evaluate --model runs/rex --reference photos/ --prompts dreambooth
     $ personalize evaluate --model runs/bench --reference dreambooth/
 
-    Scores: DINO, CLIP, PRES, DIV, memorization; drift: pictures and path KL. The second form scores all subjects of the DreamBooth benchmark that have a run in runs/bench.
+    Scores: DINO, CLIP, PRES, DIV, memorization; drift: of pictures, and path KL. The second form
+    scores all subjects of the DreamBooth benchmark that have a run in runs/bench.
     """
 
     model: str  # run folder, pipeline folder, hub id or mini; for the benchmark a folder of runs

@@ -113,7 +113,7 @@ NOT_HERE = {
     "local_rank": "the launcher says it (accelerate launch, personalize/configs)",
     "tokenizer_max_length": "the tokenizer's own length is used",
     "max_sequence_length": "the pipeline's own length is used (T5 reads 256 tokens)",
-    "pretrained_vae_model_name_or_path": "the VAE computes in float32, so none safe in fp16 is needed",
+    "pretrained_vae_model_name_or_path": "the VAE computes in float32: none safe in fp16 is needed",
     "do_edm_style_training": "only schedulers with a table of betas, or flow matching",
     "lora_layers": "use --lora_target_modules",
     "text_encoder_use_attention_mask": "SD-1.x and 2.x use none",

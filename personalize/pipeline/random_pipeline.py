@@ -1,11 +1,11 @@
 """Pipelines with random weights: the real classes of SD-1.5, SDXL and SD-3, nothing to download.
 
     tiny(kind)                      a million weights, 64 px: the whole code runs on it in seconds
-    random_pipeline(kind, width)    the published architecture, every width scaled: what a step costs
+    random_pipeline(kind, width)    the published architecture at any width: what a step costs
 
-At width 320 the networks are exactly those of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0 and
-stable-diffusion-3-medium (their config.json files). Heads and layers stay as many, so a smaller one
-has the same shape of cost. The tokenizers know a few hundred words (tokenizer.py).
+At width 320 the networks are exactly those of stable-diffusion-v1-5, stable-diffusion-xl-base-1.0
+and stable-diffusion-3-medium (their config.json files). Heads and layers stay as many, so a smaller
+one has the same shape of cost. The tokenizers know a few hundred words (tokenizer.py).
 """
 
 from pathlib import Path
