@@ -5,23 +5,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toy2d.figures.style import plt, style
+from toy2d.figures.style import STYLES, plt, style
 from toy2d.runs.frontier import HEADLINE, SHARES, Trajectory, contrasts
-
-FLOOR = 1e-3  # nats: lower drifts are drawn here, so that a line may start at step 0
 
 
 def mean_path(same: Sequence[Trajectory]) -> np.ndarray:
     """(steps, 2): mean learnt and geometric mean drift at the steps that every run measured.
 
-    So a run that diverged early shortens the line of its weight.
+    So a run that diverged early shortens the line of its weight. Step 0, which has no drift, is
+    left out: the axis is logarithmic.
     """
-    steps = sorted(set.intersection(*(set(t.step) for t in same)))
+    steps = sorted(set.intersection(*(set(t.step) for t in same))) if same else []
     points = []
     for step in steps:
-        at = [(t.learnt[i], t.drift[i]) for t in same if (i := list(t.step).index(step)) >= 0]
+        rows = [list(t.step).index(step) for t in same]
+        at = [(t.learnt[i], t.drift[i]) for t, i in zip(same, rows, strict=True)]
         learnt, drift = np.array(at).T
-        points.append((learnt.mean(), math.exp(np.log(np.maximum(drift, FLOOR)).mean())))
+        if (drift > 0).all():
+            points.append((learnt.mean(), math.exp(np.log(drift).mean())))
     return np.array(points).reshape(-1, 2)
 
 
@@ -45,8 +46,8 @@ def frontier_panel(
     chosen = {"standard"} | {
         name for at in contrasts(trajectories).values() for name in at[HEADLINE].weights
     }
-    labelled, lowest = set(), math.inf
-    for run, same in runs.items():
+    labelled = set()
+    for run, same in sorted(runs.items(), key=lambda item: rank(item[1][0].objective)):
         objective, path = same[0].objective, mean_path(same)
         bold = run in chosen
         look = style(objective) | {"linewidth": 1.8 if bold else 0.8, "alpha": 1 if bold else 0.35}
@@ -54,17 +55,18 @@ def frontier_panel(
         label = None if objective in labelled else objective
         labelled.add(objective)
         ax.plot(path[:, 0], path[:, 1], label=label, **look)
-        seen = path[path[:, 1] > FLOOR, 1]
-        lowest = min([lowest, *seen])
-    if "standard" in runs:
-        peak = mean_path(runs["standard"])[:, 0].max()
+    if len(path := mean_path(runs.get("standard", []))):
+        peak = path[:, 0].max()
         for share in SHARES:
             ax.axvline(share * peak, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
-        ax.set_xlim(left=-0.12 * abs(peak))  # further left nothing has been learnt
-    ax.set_yscale("log")
-    if math.isfinite(lowest):
-        ax.set_ylim(bottom=0.6 * lowest)
-    ax.set(xlabel=x, ylabel=y)
+        ax.set_xlim(left=0)  # further left nothing has been learnt
+    ax.set(xlabel=x, ylabel=y, yscale="log")
+
+
+def rank(objective: str) -> int:
+    """Objectives in the order of the legend."""
+    names = list(STYLES)
+    return names.index(objective) if objective in names else len(names)
 
 
 LABELS = {  # scale -> axis labels
