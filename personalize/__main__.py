@@ -17,6 +17,7 @@ from personalize.config.commands import (
     Presets,
     Pretrain,
     Report,
+    Validate,
 )
 from personalize.config.compare_config import CompareConfig
 from personalize.config.train_config import TrainConfig
@@ -33,11 +34,12 @@ COMMANDS = {
     "export": (Export, "personalize.export.command:export_run"),
     "compare": (CompareConfig, "personalize.compare.run:compare"),
     "report": (Report, "personalize.report.write:report"),
+    "validate": (Validate, "personalize.compare.validation:validate"),
     "pretrain": (Pretrain, "personalize.mini.pretrain.command:pretrain"),
     "bench": (Bench, "personalize.cost.speed:bench"),
 }
 DRY_RUN = "personalize.cost.dry_run:dry_run"
-LIGHT = ("presets", "check", "report")  # these open no model
+LIGHT = ("presets", "check", "report", "validate")  # these open no model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

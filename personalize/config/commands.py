@@ -224,6 +224,18 @@ def too_wide(c: Bench) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Validate(Command):
+    """Ask which measure of learning agrees with the pictures: rank correlations over all runs.
+
+    $ personalize validate --full runs/personalize/compare
+
+    Needs a comparison with held-out pictures; writes validation.json beside its metrics.
+    """
+
+    full: str = "runs/personalize/compare"  # a folder of `personalize compare`
+
+
+@dataclass(frozen=True)
 class Report(Command):
     """One page of a toy run and a comparison side by side. Self-contained: open it in any browser.
 

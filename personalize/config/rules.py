@@ -26,7 +26,7 @@ LIMITS = (
         "train_batch_size num_train_epochs gradient_accumulation_steps lr_num_cycles adam_epsilon "
         "log_every num_validation_images validation_steps validation_inference_steps probe_steps "
         "resolution max_train_steps oft_block_size boft_n_butterfly_factor num_vectors lora_alpha "
-        "snr_gamma logit_std learning_rate text_encoder_lr",
+        "snr_gamma logit_std learning_rate text_encoder_lr nodes_per_chain",
         lambda v: v > 0,
         "must be above 0",
     ),

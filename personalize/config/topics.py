@@ -205,6 +205,8 @@ class Measuring:
     path_kl_steps: int = 0  # steps between measurements of path KL; 0: at start and end only
     measure_chains: int = 4  # sampling chains of the base for each prompt
     measure_nodes: int = 10  # ancestral steps of each chain
+    # of those, how many are evaluated in a measurement, drawn by importance; all: the exact sum
+    nodes_per_chain: int = 1
     # pictures of each subject that do not train, but show in nats what is learnt (gain)
     held_out: int = 0
     held_out_data_dir: str | None = None  # a folder of such pictures, instead of --held_out

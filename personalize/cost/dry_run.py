@@ -169,17 +169,20 @@ def base_forwards(c: TrainConfig) -> int:
     stored = min(c.output_draws, c.train_batch_size * ticks)
     answers = stored if c.uses("output") and not c.kind.keeps_base else 0
     fisher = 3 * c.fisher_samples if c.uses("fisher") else 0
-    return _chains(c) * (c.measure_nodes - 1) + answers + fisher
+    held_out = c.gain_samples * (2 if c.class_prompts else 1) if c.holds_out else 0
+    return _chains(c) * (c.measure_nodes - 1) + answers + fisher + held_out
 
 
 def measuring_forwards(c: TrainConfig) -> int:
-    """Forward passes of one sample: delta eps at its steps, path KL at its own, validation."""
-    probes = 2 + c.max_train_steps // c.probe_steps
-    paths = 2 + (c.max_train_steps // c.path_kl_steps if c.path_kl_steps else 0)
+    """Forward passes of one sample: drift and gain at their steps, validation's pictures."""
+    every = [n for n in (c.probe_steps, c.path_kl_steps) if n]
+    rows = 1 + sum(any(s % n == 0 for n in every) for s in range(1, c.max_train_steps))
+    groups = 2 if c.class_prompts else 1
+    gains = c.gain_samples * groups * rows if c.holds_out else 0
     grids = 1 + c.max_train_steps // c.validation_steps if c.validation_prompt else 0
     passes = c.validation_inference_steps * (2 if c.validation_guidance > 1 else 1)
     pictures = len(c.validation_prompt) * c.num_validation_images
-    return _chains(c) * (probes + paths * (c.measure_nodes - 1)) + grids * pictures * passes
+    return measure.evaluations(c) + gains + grids * pictures * passes
 
 
 def _chains(c: TrainConfig) -> int:

@@ -27,6 +27,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.data.latents import instance_set
 from personalize.data.photos import Record
 from personalize.data.subjects import as_their_class
+from personalize.drift.measure import at_once
 from personalize.pipeline.model import Model
 from toy2d.core.drift import Predict, log_snr_bands, noise_error
 from toy2d.core.rng import generator
@@ -102,7 +103,7 @@ class HeldOut:
         while len(turns) < len(node):  # every picture in turn, in another order each time
             turns += torch.randperm(V, generator=rng).tolist()
         picture = torch.tensor(turns[: len(node)])
-        return cls(short, pictures, picture, node, config.seed, config.sample_batch_size, {})
+        return cls(short, pictures, picture, node, config.seed, at_once(config), {})
 
     def errors(self, predict: Predict, group: str) -> Float[Tensor, " S"]:
         """||eps - eps_theta||^2 of every sample under the prompts of `group`; float64."""
@@ -125,11 +126,14 @@ class HeldOut:
         return torch.stack(x0), torch.stack(eps)
 
     @torch.no_grad()
-    def columns(self, predict: Predict) -> dict[str, float]:
+    def columns(self, predict: Predict, step: int) -> dict[str, float]:
         """Columns of history.csv, in nats per picture: gain and gain_error, gain/BAND, and with
         a class prompt binding and leak.
         """
-        grown = {g: self.base[g] - self.errors(predict, g) for g in self.base}
+        if step == 0:  # nothing has been learnt: nothing is evaluated
+            grown = {g: torch.zeros_like(e) for g, e in self.base.items()}
+        else:
+            grown = {g: self.base[g] - self.errors(predict, g) for g in self.base}
         row = self._named("gain", grown[SUBJECT])
         for band, nodes in log_snr_bands(self.schedule).items():
             row |= self._named(f"gain/{band}", grown[SUBJECT], nodes)

@@ -2,15 +2,18 @@
 
 The base's ancestral chains are sampled once, with the base's answers at every node, and kept.
 Afterwards a measurement evaluates the live model only: no second network, for full training as for
-adapters. Every number comes from toy2d.core.drift. Measuring never trains, and draws nothing but the
-chains.
+adapters. Of each chain it evaluates `nodes_per_chain` nodes, drawn once by importance (allocation.py),
+so it costs a fraction of the full sum and stays unbiased. Measuring never trains.
 
 The sampler that path KL is about: ancestral, variance beta, `measure_nodes` of the schedule's
 timesteps, no guidance.
-Shapes: N chains of a group, T nodes, D data.
+Shapes: N chains of a group, T nodes, K nodes evaluated of each chain, E = N K pairs, D data.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,13 +21,21 @@ from torch import Tensor
 
 from personalize.adapters.anchors import effective_delta_theta
 from personalize.config.train_config import TrainConfig
+from personalize.drift.allocation import (
+    even_starts,
+    in_proportion,
+    inclusion,
+    standard_error,
+    systematic,
+)
 from personalize.pipeline.model import Model
-from toy2d.core.drift import Params, Predict, delta_eps, path_kl
+from toy2d.core.drift import Params, Predict, path_kl, squared_error
 from toy2d.core.rng import generator
 from toy2d.core.sample import ancestral
 from toy2d.core.schedule import Schedule
 from toy2d.runs.folder import load_tensors, save_tensors
 
+FEW = 2  # pairs evaluated for delta eps between full measurements
 Groups = dict[str, tuple[str, ...]]  # name -> prompts
 Paths = dict[str, tuple[float, float, int]]  # group -> (mean, standard error, chains), in nats
 
@@ -67,6 +78,11 @@ class ChainSampling:
         return [p for p in self.groups[group] for _ in range(self.chains)]
 
 
+def at_once(config: TrainConfig) -> int:
+    """Samples in one forward pass of a measurement: without gradients a training batch fits too."""
+    return max(config.sample_batch_size, config.train_batch_size)
+
+
 def chain_sampling(config: TrainConfig, shape: tuple[int, ...]) -> ChainSampling:
     return ChainSampling(
         prompt_groups(config),
@@ -74,7 +90,7 @@ def chain_sampling(config: TrainConfig, shape: tuple[int, ...]) -> ChainSampling
         config.measure_chains,
         config.measure_nodes,
         config.seed,
-        config.sample_batch_size,
+        at_once(config),
     )
 
 
@@ -104,12 +120,6 @@ class Chains:
         node = torch.searchsorted(self.schedule.timesteps, t)
         return self.answers[node, torch.arange(len(t), device=t.device)]
 
-    def probe(self) -> tuple[Tensor, Tensor, list[str]]:
-        """Fixed (x_t, t, prompts): chain i at one node, all nodes about equally often."""
-        i = torch.arange(len(self.prompts), device=self.x.device)
-        t = 1 + (i * 37) % (len(self.schedule) - 1)  # 37 keeps neighbours far apart in t
-        return self.x[t, i], t, self.prompts
-
 
 def make_chains(predict: Predict, schedule: Schedule, sampling: ChainSampling) -> dict[str, Chains]:
     """Sample the base's chains and note its answers; call it before anything trains."""
@@ -127,6 +137,33 @@ def make_chains(predict: Predict, schedule: Schedule, sampling: ChainSampling) -
         answers = torch.stack([torch.zeros_like(x[0]), *reversed(noted)])  # noted from T-1 to 1
         groups[name] = Chains(short, prompts, x, answers)
     return groups
+
+
+def shared_file(base_hash: str, schedule: Schedule, sampling: ChainSampling, dtype: str) -> Path:
+    """Where all runs of one base, prompts and sampler keep their chains together.
+
+    $DRIFTLAB_CACHE/chains/KEY.safetensors; without that variable below $XDG_CACHE_HOME or ~/.cache.
+    Chains are functions of what the key is made from, so a file may be deleted at any time.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("DRIFTLAB_CACHE") or Path(home) / "driftlab")
+    settings = {k: v for k, v in asdict(sampling).items() if k != "batch_size"}
+    short = schedule.strided(sampling.nodes)
+    nodes = [short.alpha_bar.tolist(), short.timesteps.tolist(), short.prediction]
+    made_from = json.dumps([base_hash, settings, nodes, dtype], sort_keys=True)
+    key = hashlib.sha256(made_from.encode()).hexdigest()[:20]
+    return folder / "chains" / f"{key}.safetensors"
+
+
+def writable(file: Path, otherwise: Path) -> Path:
+    """`file`, or `otherwise` where its folder can neither be found nor made."""
+    if file.exists():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return otherwise
+    return file if os.access(file.parent, os.W_OK) else otherwise
 
 
 def kept_chains(
@@ -151,23 +188,110 @@ def kept_chains(
 
 
 # ---- the three distances
-def eps_drift(predict: Predict, groups: dict[str, Chains], chunk: int) -> float:
-    """delta eps over the probes of all groups: root mean square over N of a norm over D."""
-    predict = in_chunks(predict, chunk)
-    squares = [
-        (delta_eps(predict, c.base, c.schedule, *c.probe()) ** 2, len(c.prompts))
-        for c in groups.values()
-    ]
-    return (sum(float(d) * n for d, n in squares) / sum(n for _, n in squares)) ** 0.5
+@dataclass(frozen=True)
+class Probes:
+    """The (chain, node) pairs at which the live model is compared with its base: fixed for a run.
+
+    E pairs, K of each chain, group by group. `share`: 1 / pi of each pair (allocation.py).
+    """
+
+    schedule: Schedule
+    sizes: dict[str, int]  # group -> N chains
+    starts: dict[str, Tensor]  # group -> N
+    each: int  # K
+    x: Tensor  # E D
+    node: Tensor  # E
+    prompts: list[str]  # E
+    answers: Tensor  # E D, the base's
+    share: Tensor  # E
+
+    @classmethod
+    def of(cls, groups: dict[str, Chains], each: int, seed: int) -> "Probes":
+        """Draw `each` nodes of every chain; all of them if there are not more."""
+        schedule = next(iter(groups.values())).schedule
+        pi = inclusion(schedule, each)
+        parts, starts = [], {}
+        for name, c in groups.items():
+            n = len(c.prompts)
+            starts[name] = even_starts(n, generator(seed, f"probe/{name}/nodes"))
+            node = systematic(pi, starts[name])
+            chain = torch.arange(n)[:, None].expand_as(node).flatten()
+            node = node.flatten().to(c.x.device)
+            at = node, chain.to(node.device)
+            prompts = [c.prompts[i] for i in chain.tolist()]
+            parts.append((c.x[at], node, prompts, c.answers[at], 1 / pi[node]))
+        x, node, prompts, answers, share = zip(*parts, strict=True)
+        return cls(
+            schedule,
+            {name: len(c.prompts) for name, c in groups.items()},
+            starts,
+            len(prompts[0]) // len(next(iter(groups.values())).prompts),
+            torch.cat(x),
+            torch.cat(node),
+            [p for part in prompts for p in part],
+            torch.cat(answers),
+            torch.cat(share),
+        )
+
+    @torch.no_grad()
+    def squares(self, predict: Predict, chunk: int, pairs: Tensor | None = None) -> Tensor:
+        """||eps_theta - eps_star||^2 of these pairs (default: all), float64."""
+        pairs = torch.arange(len(self.node)) if pairs is None else pairs
+        found = []
+        for some in pairs.split(chunk):
+            i = some.to(self.node.device)
+            asked = self.x[i], self.node[i], [self.prompts[k] for k in some.tolist()]
+
+            def base(x_t, t, cond, i=i):
+                return self.answers[i]
+
+            found.append(squared_error(predict, base, self.schedule, *asked))
+        return torch.cat(found).double()
+
+    def path_kl(self, squares: Tensor) -> Paths:
+        """Path KL of each group, in nats, from the squares of all pairs."""
+        paths, first = {}, 0
+        weighted = self.schedule.path_weights()[self.node] * self.share * squares
+        everywhere = self.each == len(self.schedule) - 1
+        for name, n in self.sizes.items():
+            sums = weighted[first : first + n * self.each].reshape(n, self.each).sum(1)
+            first += n * self.each
+            if everywhere:
+                error = float(sums.std()) / n**0.5
+            else:
+                error = standard_error(sums, self.starts[name])
+            paths[name] = (float(sums.mean()), error, n)
+        return paths
+
+    def at_the_base(self) -> Paths:
+        """Path KL of a model that has not moved: 0, and nothing is evaluated for it."""
+        return {name: (0.0, 0.0, n) for name, n in self.sizes.items()}
+
+    def terms(self) -> Tensor:
+        """What each pair's square counts in delta eps squared: all nodes and all chains alike."""
+        return self.share / ((len(self.schedule) - 1) * sum(self.sizes.values()))
 
 
 def path_drift(predict: Predict, groups: dict[str, Chains], chunk: int) -> Paths:
-    """Path KL of each group, in nats."""
+    """Path KL of each group, in nats, every node of every chain evaluated."""
     predict, out = in_chunks(predict, chunk), {}
     for name, c in groups.items():
         mean, error = path_kl(predict, c.base, c.schedule, c.x, c.prompts)
         out[name] = (float(mean), float(error), len(c.prompts))
     return out
+
+
+def evaluations(config: TrainConfig) -> int:
+    """How many samples a whole run evaluates to measure drift, the base's chains not counted."""
+    c = config
+    chains = c.measure_chains * sum(len(g) for g in prompt_groups(c).values())
+    pairs = chains * min(c.nodes_per_chain, c.measure_nodes - 1)
+    steps = range(c.probe_steps, c.max_train_steps, c.probe_steps)
+    full = [s for s in steps if c.path_kl_steps and s % c.path_kl_steps == 0]
+    more = 0 if not c.path_kl_steps else (c.max_train_steps - 1) // c.path_kl_steps
+    between = len(steps) - len(full)
+    first = -(-pairs // 2) + FEW * (between - 1) if between else 0
+    return pairs * (1 + more) + first
 
 
 def path_columns(paths: Paths) -> dict[str, float]:
@@ -187,21 +311,59 @@ class DriftMeter:
     """How far the live model is from its base, in the three senses, whenever it is called.
 
     theta_star: the base's values of the parameters that train themselves (not adapters).
+    file: of the first probed step's squares, so that a resumed run measures as it began.
     """
 
     model: Model
     theta: Params
     theta_star: Params
     predict: Predict
-    chains: dict[str, Chains]
+    probes: Probes
     chunk: int  # samples at once
+    file: Path
+    seed: int = 0
+    writes: bool = True  # of several processes one
+    _squares: Tensor | None = field(default=None, init=False)
+    _first_step: int = field(default=0, init=False)
 
     def delta_theta(self) -> dict[str, float]:
         """Of the effective weights: "total", and each block."""
         return effective_delta_theta(self.model, self.theta, self.theta_star)
 
-    def delta_eps(self) -> float:
-        return eps_drift(self.predict, self.chains, self.chunk)
+    def everything(self, step: int) -> tuple[float, Paths]:
+        """(delta eps, path KL), from all pairs. At step 0 both are 0, and nothing is evaluated."""
+        if step == 0:
+            return 0.0, self.probes.at_the_base()
+        squares = self.probes.squares(self.predict, self.chunk)
+        return float((self.probes.terms() * squares).sum()) ** 0.5, self.probes.path_kl(squares)
 
-    def path_kl(self) -> Paths:
-        return path_drift(self.predict, self.chains, self.chunk)
+    def delta_eps(self, step: int) -> float:
+        """delta eps between two full measurements, at a fraction of their cost.
+
+        The first call evaluates every second pair and keeps the squares. Later ones evaluate FEW of
+        those, drawn in proportion to what each contributed then, and multiply that first sum by
+        the mean growth of their squares: unbiased for the sum over the same pairs.
+        """
+        half = torch.arange(0, len(self.probes.node), 2)
+        terms = self.probes.terms()[half.to(self.probes.node.device)]
+        first = self._first(step, half)
+        total = terms * first
+        growth = 1.0
+        if step != self._first_step:
+            few = in_proportion(total, FEW, generator(self.seed, "probe/few"))
+            now = self.probes.squares(self.predict, self.chunk, half[few])
+            growth = float((now / first[few.to(first.device)]).mean())
+        return (float(total.sum()) * growth * len(self.probes.node) / len(half)) ** 0.5
+
+    def _first(self, step: int, half: Tensor) -> Tensor:
+        """The squares at the first probed step: measured there, read from the file after it."""
+        if self._squares is None and self.file.exists():
+            kept = load_tensors(self.file)
+            if int(kept["step"]) < step:
+                self._squares, self._first_step = kept["squares"], int(kept["step"])
+        if self._squares is None or step <= self._first_step:
+            self._squares = self.probes.squares(self.predict, self.chunk, half)
+            self._first_step = step
+            if self.writes:
+                save_tensors(self.file, {"squares": self._squares, "step": torch.tensor(step)})
+        return self._squares.to(self.probes.node.device)

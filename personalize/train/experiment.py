@@ -128,7 +128,7 @@ class Experiment:
         self.config, self.pictures, self.folder = config, pictures, folder
         self.accelerator, self.say, self.on_row = accelerator, say, on_row
         self.cache = folder.path / "cache"
-        self.chains_file = chains or self.cache / "chains.safetensors"
+        self.chains = chains
         self.clock = Clock()
 
     def run(self, command: str) -> TrainingLoop:
@@ -145,8 +145,7 @@ class Experiment:
             chains = self.make_chains(predictors)
             learning = self.base_errors(predictors, held_out)
             loop, theta, theta_star = self.assemble(predictors, theta, pools)
-        chunk = self.config.sample_batch_size
-        drift = measure.DriftMeter(model, theta, theta_star, predictors.live, chains, chunk)
+        drift = self.make_meter(predictors, theta, theta_star, chains)
         state = self.make_state(model, theta)
         history = self.folder.path / "history.csv"
         measurements = Measurements(self.config, loop, drift, learning)
@@ -257,13 +256,30 @@ class Experiment:
         return validation
 
     def make_chains(self, predictors: Predictors) -> dict[str, measure.Chains]:
-        """The base's chains and answers, on which drift is measured."""
+        """The base's chains and answers, on which drift is measured; runs of one base share them."""
         c, model = self.config, predictors.model
-        shape = model.latent_shape(resolution_of(c, model))
+        sampling = measure.chain_sampling(c, model.latent_shape(resolution_of(c, model)))
+        made_from = model.hash(), model.schedule, sampling, c.mixed_precision
+        shared = measure.shared_file(*made_from)
+        file = self.chains or measure.writable(shared, self.cache / "chains.safetensors")
         with self.one_first(), model.evaluating(), self.clock("chains"):
-            sampling = measure.chain_sampling(c, shape)
-            schedule = model.schedule
-            return measure.kept_chains(self.chains_file, predictors.live, schedule, sampling)
+            return measure.kept_chains(file, predictors.live, model.schedule, sampling)
+
+    def make_meter(
+        self, predictors: Predictors, theta: Params, theta_star: Params, chains: dict
+    ) -> measure.DriftMeter:
+        c = self.config
+        return measure.DriftMeter(
+            predictors.model,
+            theta,
+            theta_star,
+            predictors.live,
+            measure.Probes.of(chains, c.nodes_per_chain, c.seed),
+            measure.at_once(c),
+            self.cache / "probe.safetensors",
+            c.seed,
+            self.accelerator.is_main_process,
+        )
 
     def base_errors(
         self, predictors: Predictors, held_out: gain.Pictures | None

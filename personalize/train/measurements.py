@@ -43,7 +43,6 @@ class Measurements:
             | self.terms(terms)
             | self.distances(step)
             | self.gain(step)
-            | self.path_kl(step)
             | self.optimizer(state, terms)
             | {"seconds": round(state.seconds, 2)}
         )
@@ -60,23 +59,25 @@ class Measurements:
         return {f"loss_{k}": v for k, v in values.items()}
 
     def distances(self, step: int) -> Row:
-        if not self._probed(step):
-            return {}
-        total = self.drift.delta_theta()["total"]
-        return {"delta_theta": total, "delta_eps": self.drift.delta_eps()}
+        """Of parameters and outputs at probed steps, and path KL where it is due.
+
+        One evaluation serves delta eps and path KL.
+        """
+        row = {}
+        if self._probed(step):
+            row["delta_theta"] = self.drift.delta_theta()["total"]
+        if self._path_kl_is_due(step):
+            row["delta_eps"], self.paths = self.drift.everything(step)
+            row |= measure.path_columns(self.paths)
+        elif self._probed(step):
+            row["delta_eps"] = self.drift.delta_eps(step)
+        return row
 
     def gain(self, step: int) -> Row:
         """What the model has learnt about held-out pictures of the subject, in nats."""
-        if self.learning is None or not self._probed(step):
+        if self.learning is None or not (self._probed(step) or self._path_kl_is_due(step)):
             return {}
-        return self.learning.columns(self.loop.predict)
-
-    def path_kl(self, step: int) -> Row:
-        every = self.config.path_kl_steps
-        if not (self._edge(step) or (every and step % every == 0)):
-            return {}
-        self.paths = self.drift.path_kl()
-        return measure.path_columns(self.paths)
+        return self.learning.columns(self.loop.predict, step)
 
     def optimizer(self, state: State, terms: dict[str, float]) -> Row:
         if "grad_norm" not in terms:  # no step was taken yet
@@ -86,14 +87,19 @@ class Measurements:
     def _probed(self, step: int) -> bool:
         return self._edge(step) or step % self.config.probe_steps == 0
 
+    def _path_kl_is_due(self, step: int) -> bool:
+        every = self.config.path_kl_steps
+        return self._edge(step) or bool(every and step % every == 0)
+
     def _edge(self, step: int) -> bool:
         return step in (0, self.config.max_train_steps)
 
     def summary(self, state: State, rows: list[Row]) -> dict:
         """metrics.json: the drift of the exported weights, those of the last row or EMA's."""
         c, blocks = self.config, self.drift.delta_theta()
-        eps = self.drift.delta_eps() if c.use_ema else rows[-1]["delta_eps"]
-        paths = self.drift.path_kl() if c.use_ema or self.paths is None else self.paths
+        eps, paths = rows[-1]["delta_eps"], self.paths
+        if c.use_ema or paths is None:
+            eps, paths = self.drift.everything(state.step)
         return {
             "objective": c.objective,
             "weight": c.weight,

@@ -23,7 +23,7 @@ def test_the_objectives_are_the_toys(name):
 
 
 def test_the_drift_measures_are_the_toys():
-    for name in ("delta_eps", "path_kl"):
+    for name in ("squared_error", "path_kl"):
         assert getattr(personalize.drift.measure, name) is getattr(toy2d.core.drift, name)
     assert personalize.drift.fisher.fisher_diagonal is toy2d.core.drift.fisher_diagonal
 

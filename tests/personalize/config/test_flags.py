@@ -110,6 +110,7 @@ SEEN = {
     "path_kl_steps": ({}, {"path_kl_steps": 1}, "history"),
     "measure_chains": ({}, {"measure_chains": 3}, "history"),
     "measure_nodes": ({}, {"measure_nodes": 4}, "history"),
+    "nodes_per_chain": ({}, {"nodes_per_chain": 2}, "history"),
     "held_out": ({"instance_data_dir": "@five"}, {"held_out": 1}, "weights"),
     "held_out_data_dir": ({}, {"held_out_data_dir": "@others"}, "history"),
     "gain_samples": ({"held_out_data_dir": "@others"}, {"gain_samples": 8}, "history"),

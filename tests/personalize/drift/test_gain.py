@@ -35,7 +35,7 @@ def setting(tmp_path_factory):
     pictures = encode_held_out(model, c, records, 64)
     file = tmp_path_factory.mktemp("cache") / "held_out.safetensors"
     held = ask_the_base(file, predict, pictures, model.schedule, c)
-    at_start = held.columns(predict)
+    at_start = held.columns(predict, 1)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in theta.values():
@@ -75,7 +75,7 @@ def test_it_is_toy2ds_gain_of_the_same_samples(setting):
         for group, prompts in held.pictures.prompts.items():
             terms = gain(predict, base, held.schedule, x0, noise, [prompts[row]])
             total[group] += float(terms[node]) / count
-    row = held.columns(predict)
+    row = held.columns(predict, 1)
     assert weights[0] == 0
     assert row["gain"] == pytest.approx(total["subject"], rel=1e-3)
     assert row["leak"] == pytest.approx(total["class"], rel=1e-3)
@@ -84,7 +84,7 @@ def test_it_is_toy2ds_gain_of_the_same_samples(setting):
 
 
 def test_bands_add_up(setting):
-    row = setting[3].columns(setting[1])
+    row = setting[3].columns(setting[1], 1)
     bands = [row[f"gain/{band}"] for band in ("detail", "shape", "identity")]
     assert sum(bands) == pytest.approx(row["gain"])
     errors = [row[f"gain_error/{band}"] for band in ("detail", "shape", "identity")]
@@ -103,7 +103,7 @@ def test_a_resumed_run_asks_nobody_and_gets_the_same(setting):
     held = setting[3]
     again = ask_the_base(file, None, pictures, setting[0].schedule, c)
     assert all(torch.equal(again.base[g], held.base[g]) for g in held.base)
-    assert again.columns(setting[1]) == held.columns(setting[1])
+    assert again.columns(setting[1], 1) == held.columns(setting[1], 1)
 
 
 def test_the_samples_depend_on_the_seed_alone(setting):
@@ -168,7 +168,7 @@ def test_unbiased_against_the_full_sum_and_its_error_is_right():
         c = config("unused", measure_nodes=10, gain_samples=40, seed=seed)
         held = HeldOut.draw(pictures, schedule, c)
         held.base["subject"] = held.errors(star, "subject")
-        row = held.columns(tuned)
+        row = held.columns(tuned, 1)
         means.append(row["gain"])
         errors.append(row["gain_error"])
     means, errors = torch.tensor(means), torch.tensor(errors)

@@ -2,20 +2,27 @@
 closed form.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from small import config, workshop
 
 from personalize.adapters.trainable import choose
+from personalize.config.rules import resolve
 from personalize.data.latents import PromptCache
 from personalize.drift.measure import (
+    DriftMeter,
+    Probes,
     chain_sampling,
-    eps_drift,
+    evaluations,
     kept_chains,
     make_chains,
     path_columns,
     path_drift,
     prompt_groups,
+    shared_file,
+    writable,
 )
 from personalize.pipeline.load import load
 from toy2d.core import drift
@@ -40,7 +47,7 @@ def setting():
 
     c = config("unused", **GROUPS, measure_nodes=5, measure_chains=3)
     chains = make_chains(predict, model.schedule, chain_sampling(c, SHAPE))
-    at_start = path_drift(predict, chains, 4), eps_drift(predict, chains, 4)
+    at_start = path_drift(predict, chains, 4)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in theta.values():
@@ -54,9 +61,8 @@ def setting():
 
 
 def test_the_base_has_not_moved(setting):
-    paths, eps = setting[-1]
-    assert eps < 1e-5  # nodes are batched otherwise than when the chain was made: rounding
-    assert all(abs(mean) < 1e-8 for mean, _, _ in paths.values())
+    # nodes are batched otherwise than when the chain was made: rounding
+    assert all(abs(mean) < 1e-8 for mean, _, _ in setting[-1].values())
 
 
 def test_cached_answers_equal_the_base_asked_again(setting):
@@ -71,10 +77,152 @@ def test_cached_answers_equal_the_base_asked_again(setting):
         assert cached[name][0] == pytest.approx(float(live[0]), rel=1e-4)
         assert cached[name][1] == pytest.approx(float(live[1]), rel=1e-4)
         assert cached[name][0] > 0.01
-    squares = [drift.delta_eps(predict, base, short, *g.probe()) ** 2 for g in chains.values()]
-    sizes = [len(g.prompts) for g in chains.values()]
-    expected = sum(float(s) * n for s, n in zip(squares, sizes, strict=True)) / sum(sizes)
-    assert eps_drift(predict, chains, 3) == pytest.approx(expected**0.5, rel=1e-4)
+
+
+def test_all_nodes_give_the_full_sum(setting):
+    """With every node of every chain evaluated: toy2d's path KL, its error, and delta eps."""
+    model, predict, base, c, chains, _ = setting
+    short = model.schedule.strided(c.measure_nodes)
+    probes = Probes.of(chains, 99, seed=0)
+    squares = probes.squares(predict, 3)
+    full, mine = path_drift(predict, chains, 4), probes.path_kl(squares)
+    for name in full:
+        assert mine[name] == pytest.approx(full[name], rel=1e-4)
+    live = []
+    for g in chains.values():
+        for n in range(1, len(short)):
+            t = torch.full((len(g.prompts),), n)
+            live.append(drift.squared_error(predict, base, short, g.x[n], t, g.prompts))
+    expected = float(torch.cat(live).mean()) ** 0.5
+    assert float((probes.terms() * squares).sum()) ** 0.5 == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_node_of_each_chain_is_unbiased(setting):
+    """200 draws of the nodes against the full sum over them: path KL of each group, and delta eps."""
+    _, predict, _, _, chains, _ = setting
+    everything = Probes.of(chains, 99, seed=0)
+    squares = everything.squares(predict, 8)
+    full = everything.path_kl(squares)
+    table = dict(
+        zip(
+            zip(everything.prompts, everything.x.flatten(1)[:, 0].tolist(), strict=True),
+            squares,
+            strict=True,
+        )
+    )
+    found, eps = {name: [] for name in chains}, []
+    for seed in range(200):
+        probes = Probes.of(chains, 1, seed)
+        keys = zip(probes.prompts, probes.x.flatten(1)[:, 0].tolist(), strict=True)
+        mine = torch.stack([table[key] for key in keys])
+        for name, (mean, _, _) in probes.path_kl(mine).items():
+            found[name].append(mean)
+        eps.append(float((probes.terms() * mine).sum()))
+    for name, means in found.items():
+        means = torch.tensor(means)
+        assert abs(float(means.mean()) - full[name][0]) < 4 * float(means.std()) / 200**0.5
+        assert float(means.std()) > 0
+    eps = torch.tensor(eps)
+    whole = float((everything.terms() * squares).sum())
+    assert abs(float(eps.mean()) - whole) < 4 * float(eps.std()) / 200**0.5
+
+
+class Counting:
+    """A predictor that counts the samples it is asked for, `h` away from the base."""
+
+    def __init__(self, base, h: float):
+        self.base, self.h, self.asked = base, h, 0
+
+    def __call__(self, x_t, t, prompts):
+        self.asked += len(x_t)
+        return self.base(x_t, t, prompts) + self.h
+
+
+def meter(setting, predict, file) -> DriftMeter:
+    model, *_, chains, _ = setting
+    return DriftMeter(model, {}, {}, predict, Probes.of(chains, 1, 0), 4, file)
+
+
+def test_between_full_measurements_few_pairs_are_evaluated(setting, tmp_path):
+    """The first probed step evaluates every second pair, later ones two, step 0 none; a shift that doubles is seen to double."""
+    live = Counting(setting[2], 0.1)
+    m = meter(setting, live, tmp_path / "probe.safetensors")
+    assert m.everything(0) == (
+        0.0,
+        {"class": (0.0, 0.0, 3), "contexts": (0.0, 0.0, 3), "unrelated": (0.0, 0.0, 3)},
+    )
+    assert live.asked == 0
+    first = m.delta_eps(50)
+    half, live.asked, live.h = live.asked, 0, 0.2
+    second = m.delta_eps(100)
+    assert (half, live.asked) == (5, 2)
+    assert second == pytest.approx(2 * first, rel=1e-3)
+    _, paths = m.everything(150)
+    assert live.asked == 2 + 9
+    assert set(paths) == {"class", "contexts", "unrelated"}
+
+
+def test_how_many_evaluations_a_default_run_costs():
+    """500 steps, 32 chains: 16 + 8 x 2 + 32, where 0.1 needed 928. A LoRA step at batch 1 costs about
+    2.6 forward passes, so measuring is 5 % of such a run (lab log, 2026-11-25).
+    """
+    c = config("unused", class_prompt="a photo of a dog", max_train_steps=500, train_batch_size=1)
+    default = {f.name: f.default for f in dataclasses.fields(c)}
+    keep = ("probe_steps", "measure_nodes", "measure_chains", "unrelated_prompts", "path_kl_steps")
+    c = resolve(dataclasses.replace(c, log_every=10, **{k: default[k] for k in keep}))
+    assert evaluations(c) == 16 + 8 * 2 + 32
+    assert evaluations(dataclasses.replace(c, path_kl_steps=50)) == 10 * 32
+    assert evaluations(dataclasses.replace(c, nodes_per_chain=99)) == 144 + 16 + 288
+
+
+def test_evaluations_are_those_that_happen(setting, tmp_path):
+    """A run's calls, counted: first probed step, two more, the end."""
+    live = Counting(setting[2], 0.1)
+    m = meter(setting, live, tmp_path / "probe.safetensors")
+    m.everything(0)
+    for step in (2, 4, 6):
+        m.delta_eps(step)
+    m.everything(8)
+    c = dataclasses.replace(setting[3], probe_steps=2, max_train_steps=8)
+    assert live.asked == evaluations(c) == 5 + 2 + 2 + 9
+
+
+def test_a_resumed_run_measures_as_it_began(setting, tmp_path):
+    """From a step after the first probed one it reads what that one kept; from before, it measures again."""
+    file, live = tmp_path / "probe.safetensors", Counting(setting[2], 0.1)
+    m = meter(setting, live, file)
+    began = [m.delta_eps(50), m.delta_eps(100)]
+    live.asked = 0
+    resumed = meter(setting, live, file)
+    assert resumed.delta_eps(100) == began[1]
+    assert live.asked == 2
+    again = meter(setting, live, file)
+    assert [again.delta_eps(50), again.delta_eps(100)] == began
+
+
+def test_growth_is_unbiased_for_the_sum_of_the_first_pairs(setting, tmp_path):
+    """Pairs that grow differently: the mean over 300 draws of the two is that of all the first pairs."""
+
+    def first(x_t, t, prompts):
+        return 0.1 * x_t
+
+    m = meter(setting, first, tmp_path / "probe.safetensors")
+    began = m.delta_eps(50) ** 2
+
+    def later(x_t, t, prompts):  # moves by itself, and more at much noise
+        return first(x_t, t, prompts) + 2 * (t / 1000).reshape(-1, 1, 1, 1)
+
+    m.predict = later
+    half = torch.arange(0, 9, 2)
+    squares = m.probes.squares(later, 8, half)
+    truth = float((m.probes.terms()[half] * squares).sum()) * 9 / 5
+    found = []
+    for seed in range(300):
+        m.seed = seed
+        found.append(m.delta_eps(100) ** 2)
+    found = torch.tensor(found)
+    assert abs(float(found.mean()) - truth) < 4 * float(found.std()) / 300**0.5
+    assert abs(truth - began) > 4 * float(found.std()) / 300**0.5
 
 
 def test_a_constant_shift_has_its_closed_form(setting):
@@ -94,17 +242,18 @@ def test_a_constant_shift_has_its_closed_form(setting):
         assert mean == pytest.approx(h**2 * D * weights, rel=1e-4)
         assert error < 1e-4 * mean
         assert n == len(group.prompts)
-        assert eps_drift(shifted, one, len(group.prompts)) == pytest.approx(h * D**0.5, rel=1e-4)
 
 
-def test_the_chains_visit_every_node(setting):
-    for group in setting[4].values():
-        assert len(group.x) == len(group.answers) == 5
-        assert torch.isfinite(group.x).all()
-        nodes = group.probe()[1]
-        assert nodes.min() >= 1
-        assert nodes.max() <= 4
-        assert len(nodes.unique()) == min(4, len(nodes))
+def test_pairs_are_chains_at_nodes_that_count(setting):
+    """Two nodes of each of nine chains, none twice; node 0 has no weight and is never drawn."""
+    chains = setting[4]
+    probes = Probes.of(chains, 2, seed=0)
+    nodes = probes.node.reshape(9, 2)
+    assert (nodes[:, 0] < nodes[:, 1]).all()
+    assert nodes.min() >= 1
+    for k, (name, row) in enumerate((n, r) for n in chains for r in range(3)):
+        assert torch.equal(probes.x[2 * k], chains[name].x[nodes[k, 0], row])
+        assert torch.equal(probes.answers[2 * k], chains[name].answers[nodes[k, 0], row])
 
 
 def test_chains_are_kept_and_found_again(setting, tmp_path):
@@ -116,6 +265,33 @@ def test_chains_are_kept_and_found_again(setting, tmp_path):
     for name in first:
         assert torch.equal(first[name].x, again[name].x)
         assert torch.equal(first[name].answers, again[name].answers)
+
+
+def test_runs_of_one_base_share_their_chains(setting, tmp_path, monkeypatch):
+    """The same base, prompts and sampler: one file, whatever the batch size. Anything else: another."""
+    model, *_, c, _, _ = setting
+    monkeypatch.setenv("DRIFTLAB_CACHE", str(tmp_path / "shared"))
+
+    def file(base="base", schedule=model.schedule, dtype="no", **more):
+        sampling = chain_sampling(dataclasses.replace(c, **more), SHAPE)
+        return shared_file(base, schedule, sampling, dtype)
+
+    assert file() == file(sample_batch_size=1, max_train_steps=9, objective="l2")
+    assert file().parent == tmp_path / "shared" / "chains"
+    flow = dataclasses.replace(model.schedule, prediction="v")
+    others = [
+        file("other"), file(dtype="bf16"), file(schedule=flow), file(seed=1), file(measure_nodes=6),
+        file(measure_chains=2), file(class_prompt="a cat"), file(unrelated_prompts=("a house",)),
+    ]  # fmt: skip
+    assert len({file(), *others}) == 9
+
+
+def test_where_nothing_can_be_shared_the_run_keeps_its_own(tmp_path):
+    (tmp_path / "blocked").write_text("a file")
+    own = tmp_path / "chains.safetensors"
+    assert writable(tmp_path / "blocked" / "chains" / "x", own) == own
+    there = tmp_path / "cache" / "x"
+    assert writable(there, own) == there
 
 
 def test_prompt_groups():

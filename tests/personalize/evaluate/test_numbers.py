@@ -1,6 +1,7 @@
 """Scores are their definitions: no drift where nothing moved, and copied photos are found."""
 
 import csv
+import json
 import shutil
 
 import pytest
@@ -12,7 +13,9 @@ from PIL import Image
 from small import config, workshop
 
 from personalize.data.photos import scan
+from personalize.data.prompts import PromptSet
 from personalize.evaluate.metrics import cosine, pairs_over_seeds, perceptual_distance
+from personalize.evaluate.rows import look_at, score
 
 torch.set_num_threads(1)
 
@@ -113,6 +116,39 @@ def test_rows_are_the_definitions(evaluation, evaluators):
         assert row["moved_perceptual"] == pytest.approx(float(distance[i]), abs=1e-5)
         assert row["clip_t_change"] == pytest.approx(float(to_text[i] - to_text[i + 3]), abs=1e-5)
     assert all("moved_dino" not in r for r in theirs)
+
+
+def test_fidelity_is_against_the_references_and_memorization_against_what_trained(
+    evaluation, evaluators, tmp_path
+):
+    """Two different sets of pictures: DINO and CLIP-I compare with the first, memorization with the second."""
+    folder = evaluation[1]
+    sets = [tmp_path / name for name in ("reference", "training")]
+    for seed, place in enumerate(sets):
+        place.mkdir()
+        for i in range(2):
+            photo(seed=10 * seed + i).save(place / f"{i}.png")
+    reference, training = (sorted(place.iterdir()) for place in sets)
+    prompt = PROMPTS.groups["subject"][0]
+    prompts = PromptSet("sks", "dog", {"subject": (prompt,)})
+    kept = json.loads((folder / "tuned" / "manifest.json").read_text())["files"]
+    files = {(f["prompt"], f["seed"]): folder / "tuned" / name for name, f in kept.items()}
+    rows = score(
+        prompts, SEEDS, files, {}, evaluators, look_at(reference, training, evaluators)
+    ).rows
+    images = [Image.open(files[prompt, seed]) for seed in SEEDS]
+    features, photos = (
+        evaluators.dino.features(images)[0],
+        [
+            evaluators.dino.features([Image.open(f) for f in files])[0]
+            for files in (reference, training)
+        ],
+    )
+    for row, feature in zip(rows, features, strict=True):
+        to_reference, to_training = (cosine(feature[None], p)[0] for p in photos)
+        assert row["dino"] == pytest.approx(float(to_reference.mean()), abs=1e-5)
+        assert row["memorization"] == pytest.approx(float(to_training.max()), abs=1e-5)
+        assert abs(float(to_reference.mean() - to_training.mean())) > 1e-4
 
 
 def test_summary_is_the_mean_of_the_rows(evaluation):

@@ -103,6 +103,27 @@ def test_clipped_cosine_has_the_heavy_last_step_that_the_docstring_warns_of():
     assert Schedule.cosine(100, max_beta=0.5).path_weights().max() < 1.5
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_min_snr_counts_the_error_of_the_clean_example_alike(prediction):
+    """weight * loss = min(SNR, gamma) ||x0 - x0_hat||^2, whatever the network predicts (Hang et al. 2023, eq. 5)."""
+    schedule = Schedule.log_snr(30, 6.0, -6.0, prediction=prediction)
+    rng, t = torch.Generator().manual_seed(0), torch.arange(30)
+    x0, eps, wrong = (torch.randn(30, 8, generator=rng, dtype=torch.float64) for _ in range(3))
+    x_t = schedule.add_noise(x0, t, eps)
+    output = schedule.target(x0, t, eps) + wrong
+    a, b = schedule.coefficients(t, x_t)
+    x0_hat = (x_t - b * schedule.eps_from(output, x_t, t)) / a
+    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    loss = (wrong**2).sum(-1)
+    torch.testing.assert_close(
+        schedule.min_snr_weights(5.0) * loss,
+        (snr.clamp(max=5.0) * ((x0 - x0_hat) ** 2).sum(-1)),
+        check_dtype=False,
+        rtol=1e-5,
+        atol=0,
+    )
+
+
 def test_min_snr_equals_diffusers():
     from diffusers import DDPMScheduler
     from diffusers.training_utils import compute_snr
