@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalize.compare.frontier import frontier_header, frontier_rows, trajectories
+from personalize.compare.frontier import cells, frontier_header, frontier_rows, trajectories
 from toy2d.figures.frontier import draw_frontiers, toy_trajectories
 from toy2d.figures.style import plt
 from toy2d.runs.files import read_csv, write_atomic, write_json
@@ -65,8 +65,7 @@ def recorded() -> dict[str, list[Trajectory]]:
 def table(runs: list[Trajectory], unit: str) -> str:
     """Drift over standard's at equal learning, as a table in Markdown."""
     lines = [frontier_header(), ["---"] * len(frontier_header())]
-    for r in frontier_rows(contrasts(runs), unit):
-        lines.append([r["objective"], r["weights"], *r["ratios"], r["reached"], r["power"]])
+    lines += [cells(r) for r in frontier_rows(contrasts(runs), unit)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

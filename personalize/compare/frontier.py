@@ -4,10 +4,12 @@ Learning is a column of history.csv: `gain` on held-out pictures, one of its ban
 Drift is path KL of the old prompts. The statistics are in toy2d/runs/frontier.py.
 """
 
+import math
+
 from rich.table import Table
 
 from personalize.compare.table import table_of
-from toy2d.runs.frontier import HEADLINE, SHARES, Contrast, Trajectory, contrasts, in_words
+from toy2d.runs.frontier import HEADLINE, SHARES, Contrast, Trajectory, contrasts
 
 JUDGED_BY_PICTURES = (
     "Learning was judged by pictures alone: no pictures were held out "
@@ -29,7 +31,7 @@ def trajectories(metrics: dict) -> list[Trajectory]:
 
 def frontier_header() -> list[str]:
     levels = [f"at {100 * s:.0f} %" for s in SHARES]
-    return ["objective", "weight", *levels, "learnt 75 %", "design finds"]
+    return ["objective", "weight", *levels, "units", "runs that learnt 75 %", "design finds"]
 
 
 def frontier_rows(found: dict[str, dict[float, Contrast]], unit: str = "subject") -> list[dict]:
@@ -38,7 +40,8 @@ def frontier_rows(found: dict[str, dict[float, Contrast]], unit: str = "subject"
         {
             "objective": objective,
             "weights": ", ".join(at[HEADLINE].weights),
-            "ratios": [cell(at[share], unit) for share in SHARES],
+            "ratios": [cell(at[share]) for share in SHARES],
+            "units": f"{at[HEADLINE].ratio.log.n} {unit}s",
             "reached": f"{at[HEADLINE].reached} of {at[HEADLINE].runs}",
             "power": power_words(at[HEADLINE]),
         }
@@ -46,9 +49,20 @@ def frontier_rows(found: dict[str, dict[float, Contrast]], unit: str = "subject"
     ]
 
 
-def cell(c: Contrast, unit: str) -> str:
+def cell(c: Contrast) -> str:
     """The ratio with its interval, or a dash where the level was never reached."""
-    return "\u2013" if c.verdict == "unknown" else in_words(c.ratio, unit)
+    mean, half, _ = c.ratio.log
+    if math.isnan(mean):
+        return "\u2013"
+    if math.isnan(half):
+        return f"{math.exp(mean):.2f}"
+    return f"{math.exp(mean):.2f} ({math.exp(mean - half):.2f}\u2013{math.exp(mean + half):.2f})"
+
+
+def cells(row: dict) -> list[str]:
+    """A row of `frontier_rows` in the order of the header."""
+    ends = row["units"], row["reached"], row["power"]
+    return [row["objective"], row["weights"], *row["ratios"], *ends]
 
 
 def power_words(c: Contrast) -> str:
@@ -67,7 +81,7 @@ def frontier_table(metrics: dict) -> Table | None:
     )
     out = table_of(title, tuple(frontier_header()))
     for row in frontier_rows(contrasts(runs)):
-        out.add_row(row["objective"], row["weights"], *row["ratios"], row["reached"], row["power"])
+        out.add_row(*cells(row))
     return out
 
 

@@ -4,6 +4,7 @@ from functools import partial
 
 from personalize.compare.frontier import (
     JUDGED_BY_PICTURES,
+    cells,
     frontier_header,
     frontier_rows,
     trajectories,
@@ -43,10 +44,7 @@ def panel(runs: list[Trajectory], scale: str, name: str) -> dict:
 
 
 def table(found: Found, unit: str) -> dict:
-    rows = [
-        {"cells": [r["objective"], r["weights"], *r["ratios"], r["reached"], r["power"]], "best": 0}
-        for r in frontier_rows(found, unit)
-    ]
+    rows = [{"cells": cells(r), "best": False} for r in frontier_rows(found, unit)]
     return {"header": frontier_header(), "rows": rows}
 
 
