@@ -6,7 +6,8 @@
                                                        record them first from these run folders
 
 toy: a folder of `toy2d run course` with early --snapshots; full, lora: folders of
-`personalize compare`. Recorded in _data/mini/frontier.json: every run's curve, with its provenance.
+`personalize compare`. Several folders of one scale (other weights or seeds) are joined by a comma.
+Recorded in _data/mini/frontier.json: every run's curve, with its provenance.
 """
 
 import io
@@ -28,8 +29,16 @@ NAMES = {"toy": "toy", "full": "mini model, full fine-tuning", "lora": "mini mod
 UNIT = {"toy": "seed", "full": "subject", "lora": "subject"}
 
 
-def record(scale: str, folder: Path) -> dict:
-    """The scale's curves and where they come from."""
+def record(scale: str, folders: list[Path]) -> dict:
+    """The scale's curves and where they come from. Raises SystemExit for folders of two bases."""
+    parts = [record_one(scale, folder) for folder in folders]
+    if len({p["base_hash"] for p in parts}) > 1:
+        raise SystemExit(f"{scale}: {', '.join(map(str, folders))} are of different base models")
+    runs = {(r["run"], r["unit"], r["seed"]): r for p in parts for r in p["runs"]}
+    return parts[0] | {"runs": list(runs.values())}
+
+
+def record_one(scale: str, folder: Path) -> dict:
     metrics, config, env = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config", "env")
     )
@@ -76,7 +85,8 @@ def order(found: dict) -> dict[str, dict[str, float]]:
 def main(folders: dict[str, str]) -> None:
     if folders:
         kept = json.loads(DATA.read_text()) if DATA.exists() else {}
-        write_json(DATA, kept | {s: record(s, Path(f)) for s, f in folders.items()})
+        made = {s: record(s, [Path(f) for f in names.split(",")]) for s, names in folders.items()}
+        write_json(DATA, kept | made)
     scales = recorded()
     figure = draw_frontiers(scales["toy"], scales["full"], (NAMES["toy"], NAMES["full"]))
     data, out = io.BytesIO(), io.BytesIO()
