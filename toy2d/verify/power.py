@@ -4,8 +4,8 @@ Two ladders, for every proved statement:
     w_t      all rows with a path weight are computed anew with a wrong w_t (`WRONG_WEIGHTS`)
     bound    the bounding side of every row is multiplied by a factor: 0.98 and further from 1
              (both ways for an equality)
-A statement that no wrong constant of its own breaks is no evidence; one that "cancels" w_t has it
-on both sides.
+A statement that no wrong constant breaks is weak evidence: its bound leaves that much room. One
+whose sides are exactly zero has no constant: any drift at all breaks it.
 """
 
 from collections.abc import Callable
@@ -89,6 +89,7 @@ def power(c: Course, rows: list[Row], say: Callable[[str], None] = print) -> lis
     for statement, record in found.items():
         same = [r for r in rows if r.statement == statement and r.kind == "proved" and r.applies]
         record["factor"] = smallest_factor(same)
+        record["zero"] = bool(same) and all(r.relation == "==" and r.rhs == 0 for r in same)
     return [{"statement": s} | record for s, record in found.items()]
 
 
@@ -121,6 +122,7 @@ def show_power(records: list[dict]) -> None:
         scaled = [n.split("x ")[1] for n in r["caught"] if n.startswith("w_t x")]
         others = [n for n in r["caught"] if not n.startswith("w_t x")]
         factor = "nothing" if r["factor"] is None else f"{r['factor']:g}"
+        factor = "exact zero" if r["zero"] else factor
         weight = scaled[0] if scaled else "nothing"
         if not r["knows_w"]:
             weight, others = "no w_t", []

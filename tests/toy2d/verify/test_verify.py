@@ -65,8 +65,12 @@ def test_everything_on_the_small_run(folder):
     assert set(caught[sharp]) == set(WRONG_WEIGHTS)
     tight = next(s for s in caught if s.startswith("the same for the last"))
     assert "w_t x 0.95" in caught[tight]
-    # every proved row but those of exact zeros and of one figure's slope has some power
-    assert [r["statement"] for r in power if r["factor"] is None and not r["caught"]] == []
+    found = {r["statement"]: r for r in power}
+    # these leave room by nature: a small ball holds little of any law; a condition is met amply
+    weak = ("the instance points' ball", "KL(p* || base) < kl(delta || gamma)", "replay covers")
+    for statement, record in found.items():
+        if not record["zero"] and not any(w in statement for w in weak):
+            assert record["factor"] or record["caught"], statement
 
 
 def test_a_run_of_another_world_is_refused(tmp_path):
