@@ -16,7 +16,8 @@ PAGE = ROOT / "lectures" / "package_map.md"
 ORDER = {
     "toy2d": (
         "core", "runs", "data", "model", "quadrature", "train", "measure", "config", "figures",
-        "sentences", "report", "prepare", "records", "experiment", "theorems", "verify", "sweep", "bench", "__main__",
+        "sentences", "report", "prepare", "records", "experiment", "theorems", "verify", "sweep", "bench",
+        "course", "__main__",
     ),
     "personalize": (
         "mini", "config", "parallel", "pipeline", "adapters", "data", "sample", "drift", "export", "train",

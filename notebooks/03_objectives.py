@@ -56,7 +56,9 @@ from toy2d.verify.course import Course
 c = Course(run(course(), out="../runs"), seeds=(0,))
 star, schedule = c.base(0), c.schedule
 shots = ExamplePool(c.shots(0)[None], torch.full((1, 6), c.world.new))
-replayed = ExamplePool(c.chain(0)[0][None], c.cond[None])  # the base's own chains at t = 0's noise level
+replayed = ExamplePool(
+    c.chain(0)[0][None], c.cond[None]
+)  # the base's own chains at t = 0's noise level
 batch = {
     role: draw(pool, [generator(0, role)], 256, 100)
     for role, pool in (("instance", shots), ("prior", replayed), ("output", replayed))
@@ -142,6 +144,31 @@ show(draw_weights(c.metrics, {"seeds": c.config.seeds}))
 
 # %%
 show(draw_tradeoff(c.metrics, {"seeds": c.config.seeds}))
+
+# %% [markdown]
+# ## Task: the L2 gradient
+#
+# Write the gradient of weight * ||theta - theta_star||^2 with respect to theta. The package compares it
+# with the one that it adds in training.
+
+# %%
+from toy2d.course import check as check_code
+
+
+def l2_gradient(theta, theta_star, weight):
+    return ...  # your code
+
+
+check_code("l2_gradient", l2_gradient)
+
+
+# %% tags=["hide-cell"]
+# solution
+def l2_gradient(theta, theta_star, weight):
+    return 2 * weight * (theta - theta_star)
+
+
+check_code("l2_gradient", l2_gradient)
 
 # %% [markdown]
 # ## A sixth

@@ -183,6 +183,32 @@ print(f"promised {promised:.1f} nats, measured {measured:.3f}")
 assert promised > 10 > 0.1 > measured
 
 # %% [markdown]
+# ## Task: the sum of path KL
+#
+# `eps` and `eps_star` hold two predictors' answers along the base's chains, with shape (T, N, D), and
+# `weights` the T weights w_t. Write path KL: a mean over the N chains.
+
+# %%
+from toy2d.course import check as check_code
+
+
+def path_kl_sum(eps, eps_star, weights):
+    return ...  # your code
+
+
+check_code("path_kl", path_kl_sum)
+
+
+# %% tags=["hide-cell"]
+# solution
+def path_kl_sum(eps, eps_star, weights):
+    squares = ((eps - eps_star) ** 2).sum(-1)
+    return (weights[:, None] * squares).sum(0).mean()
+
+
+check_code("path_kl", path_kl_sum)
+
+# %% [markdown]
 # ## Exercises
 #
 # **6.1** The largest path weight of DDPM's linear schedule with T = 1000 (t >= 1).

@@ -181,6 +181,34 @@ assert abs(np.mean(same)) < 4 * np.std(same) / 50**0.5 and min(same) < 0
 assert np.mean(shifted) > 10 * abs(np.mean(same))
 
 # %% [markdown]
+# ## Task: an interval over few seeds
+#
+# Write Student's 95 % interval (low, high) of the mean of a few values, one for each seed.
+
+# %%
+from scipy import stats
+
+from toy2d.course import check as check_code
+
+
+def interval(values):
+    return ...  # your code
+
+
+check_code("interval", interval)
+
+
+# %% tags=["hide-cell"]
+# solution
+def interval(values):
+    x = np.array(values)
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    return x.mean() - half, x.mean() + half
+
+
+check_code("interval", interval)
+
+# %% [markdown]
 # ## Exercises
 #
 # **9.1** Thirty subjects, standard deviation 0.1 between them: half the width of a 95 % interval

@@ -3,15 +3,19 @@
 This is CI's only execution of the notebooks; the pages are built beside it without a second one (`make pages`).
 """
 
+import re
 import sys
 from pathlib import Path
 
 import jupytext
 import nbclient
 import nbformat
+import numpy as np
 import pytest
+from scipy import stats
 
 from toy2d.config import course
+from toy2d.course import TASKS, check
 from toy2d.experiment import run
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +32,7 @@ def cells(path: Path) -> list[tuple[str, str, list[str]]]:
 
 def test_every_numbered_lecture_has_its_notebook_and_no_other():
     assert [p.stem for p in sorted(LECTURES.glob("[0-9]*.md"))] == STEMS
-    assert len(STEMS) == 11
+    assert len(STEMS) == 12
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -99,3 +103,26 @@ def test_every_exercise_is_asked_and_solved_once():
     for number in found.EXERCISES:
         assert sum(f'check("{number}", answer)' in source for source in everything) == 1
         assert sum(source.startswith("# solutions") and f'check("{number}",' in source for source in everything) == 1  # fmt: skip
+
+
+def test_every_graded_task_is_asked_and_solved_once():
+    """Asked with an open function, solved in the folded cell below; both check the same task."""
+    asked, solved = [], []
+    for stem in STEMS:
+        for kind, source, tags in cells(NOTEBOOKS / f"{stem}.ipynb"):
+            found = re.findall(r'^check(?:_code)?\("([a-z_0-9]+)", \w+\)$', source, re.MULTILINE)
+            if kind == "code":
+                (solved if "hide-cell" in tags else asked).extend(n for n in found if n in TASKS)
+    assert sorted(asked) == sorted(solved) == sorted(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_notebooks_solution_is_right(name):
+    """The folded cell alone, without the rest of its notebook."""
+    for stem in STEMS:
+        for _, source, tags in cells(NOTEBOOKS / f"{stem}.ipynb"):
+            if "hide-cell" in tags and f'("{name}",' in source:
+                names = {"check": check, "check_code": check, "np": np, "stats": stats}
+                exec(source, names)
+                return
+    pytest.fail(f"no notebook solves {name}")
