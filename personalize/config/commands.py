@@ -185,6 +185,7 @@ class Bench(Command):
     $ personalize bench                                        a random model, minutes on a CPU
     $ personalize bench --model runwayml/stable-diffusion-v1-5      the published model, on a GPU
     $ personalize bench --memory --width 320 --resolution 512       every preset's peak, on a GPU
+    $ personalize bench --peer train_dreambooth_lora.py             diffusers' script against ours
     """
 
     model: str | None = None  # pipeline folder or hub id; default: a random one of --width
@@ -205,11 +206,28 @@ class Bench(Command):
     # instead: peak memory and time of every preset, predicted and measured
     memory: bool = False
     presets: tuple[str, ...] = ()  # the presets of --memory; default: all
+    # instead: this script (diffusers' train_dreambooth.py or _lora.py) against ours, whole processes
+    peer: str | None = None
+    peer_steps: tuple[int, int] = (20, 100)  # two lengths; their difference is the time of steps
+    peer_rounds: int = 3  # runs of each length; medians are shown
     out: str | None = None  # a JSON file for the numbers
 
     def problems(self) -> list[str]:
-        wrong = below(self, width=8, resolution=8, batch_size=1, steps=1)
-        return wrong or too_wide(self)
+        wrong = below(self, width=8, resolution=8, batch_size=1, steps=1, peer_rounds=1)
+        return wrong or [*too_wide(self), *_wrong_peer(self)]
+
+
+def _wrong_peer(c: Bench) -> list[str]:
+    usual = Bench()
+    if c.peer is None:
+        given = [n for n in ("peer_steps", "peer_rounds") if getattr(c, n) != getattr(usual, n)]
+        return [f"--{n} has no effect without --peer" for n in given]
+    wrong = ["--peer and --memory are two measurements; choose one"] if c.memory else []
+    if not Path(c.peer).expanduser().is_file():
+        wrong.append(f"--peer {c.peer} is no file: it is a training script, such as diffusers'")
+    if not 0 < c.peer_steps[0] < c.peer_steps[1]:
+        wrong.append(f"--peer_steps {c.peer_steps[0]} {c.peer_steps[1]}: two lengths, short first")
+    return wrong
 
 
 def too_wide(c: Bench) -> list[str]:

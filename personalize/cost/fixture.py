@@ -19,7 +19,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.data.latents import PromptCache, instance_set
 from personalize.data.photos import scan
 from personalize.drift.fisher import effective_weights
-from personalize.pipeline.families import SD15
+from personalize.pipeline.families import FAMILIES
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
 from personalize.pipeline.random_pipeline import random_pipeline
@@ -36,13 +36,14 @@ PROMPTS = {
 DRAWS = 4  # random latents of each role, and stored answers of the base
 
 
-def bench_model(command: Bench, kind: str = "full") -> Model:
+def bench_model(command: Bench, kind: str = "full", family: str = "sd15") -> Model:
     """The model that --model names, or a random one of --width; half precision only for LoRA."""
     dtype = DTYPES[command.mixed_precision] if kind == "lora" else torch.float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if command.model:
         return load(command.model, dtype=dtype).to(device)
-    model = Model(random_pipeline(width=command.width), SD15)
+    pipeline = random_pipeline(family, command.width)
+    model = Model(pipeline, FAMILIES[type(pipeline).__name__])
     model.denoiser.to(dtype)
     return model.to(device)
 
@@ -83,9 +84,9 @@ def configuration(command: Bench, objective: str, kind: str) -> TrainConfig:
 class BenchFixture:
     """One model of one kind of training, on which the loop of every objective can be made."""
 
-    def __init__(self, command: Bench, kind: str, accelerator: Accelerator):
+    def __init__(self, command: Bench, kind: str, accelerator: Accelerator, family: str = "sd15"):
         self.command, self.kind, self.accelerator = command, kind, accelerator
-        self.model = bench_model(command, kind)
+        self.model = bench_model(command, kind, family)
         self.theta = choose(self.model, kind)
         standard = configuration(command, "standard", kind)
         prompts = PROMPTS.values()
@@ -137,8 +138,8 @@ def uncached(accelerator: Accelerator, model: Model, prompts: PromptCache) -> Ca
     return predict
 
 
-def save_photograph(file: Path, size: int = 1024) -> None:
+def save_photograph(file: Path, size: int = 1024, seed: int = 0) -> None:
     """A JPEG as large as the DreamBooth benchmark's usual ones: coarse noise, smoothly enlarged."""
-    coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     picture.save(file, quality=95)

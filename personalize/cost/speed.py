@@ -6,6 +6,7 @@
                    field's example scripts work
     class_images   our sampler in large batches against 50 PNDM steps in fours
     to a model     800 steps and 200 class images, computed from these rates
+    --peer         instead: another training script against ours, as whole processes (peer.py)
     --memory       instead: peak memory and time of every preset, predicted and measured (memory.py)
 
 Latents and, unless --model is given, weights are random: speed does not depend on them. On a CPU
@@ -31,7 +32,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from personalize.config.commands import Bench
-from personalize.cost import memory
+from personalize.cost import memory, peer
 from personalize.cost.fixture import BenchFixture, bench_model
 from personalize.sample.sampler import generate
 from personalize.train.experiment import PACKAGES
@@ -62,7 +63,9 @@ def bench(command: Bench, console: Console | None = None) -> dict:
         numbers["memory"] = memory.memory_of_presets(command)
     elif command.presets:
         raise UserError("--presets has no effect without --memory")
-    parts = () if command.memory else command.parts
+    if command.peer:
+        numbers["peer_times"] = peer.peer_times(command)
+    parts = () if command.memory or command.peer else command.parts
     if "steps" in parts:
         numbers["steps_by_kind"] = {kind: step_times(command, kind) for kind in kinds}
     if "usual" in parts:
@@ -219,6 +222,8 @@ def times_to_a_model(numbers: dict) -> dict[str, dict[str, float]]:
 
 def tables(numbers: dict) -> list[Table]:
     made = []
+    if whole := numbers.get("peer_times"):
+        made.append(peer.table(whole, Path(numbers["peer"]).name))
     if predicted := numbers.get("memory"):
         made.append(memory.table(predicted, numbers["device"]))
     if kinds := numbers.get("steps_by_kind"):
