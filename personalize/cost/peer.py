@@ -30,6 +30,14 @@ from toy2d.runs.files import RunFailure
 
 PHOTOS = 5
 MIB = 2**20
+# Linux counts a process's peak from its parent's memory at the fork: a small parent starts it
+WATCHER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB
+open(sys.argv[1], "w").write(str(peak))
+sys.exit(code)
+"""
 MakeCommand = Callable[[int, Path], list[str]]  # (steps, output folder) -> the command line
 
 
@@ -110,17 +118,16 @@ def in_turns(
 def measured(words: list[str]) -> tuple[float, int]:
     """Seconds and peak bytes of a process. Raises RunFailure with its last line if it fails."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+") as log, tempfile.NamedTemporaryFile("r") as peak:
+        watched = [sys.executable, "-c", WATCHER, peak.name, *words]
         started = time.perf_counter()
-        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
+        done = subprocess.run(watched, env=environment, stdout=log, stderr=log)
         seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if done.returncode:
             log.seek(0)
             last = (log.read().strip().splitlines() or ["no output"])[-1]
-            raise RunFailure(f"{' '.join(words[:3])} ... ended with {process.returncode}: {last}")
-    return seconds, usage.ru_maxrss * 1024
+            raise RunFailure(f"{' '.join(words[:3])} ... ended with {done.returncode}: {last}")
+        return seconds, int(peak.read()) * 1024
 
 
 def summary(took: dict[str, list[Took]]) -> dict[str, dict]:

@@ -9,7 +9,7 @@ from small import (
     MORE_KINDS,
     config,
     gradient,
-    history,
+    history_cells,
     killed_at_row,
     load_quickly,
     moved,
@@ -29,6 +29,7 @@ from personalize.export.write import load_run
 from personalize.pipeline.model import Model
 from toy2d.runs.files import UserError, read_csv
 
+FAST = ("loha", "oft", "svdiff", "custom_diffusion", "token")
 WORDS = (Word("<new1>", "dog"), Word("<new2>", "cat", 3))
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([5, 900])
@@ -194,19 +195,14 @@ def test_textual_inversion_moves_no_prompt_that_lacks_the_word(tmp_path):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(
-            k, marks=() if k in ("loha", "oft", "custom_diffusion", "token") else pytest.mark.slow
-        )
-        for k in MORE_KINDS
-    ],
+    [pytest.param(k, marks=() if k in FAST else pytest.mark.slow) for k in MORE_KINDS],
 )
 def test_killed_and_resumed_equals_never_stopped(tmp_path, kind):
     whole = config(tmp_path / "whole", "l2", kind, checkpointing_steps=2)
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
     killed_at_row(cut, step=3)
     assert same(trained(whole), trained(cut))
-    assert history(whole) == history(cut)
+    assert history_cells(whole) == history_cells(cut)
 
 
 @pytest.mark.slow

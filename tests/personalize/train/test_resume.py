@@ -21,6 +21,7 @@ from small import (
     OBJECTIVES,
     config,
     history,
+    history_cells,
     killed_at_row,
     photos,
     same,
@@ -57,7 +58,7 @@ def test_killed_and_resumed_equals_never_stopped(tmp_path, objective, kind):
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
     killed_at_row(cut, step=3)
     assert same(trained(whole), trained(cut))
-    assert history(whole) == history(cut)
+    assert history_cells(whole) == history_cells(cut)
 
 
 FULL_FEATURED = {
@@ -82,7 +83,7 @@ def test_wherever_it_is_killed(tmp_path, every):
     cut = replace(whole, output_dir=str(tmp_path / "cut"))
     killed_at_row(cut, step=4)
     assert same(trained(whole), trained(cut))
-    assert history(whole) == history(cut)
+    assert history_cells(whole) == history_cells(cut)
 
 
 @functools.cache
@@ -141,7 +142,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
         assert [p.name for p in kept] == ["step-00000002", "step-00000003"]
         damage(kept[-1] / "state.safetensors")
         assert same(trained(whole), trained(cut))
-        assert history(whole) == history(cut)
+        assert history_cells(whole) == history_cells(cut)
 
 
 def _flip_a_byte(file: Path):
@@ -356,7 +357,7 @@ def test_signals(tmp_path, number):
         rows = history(cut)
         assert newest.name == f"step-{int(rows[-1]['step']):08d}"
     assert same(trained(whole), trained(cut))
-    assert history(whole) == history(cut)
+    assert history_cells(whole) == history_cells(cut)
 
 
 def test_moments_in_eight_bits_resume_too(tmp_path):
@@ -382,4 +383,4 @@ def test_a_run_of_version_0_1_goes_on_under_the_new_column_name(tmp_path):
     file = tmp_path / "cut" / "history.csv"
     file.write_text(file.read_text().replace("loss_l2", "loss_anchor"))
     assert same(trained(whole), trained(cut))
-    assert history(whole) == history(cut)
+    assert history_cells(whole) == history_cells(cut)
