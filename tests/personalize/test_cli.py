@@ -1,4 +1,6 @@
-"""The command line: one line for the user's faults, exit 2; one for the machine's, exit 1; no traceback."""
+"""The command line: one line for the user's faults, exit 2; one for the machine's, exit 1; no
+traceback.
+"""
 
 import csv
 import shutil
@@ -118,7 +120,9 @@ def test_dry_run_writes_nothing_and_says_what_it_costs(tmp_path, capsys):
     assert main(arguments(c, "--dry_run")) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "9 steps of 1 x 2: each of 3 pictures is seen 6.0 times" in out
-    assert "prior: beside each minibatch, 2 of the base's own pictures under 'a photo of a dog'" in out  # fmt: skip
+    assert (
+        "prior: beside each minibatch, 2 of the base's own pictures under 'a photo of a dog'" in out
+    )
     assert "one step" in out
     assert not list(tmp_path.iterdir())
     assert main(arguments(c, "--dry_run", "--resolution", "40")) == 2
@@ -128,7 +132,17 @@ def test_dry_run_writes_nothing_and_says_what_it_costs(tmp_path, capsys):
 def test_generate_makes_a_grid_with_the_base_above(tmp_path, capsys, kind):
     run = tmp_path / "run"
     trained(config(run, kind=kind, max_train_steps=2))
-    words = ["generate", str(run), "--prompt", "a photo of sks dog", "a cat", "--images", "2", "--steps", "2"]  # fmt: skip
+    words = [
+        "generate",
+        str(run),
+        "--prompt",
+        "a photo of sks dog",
+        "a cat",
+        "--images",
+        "2",
+        "--steps",
+        "2",
+    ]
     assert main([*words, "--base"]) == 0
     assert main(words) == 0
     both, alone = (Image.open(run / "figures" / f"generate-{i}.png") for i in (1, 2))
@@ -152,6 +166,15 @@ def test_names_and_prompts_are_data(tmp_path):
 def test_a_finished_run_can_be_moved(tmp_path):
     trained(config(tmp_path / "run", max_train_steps=1))
     shutil.move(tmp_path / "run", tmp_path / "moved")
-    words = ["generate", str(tmp_path / "moved"), "--prompt", "a cat", "--images", "1", "--steps", "2"]  # fmt: skip
+    words = [
+        "generate",
+        str(tmp_path / "moved"),
+        "--prompt",
+        "a cat",
+        "--images",
+        "1",
+        "--steps",
+        "2",
+    ]
     assert main(words) == 0
     assert Path(workshop() / "sd").is_dir()

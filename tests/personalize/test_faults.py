@@ -1,4 +1,5 @@
-"""What a user's or a machine's fault looks like: one line, the exit code by contract, nothing left behind.
+"""What a user's or a machine's fault looks like: one line, the exit code by contract, nothing left
+behind.
 
 A new command or flag gets a row in FAULTS; a new way of writing is reached by WRITES.
 """
@@ -77,21 +78,46 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "a rank of a billion": Fault(train("--rank", "1000000000"), "--rank 1000000000 is larger than the widest layer of this model (64)"),
-    "no number": Fault(train("--learning_rate", "nan"), "--learning_rate nan is not a finite number"),
+    "a rank of a billion": Fault(
+        train("--rank", "1000000000"),
+        "--rank 1000000000 is larger than the widest layer of this model (64)",
+    ),
+    "no number": Fault(
+        train("--learning_rate", "nan"), "--learning_rate nan is not a finite number"
+    ),
     "no choice": Fault(train("--train", "lara"), "invalid choice 'lara'"),
-    "an unknown flag": Fault(train("--ranc", "3"), "--ranc is no flag of `personalize train`; did you mean --rank?"),
-    "an unknown command": Fault(lambda here: ["trian"], "'trian' is no command; did you mean train?"),
-    "concepts nested too deeply": Fault(nested_concepts, "is no list of concepts: it is nested too deeply"),
-    "a base that holds NaN": Fault(base_with_nan, "/unet holds weights that are not finite numbers (conv_in.weight)"),
-    "a folder of others": Fault(folder_of_others, "is not a run folder (it holds 'thesis.tex'); choose another --output_dir"),
+    "an unknown flag": Fault(
+        train("--ranc", "3"), "--ranc is no flag of `personalize train`; did you mean --rank?"
+    ),
+    "an unknown command": Fault(
+        lambda here: ["trian"], "'trian' is no command; did you mean train?"
+    ),
+    "concepts nested too deeply": Fault(
+        nested_concepts, "is no list of concepts: it is nested too deeply"
+    ),
+    "a base that holds NaN": Fault(
+        base_with_nan, "/unet holds weights that are not finite numbers (conv_in.weight)"
+    ),
+    "a folder of others": Fault(
+        folder_of_others, "is not a run folder (it holds 'thesis.tex'); choose another --output_dir"
+    ),
     "a file where a folder should be": Fault(file_for_a_folder, "cannot write", 1),
-    "an unknown engine": Fault(lambda here: ["compare", "--engine", "foo:bar", "--output_dir", str(here / "run")], "--engine foo:bar: use local"),
-    "no settings file": Fault(lambda here: ["train", str(here / "none.toml")], "none.toml cannot be read"),
+    "an unknown engine": Fault(
+        lambda here: ["compare", "--engine", "foo:bar", "--output_dir", str(here / "run")],
+        "--engine foo:bar: use local",
+    ),
+    "no settings file": Fault(
+        lambda here: ["train", str(here / "none.toml")], "none.toml cannot be read"
+    ),
     "a HEIC photo": Fault(heic_photo, "1 problem(s)"),
-    "one chain": Fault(lambda here: ["evaluate", "--model", "x", "--reference", str(here), "--chains", "1"], "--chains 1: one chain"),
-    "a layer that is not there": Fault(train("--lora_target_modules", "nowhere"), "nowhere: UNet2DConditionModel has no such layer"),
-}  # fmt: skip
+    "one chain": Fault(
+        lambda here: ["evaluate", "--model", "x", "--reference", str(here), "--chains", "1"],
+        "--chains 1: one chain",
+    ),
+    "a layer that is not there": Fault(
+        train("--lora_target_modules", "nowhere"), "nowhere: UNet2DConditionModel has no such layer"
+    ),
+}
 
 
 def all_files(folder: Path) -> dict[str, bytes]:
@@ -135,8 +161,16 @@ def failing(real: Callable, at: int, error: Exception) -> Callable:
 
 @pytest.mark.parametrize(
     ("write", "at"),
-    [("tensors", 2), ("fsync", 6), *(pytest.param(w, n, marks=pytest.mark.slow) for w in WRITES for n in (1, 2, 3, 4, 7, 11, 16))],
-)  # fmt: skip
+    [
+        ("tensors", 2),
+        ("fsync", 6),
+        *(
+            pytest.param(w, n, marks=pytest.mark.slow)
+            for w in WRITES
+            for n in (1, 2, 3, 4, 7, 11, 16)
+        ),
+    ],
+)
 def test_a_full_disk_is_said_and_the_same_command_goes_on_to_the_same_weights(
     write, at, tmp_path, capsys
 ):
@@ -148,7 +182,9 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on_to_the_same_weights(
     real = {"fsync": os.fsync, "rename": os.replace, "tensors": run_folder.save_file}[write]
     error = FULL
     if write == "tensors":
-        error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")  # fmt: skip
+        error = SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WRITES[write], failing(real, at, error))
         code = main(words)
@@ -191,7 +227,8 @@ def shell(line: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "line",
     [
-        "set -o pipefail; personalize train --help | head -1 > /dev/null; exit $((${PIPESTATUS[0]} % 141))",
+        "set -o pipefail; personalize train --help | head -1 > /dev/null; exit "
+        "$((${PIPESTATUS[0]} % 141))",
         "personalize presets >&-",
         "personalize presets <&-",
         "personalize presets > /dev/null 2>&-",
@@ -209,5 +246,7 @@ def test_check_as_json(tmp_path, capsys):
     assert main(["check", str(folder), "--json"]) == 2
     found = json.loads(capsys.readouterr().out)
     assert [p["file"] for p in found["pictures"]] == ["0.jpg", "1.jpg"]
-    assert found["pictures"][0]["notes"] == ["caption of at least 160 tokens: CLIP reads 75, its end is lost"]  # fmt: skip
+    assert found["pictures"][0]["notes"] == [
+        "caption of at least 160 tokens: CLIP reads 75, its end is lost"
+    ]
     assert found["problems"] == [{"file": "torn.jpg", "why": "is empty; copy it again"}]

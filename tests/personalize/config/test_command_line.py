@@ -1,4 +1,6 @@
-"""The real command line: every flag and alias in both spellings, each with a help text, judged early."""
+"""The real command line: every flag and alias in both spellings, each with a help text, judged
+early.
+"""
 
 import json
 import subprocess
@@ -123,7 +125,7 @@ print(json.dumps([code, [m for m in json.loads(sys.argv[2]) if m in sys.modules]
 
 
 def probed(arguments: list[str], package: str = "personalize") -> tuple[int, list[str], str]:
-    """(exit code, heavy modules that were imported, stderr) of a command in a process of its own."""
+    """(exit code, heavy modules imported, stderr) of a command in a process of its own."""
     words = [json.dumps(arguments), json.dumps(HEAVY)]
     code = PROBE.format(package=package)
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)

@@ -1,4 +1,6 @@
-"""Presets: every one is sound on a model of its family and trains two steps; flags win; nothing idle is left in."""
+"""Presets: every one is sound on a model of its family and trains two steps; flags win; nothing
+idle is left in.
+"""
 
 from dataclasses import asdict, replace
 
@@ -37,7 +39,9 @@ def words(settings: dict) -> dict:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_sound_as_it_stands(name):
-    """Nothing in it is refused, idle or unknown: exactly its own settings come out, beside what the user names."""
+    """Nothing in it is refused, idle or unknown: exactly its own settings come out, beside what the
+    user names.
+    """
     settings = PRESETS[name]()
     places = {k: v for k, v in PLACES.items() if k not in settings}
     if "prior" not in settings["objective"]:
@@ -53,9 +57,18 @@ def test_every_preset_is_sound_as_it_stands(name):
 
 
 SMALL = {
-    "resolution": 64, "max_train_steps": 2, "mixed_precision": "no", "use_8bit_adam": False, "checkpointing_steps": 0, "log_every": 1,
-    "probe_steps": 2, "measure_nodes": 3, "measure_chains": 2, "unrelated_prompts": ("a red car",), "context_prompts": ("a dog in the snow",),
-}  # fmt: skip
+    "resolution": 64,
+    "max_train_steps": 2,
+    "mixed_precision": "no",
+    "use_8bit_adam": False,
+    "checkpointing_steps": 0,
+    "log_every": 1,
+    "probe_steps": 2,
+    "measure_nodes": 3,
+    "measure_chains": 2,
+    "unrelated_prompts": ("a red car",),
+    "context_prompts": ("a dog in the snow",),
+}
 CLASS_SET = {"num_class_images": 2, "class_steps": 2}
 
 
@@ -65,7 +78,11 @@ def small(name: str, out) -> TrainConfig:
     folder = workshop() / ("sd" if family(name) == "sd15" else family(name))
     if not folder.exists():
         tiny(family(name), folder=folder)
-    more |= {"pretrained_model_name_or_path": str(folder), "instance_data_dir": str(workshop() / "photos"), "output_dir": str(out)}  # fmt: skip
+    more |= {
+        "pretrained_model_name_or_path": str(folder),
+        "instance_data_dir": str(workshop() / "photos"),
+        "output_dir": str(out),
+    }
     more |= words(settings) | {"class_prompt": "a photo of a dog"}
     if "lr_warmup_steps" in settings:
         more["lr_warmup_steps"] = 1
@@ -100,7 +117,9 @@ def test_a_flag_beside_a_preset_wins_and_what_it_makes_idle_goes():
 
 
 def test_the_command_line_of_a_preset_gives_the_same_configuration(monkeypatch, tmp_path):
-    """`--preset NAME --flag ... --no-flag`; config.command() written into the model card does it again."""
+    """`--preset NAME --flag ... --no-flag`; config.command() written into the model card does it
+    again.
+    """
     from personalize.train import experiment
 
     seen = []
@@ -133,9 +152,15 @@ def test_an_unknown_preset_is_named_with_those_there_are():
 def test_a_face_goes_on_from_its_first_look(tmp_path):
     """300 steps, a look, 1200: here 2, a look, 4; the same weights as 4 steps at once."""
     once = replace(small("face", tmp_path / "once"), checkpointing_steps=2, max_train_steps=4)
-    look = replace(once, preset="face_first_look", max_train_steps=2, output_dir=str(tmp_path / "look"))  # fmt: skip
+    look = replace(
+        once, preset="face_first_look", max_train_steps=2, output_dir=str(tmp_path / "look")
+    )
     weights = trained(once)
     trained(look)
-    on = replace(once, output_dir=str(tmp_path / "on"), resume_from_checkpoint=str(tmp_path / "look/checkpoints/step-00000002"))  # fmt: skip
+    on = replace(
+        once,
+        output_dir=str(tmp_path / "on"),
+        resume_from_checkpoint=str(tmp_path / "look/checkpoints/step-00000002"),
+    )
     again = trained(on)
     assert all((weights[k] == again[k]).all() for k in weights)

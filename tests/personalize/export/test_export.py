@@ -89,14 +89,17 @@ def test_lora_keys_are_those_that_other_tools_know(model, tmp_path):
     with safe_open(tmp_path / "l/pytorch_lora_weights.safetensors", "pt") as f:
         keys, header = list(f.keys()), f.metadata()
     unet = r"unet\..*\.attn[12]\.(to_[kqv]|to_out\.0)\.lora\.(down|up)\.weight"
-    text = r"text_encoder\.text_model\.encoder\.layers\.\d\.self_attn\.(q|k|v|out)_proj\.lora_linear_layer\.(down|up)\.weight"
+    layer = r"text_encoder\.text_model\.encoder\.layers\.\d\.self_attn\.(q|k|v|out)_proj"
+    text = layer + r"\.lora_linear_layer\.(down|up)\.weight"
     assert all(re.fullmatch(unet, k) or re.fullmatch(text, k) for k in keys)
     scales = json.loads(header["lora_adapter_metadata"])
     assert (scales["unet.r"], scales["unet.lora_alpha"]) == (2, 3)
 
 
 def test_exports_of_the_same_weights_are_the_same(tiny_folder, tmp_path):
-    """PEFT folders to the byte; the LoRA file up to the order of safetensors' two header entries, which varies."""
+    """PEFT folders to the byte; the LoRA file up to the order of safetensors' two header entries,
+    which varies.
+    """
     lora = []
     for name in ("a", "b"):
         model = load(tiny_folder)
@@ -104,7 +107,8 @@ def test_exports_of_the_same_weights_are_the_same(tiny_folder, tmp_path):
         save_lora(model, tmp_path / name / "lora")
         save_peft(model, tmp_path / name / "peft")
         with safe_open(tmp_path / name / "lora/pytorch_lora_weights.safetensors", "pt") as f:
-            lora.append((f.metadata(), hash_tensors({k: f.get_tensor(k) for k in f.keys()})))  # noqa: SIM118
+            names = f.keys()
+            lora.append((f.metadata(), hash_tensors({k: f.get_tensor(k) for k in names})))
     assert lora[0] == lora[1]
     a, b = (json.loads((tmp_path / n / "peft/manifest.json").read_text()) for n in "ab")
     assert a == b
@@ -184,7 +188,9 @@ def test_a_failed_export_leaves_the_old_one(model, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_really_full_is_said_and_leaves_nothing(model, tmp_path):
-    """A file size limit stands for the disk: every writer below (safetensors, transformers, json) meets it."""
+    """A file size limit stands for the disk: every writer below (safetensors, transformers, json)
+    meets it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:

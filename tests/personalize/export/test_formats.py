@@ -1,4 +1,6 @@
-"""Every kind of training in every format that can hold it: opened by the official loader, it answers as the trained model did."""
+"""Every kind of training in every format that can hold it: opened by the official loader, it
+answers as the trained model did.
+"""
 
 import pickle
 import re
@@ -62,7 +64,9 @@ def answer(model, pipeline=None):
     """What the pipeline's own classes say to PROMPT."""
     opened = type(model)(pipeline or model.pipeline, model.family)
     x = torch.randn(1, *opened.latent_shape(64), generator=torch.Generator().manual_seed(0))
-    return opened.predict(x, opened.schedule.timesteps[500].expand(1), opened.encode_prompts([PROMPT]))  # fmt: skip
+    return opened.predict(
+        x, opened.schedule.timesteps[500].expand(1), opened.encode_prompts([PROMPT])
+    )
 
 
 def officially(base, form, folder):
@@ -76,7 +80,9 @@ def officially(base, form, folder):
         pipeline.load_lora_weights(folder / KOHYA)
     elif form == "peft":
         for part in (p for p in folder.iterdir() if p.is_dir()):
-            setattr(pipeline, part.name, PeftModel.from_pretrained(getattr(pipeline, part.name), part))  # fmt: skip
+            setattr(
+                pipeline, part.name, PeftModel.from_pretrained(getattr(pipeline, part.name), part)
+            )
     else:
         if form == "custom_diffusion":
             pipeline.unet.load_attn_procs(folder, weight_name=CROSS_ATTENTION, _pipeline=pipeline)
@@ -115,7 +121,10 @@ def test_every_kind_reloads_in_every_format_that_holds_it(folders, tmp_path, kin
 QUICK = [("lora", "kohya"), ("custom_diffusion", "custom_diffusion")]
 
 
-@pytest.mark.parametrize(("kind", "form"), [pytest.param(*p, marks=() if p in QUICK else pytest.mark.slow) for p in PAIRS])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [pytest.param(*p, marks=() if p in QUICK else pytest.mark.slow) for p in PAIRS],
+)
 def test_so_does_sdxl(folders, tmp_path, kind, form):
     check_round_trip(folders("sdxl"), kind, form, tmp_path)
 
@@ -123,7 +132,13 @@ def test_so_does_sdxl(folders, tmp_path, kind, form):
 ELSEWHERE = [("lora", "kohya"), ("custom_diffusion", "custom_diffusion"), ("token", "token")]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "custom_diffusion" else pytest.mark.slow) for k in TRAINING_KINDS])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(k, marks=() if k == "custom_diffusion" else pytest.mark.slow)
+        for k in TRAINING_KINDS
+    ],
+)
 def test_so_does_sd3_and_says_which_formats_diffusers_cannot_open(folders, tmp_path, kind):
     base = folders("sd3")
     model = moved(base, kind, (Word("<new1>", "dog"),))
@@ -150,7 +165,8 @@ def test_kohya_keys_are_those_that_other_tools_know(folders, tmp_path, rank, alp
     save_as(model, "kohya", tmp_path / "k")
     tensors = load_file(tmp_path / "k" / KOHYA)
     unet = r"lora_unet_\w+_attn[12]_to_(q|k|v|out_0)\.(alpha|lora_(down|up)\.weight)"
-    text = r"lora_te_text_model_encoder_layers_\d_self_attn_(q|k|v|out)_proj\.(alpha|lora_(down|up)\.weight)"
+    layer = r"lora_te_text_model_encoder_layers_\d_self_attn_(q|k|v|out)_proj"
+    text = layer + r"\.(alpha|lora_(down|up)\.weight)"
     assert all(re.fullmatch(f"{unet}|{text}", key) for key in tensors)
     assert {float(v) for k, v in tensors.items() if k.endswith(".alpha")} == {float(alpha)}
     # alpha / rank is the scale for every reader of this format
@@ -188,13 +204,20 @@ def test_custom_diffusion_keys_are_diffusers_own(folders, tmp_path):
     save_as(model, "custom_diffusion", tmp_path / "c")
     pipeline = DiffusionPipeline.from_pretrained(folders("sd15"))
     pipeline.unet.load_attn_procs(tmp_path / "c", weight_name=CROSS_ATTENTION, _pipeline=pipeline)
-    theirs = {k for k, v in pipeline.unet._get_custom_diffusion_state_dict().items() if isinstance(v, torch.Tensor)}  # fmt: skip
+    theirs = {
+        k
+        for k, v in pipeline.unet._get_custom_diffusion_state_dict().items()
+        if isinstance(v, torch.Tensor)
+    }
     ours = {k for k, v in load_file(tmp_path / "c" / CROSS_ATTENTION).items() if v.numel()}
     assert ours == theirs
 
 
 def test_diffusers_sets_no_processors_unless_it_is_given_the_pipeline(folders, tmp_path):
-    """Why the model card says `_pipeline=`. If this fails, diffusers has mended it: shorten the card."""
+    """Why the model card says `_pipeline=`.
+
+    If this fails, diffusers has mended it: shorten the card.
+    """
     model = moved(folders("sd15"), "custom_diffusion", ())
     save_as(model, "custom_diffusion", tmp_path / "c")
     pipeline = DiffusionPipeline.from_pretrained(folders("sd15"))
@@ -214,7 +237,9 @@ def test_the_code_on_the_model_card_opens_the_run(folders, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     names = {"BASE": str(folders(family))}
     exec(code, names)
-    torch.testing.assert_close(answer(model, names["pipeline"]), answer(model), rtol=1e-4, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        answer(model, names["pipeline"]), answer(model), rtol=1e-4, atol=1e-5
+    )
 
 
 # ---- formats that cannot hold it
@@ -225,13 +250,21 @@ def test_the_code_on_the_model_card_opens_the_run(folders, tmp_path, monkeypatch
         ("lokr", "kohya", "diffusers' LoRA loader cannot hold it; use peft or merged"),
         ("oft", "custom_diffusion", "use peft or merged"),
         ("full", "diffusers", "every weight has moved, so it is a pipeline of its own; use merged"),
-        ("custom_diffusion", "token", "it is whole keys and values, and new words; use custom_diffusion or merged"),
+        (
+            "custom_diffusion",
+            "token",
+            "it is whole keys and values, and new words; use custom_diffusion or merged",
+        ),
         ("token", "peft", "it is new words alone; use token or merged"),
     ],
-)  # fmt: skip
-def test_a_format_that_cannot_hold_it_is_refused_with_those_that_can(folders, tmp_path, kind, form, said):  # fmt: skip
+)
+def test_a_format_that_cannot_hold_it_is_refused_with_those_that_can(
+    folders, tmp_path, kind, form, said
+):
     model = moved(folders("sd15"), kind)
-    with pytest.raises(UserError, match=f"--format {form} cannot hold --train {kind}: .*{re.escape(said)}"):  # fmt: skip
+    with pytest.raises(
+        UserError, match=f"--format {form} cannot hold --train {kind}: .*{re.escape(said)}"
+    ):
         save_as(model, form, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -242,7 +275,16 @@ def run_of(folders, tmp_path, kind, words=WORDS, family="sd15", **options):
     names = "+".join(w.placeholder for w in words) if TRAINING_KINDS[kind].words else None
     run = tmp_path / "run"
     leave(model, run)
-    write_json(run / "config.json", {"pretrained_model_name_or_path": str(folders(family)), "train": kind, "placeholder_token": names, "initializer_token": "dog", "num_vectors": 2})  # fmt: skip
+    write_json(
+        run / "config.json",
+        {
+            "pretrained_model_name_or_path": str(folders(family)),
+            "train": kind,
+            "placeholder_token": names,
+            "initializer_token": "dog",
+            "num_vectors": 2,
+        },
+    )
     return run, model
 
 
@@ -269,7 +311,9 @@ def test_a_run_of_every_kind_opens_with_its_weights_and_its_base(folders, tmp_pa
 @pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["custom_diffusion", "token"])
 def test_words_and_the_whole_text_encoder_together(folders, tmp_path, kind, family):
-    """The table stays; the rest of the encoder moves, is kept in the run, and goes elsewhere only as a pipeline."""
+    """The table stays; the rest of the encoder moves, is kept in the run, and goes elsewhere only
+    as a pipeline.
+    """
     run, model = run_of(folders, tmp_path, kind, TWO, family, train_text_encoder=True)
     table = load(str(folders(family))).text_encoders[0].get_input_embeddings().weight
     layer = model.text_encoders[0].get_input_embeddings()
@@ -278,15 +322,21 @@ def test_words_and_the_whole_text_encoder_together(folders, tmp_path, kind, fami
     assert torch.equal(answer(again), answer(model))
     with model.base(), again.base():
         assert torch.equal(answer(again), answer(model))
-    with pytest.raises(UserError, match="it has no place for the text encoder, which has trained; use merged"):  # fmt: skip
+    with pytest.raises(
+        UserError, match="it has no place for the text encoder, which has trained; use merged"
+    ):
         save_as(again, kind, tmp_path / "x")
     save_as(again, "merged", tmp_path / "m")
     assert checked(again, "merged", tmp_path / "m", None).difference < 1e-5
 
 
 @pytest.mark.parametrize(
-    ("kind", "file"), [("lokr", "peft/unet/adapter_model.safetensors"), ("custom_diffusion", f"custom_diffusion/{CROSS_ATTENTION}")]
-)  # fmt: skip
+    ("kind", "file"),
+    [
+        ("lokr", "peft/unet/adapter_model.safetensors"),
+        ("custom_diffusion", f"custom_diffusion/{CROSS_ATTENTION}"),
+    ],
+)
 def test_a_key_without_a_place_is_an_error(folders, tmp_path, monkeypatch, kind, file):
     run, _ = run_of(folders, tmp_path, kind, TWO)
     tensors = load_file(run / file)
@@ -297,9 +347,17 @@ def test_a_key_without_a_place_is_an_error(folders, tmp_path, monkeypatch, kind,
         load_run(run)
 
 
-@pytest.mark.parametrize(("kind", "file"), [("lora", "lora/pytorch_lora_weights.safetensors"), ("oft", "peft/unet/adapter_model.safetensors")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("lora", "lora/pytorch_lora_weights.safetensors"),
+        ("oft", "peft/unet/adapter_model.safetensors"),
+    ],
+)
 @pytest.mark.parametrize("harm", ["added", "lost"])
-def test_a_tensor_that_a_loader_would_pass_over_is_an_error(folders, tmp_path, monkeypatch, kind, file, harm):  # fmt: skip
+def test_a_tensor_that_a_loader_would_pass_over_is_an_error(
+    folders, tmp_path, monkeypatch, kind, file, harm
+):
     run, _ = run_of(folders, tmp_path, kind)
     with safe_open(run / file, "pt") as f:
         header = f.metadata()
@@ -319,7 +377,9 @@ def test_words_that_are_not_the_runs_are_an_error(folders, tmp_path, monkeypatch
     run, _ = run_of(folders, tmp_path, "token", TWO)
     monkeypatch.setattr("personalize.export.write.verify_manifest", lambda folder: True)
     (run / "token" / "<new1>.safetensors").rename(run / "token" / "lost")
-    with pytest.raises(UserError, match=re.escape("holds the words ['<new2>'], not ['<new1>', '<new2>']")):  # fmt: skip
+    with pytest.raises(
+        UserError, match=re.escape("holds the words ['<new2>'], not ['<new1>', '<new2>']")
+    ):
         load_run(run)
 
 
@@ -387,8 +447,15 @@ def test_export_from_the_command_line(tmp_path, capsys):
 # ---- the authors' delta.bin
 def delta_of(model):
     """What Custom Diffusion's own trainer saves of a model."""
-    unet = {n: p.detach().clone() for n, p in model.denoiser.named_parameters() if "attn2.to_k" in n or "attn2.to_v" in n}  # fmt: skip
-    return {"unet": unet, "modifier_token": {"<new1>": torch.ones(32) / 8, "<new2>": -torch.ones(32) / 8}}  # fmt: skip
+    unet = {
+        n: p.detach().clone()
+        for n, p in model.denoiser.named_parameters()
+        if "attn2.to_k" in n or "attn2.to_v" in n
+    }
+    return {
+        "unet": unet,
+        "modifier_token": {"<new1>": torch.ones(32) / 8, "<new2>": -torch.ones(32) / 8},
+    }
 
 
 def test_delta_bin_is_read_and_exported(folders, tmp_path):
@@ -403,9 +470,16 @@ def test_delta_bin_is_read_and_exported(folders, tmp_path):
     ids = again.pipeline.tokenizer.convert_tokens_to_ids(list(delta["modifier_token"]))
     assert torch.equal(table[ids], torch.stack(list(delta["modifier_token"].values())))
     with again.base():
-        assert torch.equal(again.denoiser.get_parameter(KV), load(str(folders("sd15"))).denoiser.get_parameter(KV))  # fmt: skip
+        assert torch.equal(
+            again.denoiser.get_parameter(KV), load(str(folders("sd15"))).denoiser.get_parameter(KV)
+        )
     for form in ("custom_diffusion", "merged"):
-        asked = SimpleNamespace(source=str(tmp_path / "delta.bin"), format=form, out=None, pretrained_model_name_or_path=str(folders("sd15")))  # fmt: skip
+        asked = SimpleNamespace(
+            source=str(tmp_path / "delta.bin"),
+            format=form,
+            out=None,
+            pretrained_model_name_or_path=str(folders("sd15")),
+        )
         out = export_run(asked, say=lambda text: None)
         assert out == tmp_path / "delta" / form
         opened = officially(folders("sd15"), form, out)
@@ -428,7 +502,14 @@ def test_a_delta_with_a_text_encoder_becomes_a_pipeline(folders, tmp_path):
     torch.save(delta_of(other) | {"text_encoder": state, "modifier_token": {}}, tmp_path / "d.bin")
     model = load(str(folders("sd15")))
     read_delta(model, tmp_path / "d.bin")
-    assert all(torch.equal(a, b) for a, b in zip(model.text_encoders[0].state_dict().values(), other.text_encoders[0].state_dict().values(), strict=True))  # fmt: skip
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            model.text_encoders[0].state_dict().values(),
+            other.text_encoders[0].state_dict().values(),
+            strict=True,
+        )
+    )
     with pytest.raises(UserError, match="use merged"):
         save_as(model, "custom_diffusion", tmp_path / "x")
 

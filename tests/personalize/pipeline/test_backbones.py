@@ -1,4 +1,6 @@
-"""SDXL and SD-3 beside SD-1.5: equal to the official pipelines, each picture with its own text and frame, every objective, every format."""
+"""SDXL and SD-3 beside SD-1.5: equal to the official pipelines, each picture with its own text and
+frame, every objective, every format.
+"""
 
 import functools
 import json
@@ -83,7 +85,9 @@ def test_tiny_is_the_same_model_in_memory_and_from_its_folder(kind):
 
 @BOTH
 def test_tiny_hears_its_prompt_and_its_attention(kind):
-    """Other words, or a tenth more or less of every attention weight, move the answer by 0.5 % at least: five times what `checked` lets pass."""
+    """Other words, or a tenth more or less of every attention weight, move the answer by 0.5 % at
+    least: five times what `checked` lets pass.
+    """
     model = load(folder(kind))
     before = answer(model)
     moved({n: p for n, p in model.denoiser.named_parameters() if ".attn" in n}, by=0.01)
@@ -103,27 +107,36 @@ def test_tiny_hears_its_prompt_and_its_attention(kind):
     ],
 )
 def test_pictures_equal_the_official_pipelines(kind, sampler, guidance):
-    """The empty prompt, pooled text, micro-conditioning, shift and guidance are theirs. Unequal seeds differ by far more."""
+    """The empty prompt, pooled text, micro-conditioning, shift and guidance are theirs.
+
+    Unequal seeds differ by far more.
+    """
     model = untouched(kind)
     ours = generate(model, PROMPTS, [3], steps=5, guidance=guidance, sampler=sampler)
     scheduler = make_sampler(model, sampler, 5)
     official = OFFICIAL[kind](**{**model.pipeline.components, "scheduler": scheduler})
     official.set_progress_bar_config(disable=True)
     rngs = [torch.Generator().manual_seed(3) for _ in PROMPTS]
-    theirs = official(PROMPTS, num_inference_steps=5, guidance_scale=guidance, generator=rngs).images  # fmt: skip
+    theirs = official(
+        PROMPTS, num_inference_steps=5, guidance_scale=guidance, generator=rngs
+    ).images
     assert abs(levels(ours) - levels(theirs)).max() <= 1
     other = generate(model, PROMPTS, [4], steps=5, guidance=guidance, sampler=sampler)
     assert abs(levels(ours) - levels(other)).max() > 10
 
 
 def test_sd3_refuses_samplers_that_know_no_flow():
-    with pytest.raises(UserError, match=f"choose one of {', '.join(FLOW_SAMPLERS)}".replace("+", r"\+")):  # fmt: skip
+    with pytest.raises(
+        UserError, match=f"choose one of {', '.join(FLOW_SAMPLERS)}".replace("+", r"\+")
+    ):
         generate(untouched("sd3"), PROMPTS, [0], sampler="ddim", steps=2)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
 def test_the_flow_schedule_is_the_schedulers(shift):
-    """Same timesteps, same x_t, same target, at every node; the last one's clipped beta moves s by a few 1e-5 at most."""
+    """Same timesteps, same x_t, same target, at every node; the last one's clipped beta moves s by
+    a few 1e-5 at most.
+    """
     theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
     ours = from_flow_matching(theirs)
     torch.testing.assert_close(ours.timesteps, theirs.timesteps.flip(0))
@@ -162,13 +175,17 @@ def test_sd3_has_a_largest_resolution():
     [("logit_normal", {"logit_mean": 0.5, "logit_std": 0.7}), ("mode", {"mode_scale": -0.5})],
 )
 def test_timesteps_are_those_of_diffusers_script(scheme, settings):
-    """`indices = (u * T).long(); timesteps = scheduler.timesteps[indices]`, from the same generator."""
+    """`indices = (u * T).long(); timesteps = scheduler.timesteps[indices]`, from the same
+    generator.
+    """
     c, theirs = config("unused", **settings), FlowMatchEulerDiscreteScheduler(shift=3.0)
     draw, ours = timestep_law(c, scheme, 1000), from_flow_matching(theirs)
     for seed in range(50):
         t = draw(torch.Generator().manual_seed(seed))
         rng = torch.Generator().manual_seed(seed)
-        u = compute_density_for_timestep_sampling(scheme, 1, c.logit_mean, c.logit_std, c.mode_scale, generator=rng)  # fmt: skip
+        u = compute_density_for_timestep_sampling(
+            scheme, 1, c.logit_mean, c.logit_std, c.mode_scale, generator=rng
+        )
         torch.testing.assert_close(ours.timesteps[t], theirs.timesteps[(u * 1000).long()])
 
 
@@ -182,7 +199,9 @@ def test_schemes_that_weigh_draw_every_timestep_alike():
 @pytest.mark.parametrize("precondition", [False, True])
 @pytest.mark.parametrize("scheme", ["none", "sigma_sqrt", "cosmap"])
 def test_the_loss_is_that_of_diffusers_script(scheme, precondition):
-    """`model_pred * (-sigmas) + noisy` against the clean latents, or the flow against noise - clean, weighted, averaged."""
+    """`model_pred * (-sigmas) + noisy` against the clean latents, or the flow against noise -
+    clean, weighted, averaged.
+    """
     model, c = untouched("sd3"), config("unused", precondition_outputs=precondition)
     schedule = model.schedule
     t = torch.tensor([10, 400, 998])
@@ -190,7 +209,9 @@ def test_the_loss_is_that_of_diffusers_script(scheme, precondition):
     cond = model.encode_prompts(["a dog", "a cat", ""])
     weights = node_weights(c, scheme, schedule)
     with torch.no_grad():
-        ours = STANDARD.terms(model.predict, schedule, {"instance": Example(x0, t, eps, cond)}, weights=weights)  # fmt: skip
+        ours = STANDARD.terms(
+            model.predict, schedule, {"instance": Example(x0, t, eps, cond)}, weights=weights
+        )
         x_t = schedule.add_noise(x0, t, eps)
         pred = model.predict(x_t, schedule.timesteps[t], cond)
     sigmas = model.pipeline.scheduler.sigmas[999 - t].reshape(3, 1, 1, 1)
@@ -206,13 +227,15 @@ WHOLE = (64, 64, 0, 0, 64, 64)  # of a picture that the base made
 
 
 def misled(kind, shown, cond):
-    """The rows of `cond` that are not the text, or the frame, of the prompt `shown` in their place."""
+    """The rows of `cond` that are not the text, or the frame, of the prompt `shown`."""
     model, wrong = untouched(kind), []
     for b, prompt in enumerate(shown):
         own = {k: v[0] for k, v in model.encode_prompts([str(prompt)]).items()}
         if model.family.framed:
             own["frame"] = torch.tensor(getattr(prompt, "frame", WHOLE))
-        if not all(torch.allclose(cond[k][b].float(), v.float(), atol=1e-5) for k, v in own.items()):  # fmt: skip
+        if not all(
+            torch.allclose(cond[k][b].float(), v.float(), atol=1e-5) for k, v in own.items()
+        ):
             wrong.append(b)
     return wrong
 
@@ -234,11 +257,18 @@ class Marked:
 @BOTH
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_every_picture_is_told_its_own_text_and_frame(kind, batch_size):
-    """Seen where it matters: the denoiser is handed x_t, which at t = 0 without noise is all but x0, and what it is told of it."""
+    """Seen where it matters: the denoiser is handed x_t, which at t = 0 without noise is all but
+    x0, and what it is told of it.
+    """
     original, calls = untouched(kind), []
-    model = Model(original.pipeline, replace(original.family, call=lambda d, x, t, c: calls.append((x, c)) or x))  # fmt: skip
+    model = Model(
+        original.pipeline,
+        replace(original.family, call=lambda d, x, t, c: calls.append((x, c)) or x),
+    )
     shape, prompts = model.latent_shape(64), PromptCache(original)
-    photographed = [Framed(f"a {w}", (100 + i, *FRAME[1:])) for i, w in enumerate(("dog", "cat", "fox"))]  # fmt: skip
+    photographed = [
+        Framed(f"a {w}", (100 + i, *FRAME[1:])) for i, w in enumerate(("dog", "cat", "fox"))
+    ]
     made = [f"a {w}" for w in ("bird", "horse", "cow", "pig", "sheep")]
     pools = {"instance": Marked(shape, photographed), "prior": Marked(shape, made)}
     streams = Streams(pools, config("unused", train_batch_size=batch_size), 1000)
@@ -254,7 +284,9 @@ def test_every_picture_is_told_its_own_text_and_frame(kind, batch_size):
 @BOTH
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_the_usual_pairing_is_found_out(kind, batch_size):
-    """cat([instance, class]).repeat(B) beside latents [i1 .. iB, c1 .. cB]: right at B = 1 alone (peers.md 6.1)."""
+    """cat([instance, class]).repeat(B) beside latents [i1 .. iB, c1 .. cB]: right at B = 1 alone
+    (peers.md 6.1).
+    """
     shown = [Framed("a sks dog", FRAME)] * batch_size + ["a dog"] * batch_size
     two = untouched(kind).encode_prompts(["a sks dog", "a dog"])
     usual = {k: v.repeat(batch_size, *[1] * (v.ndim - 1)) for k, v in two.items()}
@@ -278,7 +310,9 @@ def test_the_usual_frame_of_class_pictures_is_found_out():
 )
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_the_usual_weighting_is_found_out(kind, settings, scheme, batch_size):
-    """Weights of 2B timesteps on losses of B samples (peers.md 6.2, 6.3): wrong without a word at B = 1, an error above. Ours: by hand."""
+    """Weights of 2B timesteps on losses of B samples (peers.md 6.2, 6.3): wrong without a word at B
+    = 1, an error above. Ours: by hand.
+    """
     schedule = untouched(kind).schedule
     weights = node_weights(config("unused", **settings), scheme, schedule)
     t = {"instance": torch.tensor([50, 700, 200]), "prior": torch.tensor([900, 100, 500])}
@@ -310,14 +344,20 @@ def test_gradient_is_instance_plus_weight_times_prior(kind, batch_size):
     prompts = PromptCache(model)
 
     def gradient(objective, batch):
-        terms = objective.terms(lambda x, t, c: model.predict(x, t, prompts(c)), model.schedule, batch)  # fmt: skip
+        terms = objective.terms(
+            lambda x, t, c: model.predict(x, t, prompts(c)), model.schedule, batch
+        )
         grads = torch.autograd.grad(sum(terms.values()), list(theta.values()))
         return torch.cat([g.flatten() for g in grads])
 
     batch = {}
-    for seed, (role, prompt) in enumerate([("instance", Framed("a sks dog", FRAME)), ("prior", "a dog")]):  # fmt: skip
+    for seed, (role, prompt) in enumerate(
+        [("instance", Framed("a sks dog", FRAME)), ("prior", "a dog")]
+    ):
         x0, eps = latents(model, batch_size, seed), latents(model, batch_size, 7 + seed)
-        batch[role] = Example(x0, torch.tensor([900, 10, 500])[:batch_size], eps, [prompt] * batch_size)  # fmt: skip
+        batch[role] = Example(
+            x0, torch.tensor([900, 10, 500])[:batch_size], eps, [prompt] * batch_size
+        )
     instance = gradient(STANDARD, batch)
     prior = gradient(STANDARD, {"instance": batch["prior"]})
     together = gradient(PRIOR(0.7), batch)
@@ -330,7 +370,9 @@ def test_gradient_is_instance_plus_weight_times_prior(kind, batch_size):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("position", [0.0, 0.25, 1.0])
 def test_the_frame_says_where_the_first_pixel_comes_from(position, flip):
-    """A photo whose red value is its own column: the first column of the crop carries the number that the frame tells."""
+    """A photo whose red value is its own column: the first column of the crop carries the number
+    that the frame tells.
+    """
     columns = np.tile(np.arange(128, dtype=np.uint8), (64, 1))
     photo = Image.fromarray(np.stack([columns] * 3, -1))  # at its own size: 64 high, 128 wide
     pixels = resize_and_crop(photo, 64, "random", flip, position)
@@ -378,11 +420,15 @@ def test_the_frame_is_seen_by_sdxl():
 @pytest.mark.parametrize("train", ["full", "lora"])
 @BOTH
 def test_everything_that_trains_receives_a_gradient(kind, train):
-    """SDXL reads its first encoder's last layer but one, so the last stays frozen; T5 is never trained."""
+    """SDXL reads its first encoder's last layer but one, so the last stays frozen; T5 is never
+    trained.
+    """
     model = load(folder(kind))
     theta = choose(model, train, train_text_encoder=True)
     moved(theta)
-    answer_ = model.predict(latents(model, 2), model.schedule.timesteps[T], model.encode_prompts(PROMPTS))  # fmt: skip
+    answer_ = model.predict(
+        latents(model, 2), model.schedule.timesteps[T], model.encode_prompts(PROMPTS)
+    )
     answer_.square().mean().backward()
     assert all(p.grad is not None for p in theta.values())
     parts = {n.split(".")[0] for n in theta}
@@ -392,7 +438,9 @@ def test_everything_that_trains_receives_a_gradient(kind, train):
 
 
 def test_t5_is_optional(tmp_path):
-    """Left out by the user, or not in the folder: the same model; its place is zeros; the empty folder entry survives saving."""
+    """Left out by the user, or not in the folder: the same model; its place is zeros; the empty
+    folder entry survives saving.
+    """
     model = load(folder("sd3"), without_t5=True)
     assert model.text_encoder_names == ["text_encoder", "text_encoder_2"]
     assert not model.encode_prompts(PROMPTS)["encoder_hidden_states"][:, 77:].any()
@@ -444,9 +492,13 @@ def test_a_vae_that_overflows_is_named():
 
 # ---- path KL of a flow model
 def test_path_kl_of_a_constant_shift_of_the_flow_has_its_closed_form():
-    """v + h everywhere: eps moves by (1 - s_t) h, so path KL = h^2 D sum_t w_t (1 - s_t)^2; the base against itself is 0."""
+    """v + h everywhere: eps moves by (1 - s_t) h, so path KL = h^2 D sum_t w_t (1 - s_t)^2; the
+    base against itself is 0.
+    """
     model = untouched("sd3")
-    c = config("unused", class_prompt="a dog", context_prompts=("a dog in the snow",), measure_nodes=6)  # fmt: skip
+    c = config(
+        "unused", class_prompt="a dog", context_prompts=("a dog in the snow",), measure_nodes=6
+    )
     prompts, shape = PromptCache(model), model.latent_shape(64)
 
     def predict(x, t, texts):
@@ -474,7 +526,9 @@ def test_lora_weights_reload_with_the_official_loader_and_their_scale(kind, text
     pipeline = DiffusionPipeline.from_pretrained(folder(kind), use_safetensors=True)
     before = answer(Model(pipeline, FAMILY[kind]))
     pipeline.load_lora_weights(tmp_path / "lora")
-    torch.testing.assert_close(answer(Model(pipeline, FAMILY[kind])), expected, rtol=1e-5, atol=1e-6)  # fmt: skip
+    torch.testing.assert_close(
+        answer(Model(pipeline, FAMILY[kind])), expected, rtol=1e-5, atol=1e-6
+    )
     assert (expected - before).abs().max() > 0.01
 
 
@@ -485,7 +539,9 @@ def test_pipelines_and_merged_pipelines_reload(kind, tmp_path):
     save_merged(model, tmp_path / "merged")
     official = DiffusionPipeline.from_pretrained(tmp_path / "merged", use_safetensors=True)
     assert isinstance(official, OFFICIAL[kind])
-    torch.testing.assert_close(answer(Model(official, FAMILY[kind])), answer(model), rtol=1e-4, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        answer(Model(official, FAMILY[kind])), answer(model), rtol=1e-4, atol=1e-5
+    )
     full = load(folder(kind))
     moved(choose(full, "full"), by=0.01)
     save_pipeline(full, tmp_path / "full")
@@ -495,7 +551,9 @@ def test_pipelines_and_merged_pipelines_reload(kind, tmp_path):
 
 # ---- whole runs
 def trained(tmp_path, kind, objective, train, **more):
-    """Three steps with a text encoder in half of them, class pictures, grid, export; what was exported answers as the run did."""
+    """Three steps with a text encoder in half of them, class pictures, grid, export; what was
+    exported answers as the run did.
+    """
     chosen = {
         "pretrained_model_name_or_path": str(folder(kind)),
         "max_train_steps": 3,
@@ -525,7 +583,12 @@ def trained(tmp_path, kind, objective, train, **more):
     return out, rows
 
 
-SMALL = [("sdxl", "prior", "lora"), ("sdxl", "l2", "full"), ("sd3", "prior", "full"), ("sd3", "output", "lora")]  # fmt: skip
+SMALL = [
+    ("sdxl", "prior", "lora"),
+    ("sdxl", "l2", "full"),
+    ("sd3", "prior", "full"),
+    ("sd3", "output", "lora"),
+]
 GRID = [(k, o, t) for k in FAMILY for o in OBJECTIVES for t in ("full", "lora", "lora+text")]
 
 
@@ -542,7 +605,9 @@ def test_every_objective_trains_everything_on_every_backbone(tmp_path, kind, obj
 
 @BOTH
 def test_class_pictures_are_the_official_pipelines_own(tmp_path, kind):
-    """Of the base, under the class prompt, whole: what the prior term is told of them is what they were made with."""
+    """Of the base, under the class prompt, whole: what the prior term is told of them is what they
+    were made with.
+    """
     out, _ = trained(tmp_path, kind, "prior", "lora", class_data_dir=str(tmp_path / "class"))
     manifest = json.loads((tmp_path / "class" / "manifest.json").read_text())
     assert manifest["settings"]["model"] == untouched(kind).hash()
@@ -557,15 +622,21 @@ def test_class_pictures_are_the_official_pipelines_own(tmp_path, kind):
 @pytest.mark.slow
 @BOTH
 def test_half_precision_beside_float32_weights_answers_nearly_alike(kind):
-    """As `train --mixed_precision bf16` computes: float32 gradients near those of the float32 model; the frame is not rounded to bf16."""
-    half, whole = (gradient(d, folder(kind), "lora", PROMPTS) for d in (torch.bfloat16, torch.float32))  # fmt: skip
+    """As `train --mixed_precision bf16` computes: float32 gradients near those of the float32
+    model; the frame is not rounded to bf16.
+    """
+    half, whole = (
+        gradient(d, folder(kind), "lora", PROMPTS) for d in (torch.bfloat16, torch.float32)
+    )
     assert torch.cosine_similarity(half, whole, 0) > 0.99
 
 
 @pytest.mark.slow
 @BOTH
 def test_gradient_checkpointing_changes_no_weight(tmp_path, kind):
-    """Denoiser and text encoders recompute their activations; the weights of three steps agree to rounding."""
+    """Denoiser and text encoders recompute their activations; the weights of three steps agree to
+    rounding.
+    """
 
     def weights(name, **more):
         out, _ = trained(tmp_path / name, kind, "standard", "lora+text", **more)

@@ -1,4 +1,6 @@
-"""A pipeline opened: equal to calling diffusers by hand; the base is there; bad folders are refused in words."""
+"""A pipeline opened: equal to calling diffusers by hand; the base is there; bad folders are refused
+in words.
+"""
 
 import json
 import os
@@ -115,8 +117,12 @@ def test_trainable_parameters_are_float32_and_the_rest_is_frozen(tiny_folder, dt
 
 @pytest.mark.parametrize("train", ["full", "lora"])
 def test_half_precision_trains_in_float32_beside_a_half_precision_rest(tiny_folder, train):
-    """Under autocast, as accelerate runs it: gradients are float32 and near those of the float32 model."""
-    half, whole = (gradient(d, tiny_folder, train, PROMPTS) for d in (torch.bfloat16, torch.float32))  # fmt: skip
+    """Under autocast, as accelerate runs it: gradients are float32 and near those of the float32
+    model.
+    """
+    half, whole = (
+        gradient(d, tiny_folder, train, PROMPTS) for d in (torch.bfloat16, torch.float32)
+    )
     assert torch.cosine_similarity(half, whole, 0) > 0.99
 
 
@@ -270,7 +276,7 @@ def pickled(folder, file):
 
 
 def not_safetensors(folder, file):
-    """Honest weights in torch's own format: refused, too, because opening such a file can run code."""
+    """Weights in torch's own format are refused too: opening such a file can run code."""
     name = "pytorch_model.bin" if "text" in file else "diffusion_pytorch_model.bin"
     torch.save(load_file(folder / file), (folder / file).with_name(name))
     (folder / file).unlink()
@@ -348,7 +354,9 @@ def test_a_variant_is_loaded_in_every_part(tmp_path):
 
 @pytest.mark.slow
 def test_a_hub_id_is_served_by_the_local_cache_without_network(tiny_folder, tmp_path, base):
-    """The layout that huggingface_hub leaves in its cache; a fresh process, because the cache's place is read at import."""
+    """The layout that huggingface_hub leaves in its cache; a fresh process, because the cache's
+    place is read at import.
+    """
     repo = tmp_path / "hub/models--org--tiny"
     shutil.copytree(tiny_folder, repo / "snapshots/0123456789abcdef0123456789abcdef01234567")
     (repo / "refs").mkdir()

@@ -28,10 +28,14 @@ def ended_by(fault):
         (UserError("a\nb"), 2, "prog: a b\n"),
         (RunFailure("full"), 1, "prog: full\n"),
         (MemoryError(), 1, "prog: the memory of this machine does not suffice\n"),
-        (KeyboardInterrupt(), 130, "prog: interrupted; the same command goes on from the last checkpoint\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "prog: interrupted; the same command goes on from the last checkpoint\n",
+        ),
         (BrokenPipeError(), BROKEN_PIPE, ""),
     ],
-)  # fmt: skip
+)
 def test_every_fault_has_its_exit_code_and_one_line(fault, code, said, capfd):
     if isinstance(fault, BrokenPipeError):
         out = os.dup(1)

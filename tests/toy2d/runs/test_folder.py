@@ -1,4 +1,4 @@
-"""The run folder: whole files or none, one owner, one configuration, checkpoints that are checked."""
+"""The run folder: whole files or none, one owner, one configuration, checked checkpoints."""
 
 import contextlib
 import errno
@@ -84,7 +84,9 @@ with RunFolder(Path(sys.argv[1]), {"steps": 3}).open() as run:
 
 
 def test_a_second_process_is_refused_and_a_killed_one_leaves_the_folder_free(tmp_path):
-    """kill -9 half-way: the lock goes with the process, the status still says running, the checkpoint is whole."""
+    """kill -9 half-way: the lock goes with the process, the status still says running, the
+    checkpoint is whole.
+    """
     run = folder(tmp_path)
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True
@@ -145,7 +147,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(runfolder.os, "fsync", full)
-    said = rf"cannot write .*: the disk of {tmp_path} is full \(.* are free\); free some space, and the same command goes on"
+    said = rf"cannot write .*: the disk of {tmp_path} is full \(.* are free\); "
+    said += "free some space, and the same command goes on"
     with pytest.raises(RunFailure, match=said):
         write_atomic(file, "new")
     assert file.read_text() == "old"
@@ -227,7 +230,7 @@ def test_csv_round_trip_with_growing_columns(tmp_path):
 
 
 def test_csv_read_and_written_again_is_the_same_bytes(tmp_path):
-    """A run that goes on writes the rows of before as they were: seed 0 stays 0, 1e-05 stays 1e-05."""
+    """A run that goes on writes the rows of before as they were: seed 0 stays 0."""
     odd = {
         "zero": 0,
         "float": 0.0,
