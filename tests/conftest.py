@@ -1,7 +1,10 @@
 """Settings of every test: offline, one thread (tiny tensors are fastest there), shapes of the core three checked at run time."""
 
+import atexit
 import importlib
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -9,6 +12,9 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# chains of the base are never kept in the user's own cache
+os.environ["DRIFTLAB_CACHE"] = tempfile.mkdtemp(prefix="driftlab-cache-")
+atexit.register(shutil.rmtree, os.environ["DRIFTLAB_CACHE"], ignore_errors=True)
 
 # the annotations of the shape-generic files are assertions while testing: hooked before anything imports them
 CORE = ["toy2d.core.schedule", "toy2d.core.drift", "toy2d.core.objectives"]

@@ -35,6 +35,7 @@ from toy2d.core.sample import ancestral
 from toy2d.core.schedule import Schedule
 from toy2d.runs.folder import load_tensors, save_tensors
 
+KEPT = 20  # files of chains that runs share; 40 MB each for SD-1.5 at 512 px
 FEW = 2  # pairs evaluated for delta eps between full measurements
 Groups = dict[str, tuple[str, ...]]  # name -> prompts
 Paths = dict[str, tuple[float, float, int]]  # group -> (mean, standard error, chains), in nats
@@ -153,6 +154,13 @@ def shared_file(base_hash: str, schedule: Schedule, sampling: ChainSampling, dty
     made_from = json.dumps([base_hash, settings, nodes, dtype], sort_keys=True)
     key = hashlib.sha256(made_from.encode()).hexdigest()[:20]
     return folder / "chains" / f"{key}.safetensors"
+
+
+def forget_oldest(folder: Path, keep: int = KEPT) -> None:
+    """Delete all but the `keep` files of `folder` that were made last: chains can be made again."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
+    for file in files[:-keep]:
+        file.unlink(missing_ok=True)
 
 
 def writable(file: Path, otherwise: Path) -> Path:

@@ -263,7 +263,10 @@ class Experiment:
         shared = measure.shared_file(*made_from)
         file = self.chains or measure.writable(shared, self.cache / "chains.safetensors")
         with self.one_first(), model.evaluating(), self.clock("chains"):
-            return measure.kept_chains(file, predictors.live, model.schedule, sampling)
+            chains = measure.kept_chains(file, predictors.live, model.schedule, sampling)
+            if file == shared:
+                measure.forget_oldest(shared.parent)
+            return chains
 
     def make_meter(
         self, predictors: Predictors, theta: Params, theta_star: Params, chains: dict

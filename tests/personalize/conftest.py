@@ -1,12 +1,10 @@
 """Fixtures of the full scale: a tiny pipeline of real classes, and photo-like files. Offline, one thread."""
 
 import os
-import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TQDM_DISABLE"] = "1"
-os.environ["DRIFTLAB_CACHE"] = tempfile.mkdtemp(prefix="driftlab-cache-")  # never the user's own
 
 import pytest
 import torch

@@ -3,6 +3,7 @@ closed form.
 """
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from personalize.drift.measure import (
     Probes,
     chain_sampling,
     evaluations,
+    forget_oldest,
     kept_chains,
     make_chains,
     path_columns,
@@ -284,6 +286,14 @@ def test_runs_of_one_base_share_their_chains(setting, tmp_path, monkeypatch):
         file(measure_chains=2), file(class_prompt="a cat"), file(unrelated_prompts=("a house",)),
     ]  # fmt: skip
     assert len({file(), *others}) == 9
+
+
+def test_the_shared_folder_keeps_the_newest_files(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.safetensors").touch()
+        os.utime(tmp_path / f"{i}.safetensors", (i, i))
+    forget_oldest(tmp_path, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["3.safetensors", "4.safetensors"]
 
 
 def test_where_nothing_can_be_shared_the_run_keeps_its_own(tmp_path):
