@@ -1,4 +1,7 @@
-"""The book: lectures and notebooks as one site, built by `make book`. The source root is the repository root (sphinx-build -c lectures)."""
+"""Settings of the book: lectures and notebooks as one site, built by `make book`.
+
+The source root is the root of the repository (sphinx-build -c lectures).
+"""
 
 import os
 
@@ -24,13 +27,14 @@ myst_heading_anchors = 2
 proof_uniform_numbering = True
 proof_title_format = " %t"  # the titles carry the numbers: "Theorem 2.6 Probability flow"
 
-# a stored result would outlive the module that made it: notebooks run at every build, unless CI has just run them all
+# A stored result would outlive the module that made it, so notebooks run at every build, unless CI
+# has just run them all.
 nb_execution_mode = os.environ.get("BOOK_EXECUTION", "force")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
-nb_ipywidgets_js = {}  # sliders carry a static twin (toy2d/slider.py); the widget scripts would come from a CDN
+nb_ipywidgets_js = {}  # sliders carry a static twin; the widget scripts would come from a CDN
 
 html_theme = "furo"
 html_title = "driftlab: the course"

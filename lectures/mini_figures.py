@@ -116,7 +116,7 @@ def record(subject: Subject, objective: str, weight: float | None) -> dict:
 
 
 def kept(base: str) -> dict[tuple, dict]:
-    """The records of runs.json by (objective, weight), if they are of this base and these settings."""
+    """The records of runs.json by (objective, weight), if base and settings are these."""
     file = OUT / "runs.json"
     about = json.loads(file.read_text()) if file.exists() else {}
     if (about.get("base_hash"), about.get("settings")) != (base, SETTINGS):

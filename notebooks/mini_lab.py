@@ -1,7 +1,8 @@
-"""What the notebooks ask of the mini model: is it there, draw with it, and show what was recorded of it.
+"""The mini model in notebooks: is it there, draw with it, show what was recorded of it.
 
-Recorded pictures and numbers lie in lectures/_data/mini, written by lectures/mini_figures.py together with their provenance; no notebook trains
-for minutes. Where the weights are absent a cell says so and goes on.
+Recorded pictures and numbers lie in lectures/_data/mini; lectures/mini_figures.py wrote them with
+their provenance. No notebook trains for minutes. Where the weights are absent a cell says so and
+goes on.
 """
 
 import json
@@ -42,12 +43,13 @@ def draw(model, prompts: list[str], seeds: tuple[int, ...], steps: int = 12) -> 
     from personalize.sample.sampler import generate, grid
 
     images = generate(model, prompts, list(seeds), steps, GUIDANCE)
-    caption = f"mini model, {steps} steps of DPM-Solver++, guidance {GUIDANCE:g}, seeds {', '.join(map(str, seeds))}"
+    drawn = f"{steps} steps of DPM-Solver++, guidance {GUIDANCE:g}"
+    caption = f"mini model, {drawn}, seeds {', '.join(map(str, seeds))}"
     return show(grid(images, len(seeds), prompts), caption)
 
 
 def recorded() -> list[dict]:
-    """One record a run: objective, weight, seed, path_kl, delta_theta, file, ...; [] if none was made."""
+    """One record a run: objective, weight, seed, path_kl, file, ...; [] if none was made."""
     file = RECORDED / "runs.json"
     return json.loads(file.read_text())["runs"] if file.exists() else []
 

@@ -1,4 +1,4 @@
-"""Settings of every test: offline, one thread (tiny tensors are fastest there), shapes of the core three checked at run time."""
+"""Settings of every test: offline, one thread, shapes of the core three checked at run time."""
 
 import atexit
 import importlib
@@ -16,7 +16,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ["DRIFTLAB_CACHE"] = tempfile.mkdtemp(prefix="driftlab-cache-")
 atexit.register(shutil.rmtree, os.environ["DRIFTLAB_CACHE"], ignore_errors=True)
 
-# the annotations of the shape-generic files are assertions while testing: hooked before anything imports them
+# While testing, the annotations of these files are assertions: hook them before they are imported.
 CORE = ["toy2d.core.schedule", "toy2d.core.drift", "toy2d.core.objectives"]
 with install_import_hook(CORE, "typecheck.check"):
     for name in CORE:

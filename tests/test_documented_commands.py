@@ -34,7 +34,7 @@ TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULT
 
 
 def commands_of(text: str) -> list[str]:
-    """The commands of a shell block: continuation lines joined, comments and assignments left out."""
+    """The commands of a shell block, without comments and assignments."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
     found = []
     for line in lines:

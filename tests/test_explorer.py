@@ -1,6 +1,7 @@
 """The explorer in a real browser: controls change what they should, a link restores the view.
 
-Skipped only where Chromium or Playwright is missing: apt-get install chromium; pip install playwright.
+Skipped only where Chromium or Playwright is missing: apt-get install chromium; pip install
+playwright.
 """
 
 import importlib.util

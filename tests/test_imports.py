@@ -59,7 +59,7 @@ def test_personalize_imports_the_toys_core_and_run_folders_only():
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("toy2d.core")])
 def test_the_core_imports_torch_and_jaxtyping_only(name):
-    """Beside the standard library and itself: so it is as light as the toy and serves any network."""
+    """Beside the standard library and itself."""
     allowed = {"torch", "jaxtyping"}
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

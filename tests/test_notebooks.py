@@ -1,6 +1,6 @@
-"""The notebooks: twins agree, nothing stored, stems match lectures, every code cell of every notebook runs, the exercises' checks bite.
+"""The notebooks: twins agree, nothing is stored, every cell runs, wrong answers are refused.
 
-This is CI's only execution of the notebooks; the pages are built beside it without a second one (`make pages`).
+This is CI's only execution of the notebooks; `make pages` builds the pages without a second one.
 """
 
 import re
@@ -64,7 +64,10 @@ def course_run():
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_cell_runs(stem, course_run, monkeypatch):
-    """In a kernel of its own, in notebooks/, as a student runs it. Offline: nothing may wait for a network. One thread: tests run side by side."""
+    """In a kernel of its own, in notebooks/, as a student runs it.
+
+    Offline, because nothing may wait for a network; one thread, because tests run side by side.
+    """
     offline = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     for name, value in offline.items():
         monkeypatch.setenv(name, value)
@@ -99,10 +102,12 @@ def test_an_open_exercise_hints_a_wrong_one_raises_a_right_one_passes(capsys):
 def test_every_exercise_is_asked_and_solved_once():
     """Asked open (`check("4.1", answer)`), solved in the folded cell below."""
     found = exercises()
-    everything = [s for stem in STEMS for kind, s, _ in cells(NOTEBOOKS / f"{stem}.ipynb") if kind == "code"]  # fmt: skip
+    everything = [cell for stem in STEMS for cell in cells(NOTEBOOKS / f"{stem}.ipynb")]
+    code = [source for kind, source, _ in everything if kind == "code"]
+    solutions = [source for source in code if source.startswith("# solutions")]
     for number in found.EXERCISES:
-        assert sum(f'check("{number}", answer)' in source for source in everything) == 1
-        assert sum(source.startswith("# solutions") and f'check("{number}",' in source for source in everything) == 1  # fmt: skip
+        assert sum(f'check("{number}", answer)' in source for source in code) == 1
+        assert sum(f'check("{number}",' in source for source in solutions) == 1
 
 
 def test_every_graded_task_is_asked_and_solved_once():

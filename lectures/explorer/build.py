@@ -22,7 +22,7 @@ OBJECTIVES = {
     "replay_all": "Replay: plus weight x the loss on the base's own samples of every old class.",
     "l2": "L2: plus weight x the squared distance from the base's parameters.",
     "l2_tensor_mean": "L2 averaged within each tensor, as in the paper's code.",
-    "output": "Output preservation: plus weight x the squared difference from the base's outputs.",
+    "output": "Output preservation: plus weight x the squared change of the base's outputs.",
     "fisher": "Fisher-weighted L2 (EWC): each coordinate weighted by the base's Fisher information.",
 }
 

@@ -1,4 +1,6 @@
-"""Record the toy's half of the explorer: `python lectures/explorer/record_toy.py` after `make course`.
+"""Record the toy's half of the explorer, after `make course`.
+
+    python lectures/explorer/record_toy.py
 
 For every run of the course and the steps of its history.csv: POINTS samples of every prompt, drawn
 from one x_T by the probability-flow ODE, so that a sample moves with the parameters. KLs, their
