@@ -1,5 +1,7 @@
 """The book: every page is in its table of contents, every link leads somewhere, no warning."""
 
+import json
+import math
 import os
 import re
 import subprocess
@@ -62,3 +64,23 @@ def test_the_pages_build_without_a_warning_and_ask_the_network_nothing(tmp_path)
     built = list((tmp_path / "pages").rglob("*.html"))
     assert len(built) > 20
     assert not [p for p in built if re.search(remote, p.read_text())]
+
+
+def geometric_of_old_classes() -> dict[str, float]:
+    """Run -> geometric mean over seeds of the old classes' mean KL, from the recorded course."""
+    toy = json.loads((LECTURES / "_data" / "explorer" / "toy.json").read_text())
+    logs = {}
+    for run in toy["runs"]:
+        kls = [kl for kl, _ in run["along"][-1]["kl"]]
+        logs.setdefault(run["run"], []).append(math.log(sum(kls) / len(kls)))
+    return {name: math.exp(sum(values) / len(values)) for name, values in logs.items()}
+
+
+def test_readmes_numbers_are_those_of_the_recorded_runs():
+    """Best weight of each objective: here prior:10, l2:1, fisher:100, output:10."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    sentence = re.search(r"standard fine-tuning moves the old classes by .*? output.*?\. ", text)[0]
+    promised = [float(n) for n in re.findall(r"\d+\.\d+", sentence)]
+    measured = geometric_of_old_classes()
+    runs = ("standard", "prior:10", "l2:1", "fisher:100", "output:10")
+    assert promised == pytest.approx([measured[r] for r in runs], rel=0.02)
