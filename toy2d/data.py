@@ -65,7 +65,7 @@ class World:
         """E[eps | x_t] = -sqrt(1 - ab_t) grad log p_t(x_t), exact, in the dtype of x_t."""
         log_n, pull = self._components(x_t, cond, t)
         mean_pull = (torch.softmax(log_n, -1)[..., None] * pull).sum(-2)
-        b = (1 - self.schedule.alpha_bar[torch.as_tensor(t)]).sqrt()
+        b = (1 - self.schedule.alpha_bar_at(torch.as_tensor(t))).sqrt()
         return (b.reshape(*b.shape, 1) * mean_pull).to(x_t.dtype)
 
     def _components(self, x, cond, t):
@@ -73,7 +73,7 @@ class World:
         cond = torch.as_tensor(cond)
         ab = torch.ones((), dtype=torch.float64)
         if t is not None:
-            ab = self.schedule.alpha_bar[torch.as_tensor(t)]
+            ab = self.schedule.alpha_bar_at(torch.as_tensor(t))
         ab = ab[..., None]
         covs = self.covs[cond]
         a, b, d = (ab * covs[..., i, j] + (1 - ab) * (i == j) for i, j in ((0, 0), (0, 1), (1, 1)))

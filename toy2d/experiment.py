@@ -21,7 +21,14 @@ from toy2d.core.rng import generator
 from toy2d.data import world_pool
 from toy2d.figures import all as figures
 from toy2d.measure import Probe, measure
-from toy2d.prepare import Setting, make_groups, make_pools, probe_of, used_pools
+from toy2d.prepare import (
+    Setting,
+    make_groups,
+    make_pools,
+    probe_of,
+    snapshot_probe,
+    used_pools,
+)
 from toy2d.records import (
     all_parameters,
     history_rows,
@@ -177,7 +184,7 @@ def finetune(setting: Setting, folder: RunFolder, bases: Bases, probe: Probe) ->
     c, world = setting.config, setting.world
     groups = make_groups(setting, bases.theta, probe)
     pools = used_pools(make_pools(setting, bases.theta), groups)
-    coarse = probe_of(setting, bases.theta, max(4, c.quadrature - 2), max(3, c.ode_nodes * 2 // 3))
+    coarse = snapshot_probe(setting, bases.theta)
     checkpoints = Checkpoints(folder, "finetune")
 
     def observe(step: int, terms: list[dict[str, Tensor]]) -> None:
@@ -224,6 +231,6 @@ def write_results(setting: Setting, path: Path, bases: Bases, probe: Probe, tune
     save_tensors(path / "finetuned.safetensors", all_parameters(groups))
     save_tensors(path / "samples.safetensors", samples_of(setting, bases.theta, groups))
     write_csv(path / "history.csv", rows)
-    write_json(path / "metrics.json", metrics_of(setting, bases.theta, probe, runs))
+    write_json(path / "metrics.json", metrics_of(setting, bases.theta, probe, runs, rows))
     figures.draw_all(path)
     report.write(path)

@@ -18,12 +18,13 @@ Shapes: M runs, S seeds, P prompts, N points of the rule.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from toy2d.core.drift import Params, delta_eps, delta_theta, path_kl
-from toy2d.core.likelihood import flow_sample, log_prob, ode_schedule
+from toy2d.core.drift import Params, delta_theta, path_kl_of, squared_error, stratified
+from toy2d.core.likelihood import flow_sample, log_prob, ode_error, ode_schedule
 from toy2d.core.rng import generator
 from toy2d.core.sample import ancestral
 from toy2d.core.schedule import Schedule
@@ -57,17 +58,19 @@ def world_points(world: World, cond: int, normal: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Points:
-    """Where densities are compared: x (K, P, N, 2) float32, with the law's log density there.
+    """Where densities are compared: x (K, P, N, 2) float32, with the law's log densities there.
 
     K is 1 for the world (one truth for all seeds) or S for the bases. `log_p` (K, P, N) is prompt
     i's law at prompt i's points, `log_mix` (K, P, N) the equal mixture of all P prompts at them, or
-    None: it costs P^2 laws.
+    None: it costs P^2 laws. `coarse` is `log_p` on every second node of the ODE: the same numbers
+    for the world, whose density is exact.
     """
 
     conds: tuple[int, ...]
     rule: Rule
     x: Tensor
     log_p: Tensor
+    coarse: Tensor
     log_mix: Tensor | None
 
 
@@ -75,34 +78,28 @@ def truth_points(world: World, conds: tuple[int, ...], rule: Rule, mixture: bool
     """Points of the world's own prompts, with its exact densities."""
     x = torch.stack([world_points(world, c, rule.points) for c in conds]).float()
     rule = rule.per_component(world.num_components)
-    if not mixture:
-        log_p = torch.stack([world.log_prob(x[i], c, 0) for i, c in enumerate(conds)])
-        return Points(conds, rule, x[None], log_p[None], None)
-    log_all = torch.stack([world.log_prob(x, c, 0) for c in conds])  # law, point's prompt, N
-    log_p = torch.stack([log_all[i, i] for i in range(len(conds))])
-    return Points(conds, rule, x[None], log_p[None], _log_mixture(log_all)[None])
+    log_p = torch.stack([world.log_prob(x[i], c, 0) for i, c in enumerate(conds)])
+    log_mix = None
+    if mixture:
+        log_mix = _log_mixture(torch.stack([world.log_prob(x, c, 0) for c in conds]))[None]
+    return Points(conds, rule, x[None], log_p[None], log_p[None], log_mix)
 
 
 def base_points(
     net: EpsMLP,
     theta: Params,
-    schedule: Schedule,
+    ode: Schedule,
     conds: tuple[int, ...],
     rule: Rule,
     mixture: bool = False,
 ) -> Points:
     """Points of S base models' own laws: the rule pushed through their ODEs; log densities."""
     seeds = theta["bias0"].shape[0]
-    normal = rule.points.float().to(schedule.alpha_bar.device).expand(seeds, -1, -1)
+    normal = rule.points.float().to(ode.alpha_bar.device).expand(seeds, -1, -1)
     predict = net.bind(theta)
-    x = torch.stack(
-        [flow_sample(predict, schedule, normal, torch.tensor(c), runs=1) for c in conds], 1
-    )
-    if not mixture:
-        return Points(conds, rule, x.cpu(), own_log_prob(predict, schedule, x, conds), None)
-    log_all = log_prob_table(predict, schedule, x, conds).movedim(1, 0)
-    log_p = torch.stack([log_all[i, :, i] for i in range(len(conds))], 1)
-    return Points(conds, rule, x.cpu(), log_p, _log_mixture(log_all))
+    x = torch.stack([flow_sample(predict, ode, normal, torch.tensor(c), runs=1) for c in conds], 1)
+    laws = laws_at(predict, ode, x, conds, mixture)
+    return Points(conds, rule, x.cpu(), laws.own, laws.coarse, laws.mixture)
 
 
 def _log_mixture(log_all: Tensor) -> Tensor:
@@ -110,29 +107,68 @@ def _log_mixture(log_all: Tensor) -> Tensor:
     return torch.logsumexp(log_all.double(), 0) - math.log(len(log_all))
 
 
-def log_prob_table(predict: Bound, schedule: Schedule, x: Tensor, conds: tuple[int, ...]) -> Tensor:
+class Laws(NamedTuple):
+    """Log densities of a stack's laws at every prompt's points, (M, P, N) each.
+
+    `own` is prompt i's law at prompt i's points, `coarse` the same on every second node of the ODE,
+    `mixture` the equal mixture of all prompts' laws (None where it was not asked for), and
+    `mixture_error` its ODE error.
+    """
+
+    own: Tensor
+    coarse: Tensor
+    mixture: Tensor | None = None
+    mixture_error: Tensor | None = None
+
+
+def laws_at(
+    predict: Bound, ode: Schedule, x: Tensor, conds: tuple[int, ...], mixture: bool = False
+) -> Laws:
+    """The laws of `conds` at their points x (M, P, N, 2).
+
+    A mixture takes the other prompts' laws, which matter where laws overlap, from the coarse pass.
+    """
+    P = len(conds)
+    own = own_log_prob(predict, ode, x, conds)
+    if not mixture:
+        return Laws(own, own_log_prob(predict, ode, x, conds, every=2))
+    table = log_prob_table(predict, ode, x, conds, every=2)  # M law P N
+    coarse = torch.stack([table[:, i, i] for i in range(P)], 1)
+    same = torch.eye(P, dtype=torch.bool)[None, :, :, None]
+    log_mix = _log_mixture(torch.where(same, own[:, None], table).movedim(1, 0))
+    share = (own.double() - log_mix).exp() / P  # of the point's own law in the mixture
+    others = (own - coarse).abs().double().mean((1, 2), keepdim=True)  # the other laws' errors
+    return Laws(own, coarse, log_mix, share * ode_error(own, coarse) + (1 - share) * others)
+
+
+def log_prob_table(
+    predict: Bound, ode: Schedule, x: Tensor, conds: tuple[int, ...], every: int = 1
+) -> Tensor:
     """log q(x | c) of every law c at every prompt's points: (M, law, P, N) for x (M, P, N, 2)."""
     flat = x.flatten(1, -2)
     cond = torch.tensor(conds).repeat_interleave(flat.shape[1])
-    table = log_prob(predict, schedule, flat.repeat(1, len(conds), 1), cond, runs=1).cpu()
+    table = log_prob(predict, ode, flat.repeat(1, len(conds), 1), cond, 1, every).cpu()
     return table.reshape(x.shape[0], len(conds), *x.shape[1:-1])
 
 
-def own_log_prob(predict: Bound, schedule: Schedule, x: Tensor, conds: tuple[int, ...]) -> Tensor:
+def own_log_prob(
+    predict: Bound, ode: Schedule, x: Tensor, conds: tuple[int, ...], every: int = 1
+) -> Tensor:
     """log q(x | c) of prompt c at its own points only: (M, P, N) for x (M, P, N, 2)."""
     cond = torch.tensor(conds).repeat_interleave(x.shape[2])
-    return log_prob(predict, schedule, x.flatten(1, 2), cond, runs=1).cpu().reshape(x.shape[:-1])
+    return log_prob(predict, ode, x.flatten(1, 2), cond, 1, every).cpu().reshape(x.shape[:-1])
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Everything measurements need, made once from the world and the bases; saved with the run."""
+    """Everything measurements need, made once from the world and the bases."""
 
     truth: Points
     new: Points
     base: Points
     chain: Tensor  # T S N 2: ancestral chains of the bases under the old prompts
     chain_cond: Tensor  # N
+    eps_star: Tensor  # T S N 2: what the bases answer on their chains
     schedule: Schedule  # of the chains
     ode: Schedule  # of the likelihoods
 
@@ -145,77 +181,113 @@ def make_probe(
     base_rule: Rule,
     chains: int,
     ode_nodes: int,
+    mixture: bool = True,
 ) -> Probe:
     """Make a probe with `chains` ancestral chains for each old prompt and seed.
 
-    Likelihoods are computed on `ode_nodes` nodes of the schedule.
+    Likelihoods are computed on `ode_nodes` nodes. `mixture`: measure the equal mixture of the old
+    prompts too, in a world of one component.
     """
-    mixture = world.num_components == 1
-    schedule = world.schedule.to(theta_star["bias0"].device)
-    ode = ode_schedule(schedule, ode_nodes)
+    mixture = mixture and world.num_components == 1
+    device = theta_star["bias0"].device
+    schedule, predict = world.schedule.to(device), net.bind(theta_star)
+    ode = ode_schedule(schedule, ode_nodes, net.smooth_in_time)
     seeds = theta_star["bias0"].shape[0]
     cond = torch.tensor(world.old).repeat_interleave(chains)
     rng = generator(0, "probe")
-    device = theta_star["bias0"].device
     x_T = torch.randn(seeds, len(cond), 2, generator=rng).to(device)
-    chain = ancestral(net.bind(theta_star), schedule, x_T, cond, rng, runs=1, chain=True)
+    chain = ancestral(predict, schedule, x_T, cond, rng, runs=1, chain=True)
+    with torch.no_grad():
+        eps_star = [predict(x, _at(n, x), cond) for n, x in enumerate(chain)]
     return Probe(
         truth=truth_points(world, world.old, truth_rule, mixture),
         new=truth_points(world, (world.new, *world.composed), truth_rule),
         base=base_points(net, theta_star, ode, world.old, base_rule, mixture),
         chain=torch.stack(chain),
         chain_cond=cond,
+        eps_star=torch.stack(eps_star),
         schedule=schedule,
         ode=ode,
     )
+
+
+def _at(n: int, x: Tensor) -> Tensor:
+    """Node n for every point of x (M, N, 2)."""
+    return torch.full(x.shape[:-1], n, device=x.device)
 
 
 def measure(world: World, group: Group, probe: Probe, chunk: int = 8192) -> list[dict]:
     """One record per run of the group.
 
     kl_truth and kl_base are {prompt: [mean, error, n]}, kl_new and path_kl are [mean, error, n],
-    delta_theta and delta_eps are numbers.
-
-    Runs that diverged have None where a number would be. `chunk` bounds memory: points evaluated at
-    once, in whole runs.
+    delta_eps is [value, error, n], delta_theta a number. `error_parts` holds for every KL of the
+    ODE's law what its error is the sum of: [ODE, quadrature, rounding]. Runs that diverged have
+    None where a number would be. `chunk` bounds memory: points evaluated at once, in whole runs.
     """
-    laws = len(world.old) if probe.truth.log_mix is not None else 1
-    points = laws * len(world.old) * max(probe.base.x.shape[2], probe.truth.x.shape[2])
+    points = len(world.old) * max(probe.base.x.shape[2], probe.truth.x.shape[2])
+    if probe.truth.log_mix is not None:
+        points *= len(world.old)
     size, records = max(1, chunk // points), []
+    drifts = drift_on_chains(group, probe)
     for start in range(0, len(group), size):
         which = list(range(start, min(start + size, len(group))))
-        records += _measure_chunk(world, group, probe, which)
+        kls = _kls_of_chunk(world, group, probe, which)
+        records += [kl | drifts[m] for m, kl in zip(which, kls, strict=True)]
     return [
         record if m not in group.stopped else dict.fromkeys(record, None)
         for m, record in enumerate(records)
     ]
 
 
-def _measure_chunk(world, group, probe, which):
+def _kls_of_chunk(world: World, group: Group, probe: Probe, which: list[int]) -> list[dict]:
     theta = members({k: v.detach() for k, v in group.theta.items()}, which)
-    star = members(group.theta_star, which)
     seeds = group.seed_index[which]
-    predict, predict_star = group.net.bind(theta), group.net.bind(star)
-    truth = compare(predict, probe.ode, probe.truth, torch.zeros_like(seeds), world)
-    base = compare(predict, probe.ode, probe.base, seeds, world)
-    new = compare(predict, probe.ode, probe.new, torch.zeros_like(seeds), world)
-    chain = probe.chain[:, seeds]  # on the network's device
-    path = path_kl(predict, predict_star, probe.schedule, chain, probe.chain_cond, runs=1)
-    d_theta = delta_theta(theta, star, runs=1)
-    d_eps = delta_eps(predict, predict_star, probe.schedule, *eps_probe(chain, probe.chain_cond))
+    predict = group.net.bind(theta)
+    first = torch.zeros_like(seeds)
+    truth = compare_in_parts(predict, probe.ode, probe.truth, first, world)
+    base = compare_in_parts(predict, probe.ode, probe.base, seeds, world)
+    new = compare_in_parts(predict, probe.ode, probe.new, first, world)
     covered = mode_coverage(world, predict, probe.ode) if world.num_components > 1 else None
+    records = []
+    for m in range(len(which)):
+        kls = {"kl_truth": truth[m][0], "kl_base": base[m][0]}
+        groups = _of_groups(world, truth[m][0], base[m][0], new[m][0])
+        parts = {"kl_truth": truth[m][1], "kl_base": base[m][1], "kl_new": new[m][1]}
+        record = kls | {"kl_new": new[m][0][world.names[world.new]]} | groups
+        if covered:
+            record["coverage"] = {n: float(v[m]) for n, v in covered.items()}
+        records.append(record | {"error_parts": parts})
+    return records
+
+
+def drift_on_chains(group: Group, probe: Probe) -> list[dict]:
+    """path_kl, delta_eps and delta_theta of every run, from one pass over the base's chains.
+
+    delta_eps is the root mean square over all nodes 1 .. T-1 and all chains. Errors are standard
+    errors over chains, stratified by prompt.
+    """
+    theta = {k: v.detach() for k, v in group.theta.items()}
+    predict, cond = group.net.bind(theta), probe.chain_cond
+    errors = []
+    with torch.no_grad():
+        for n in range(len(probe.schedule)):
+            x, star = probe.chain[n, group.seed_index], probe.eps_star[n, group.seed_index]
+            t = _at(n, x)
+            answer = squared_error(predict, lambda *_, star=star: star, probe.schedule, x, t, cond)
+            errors.append(answer)
+    errors = torch.stack(errors)  # T M N
+    path, path_error = path_kl_of(errors, probe.schedule, strata=cond)
+    square, square_error = stratified(errors[1:].mean(0), cond)
+    eps = square.sqrt()
+    eps_error = square_error / (2 * eps).clamp(min=1e-30)
+    distance = delta_theta(theta, group.theta_star, runs=1)
     return [
         {
-            "kl_truth": truth[m],
-            "kl_base": base[m],
-            "kl_new": new[m][world.names[world.new]],
-            "delta_theta": float(d_theta[m]),
-            "delta_eps": float(d_eps[m]),
-            "path_kl": _triple(path[0][m], path[1][m], chain.shape[2]),
+            "delta_theta": float(distance[m]),
+            "delta_eps": _triple(eps[m], eps_error[m], len(cond)),
+            "path_kl": _triple(path[m], path_error[m], len(cond)),
         }
-        | _of_groups(world, truth[m], base[m], new[m])
-        | ({"coverage": {n: float(v[m]) for n, v in covered.items()}} if covered else {})
-        for m in range(len(which))
+        for m in range(len(group))
     ]
 
 
@@ -257,49 +329,43 @@ def mode_coverage(world: World, predict: Bound, ode: Schedule, n: int = 256) -> 
     return {world.names[c]: kept[:, i] for i, c in enumerate(conds)}
 
 
-def eps_probe(chain: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A fixed set of (x_t, t, cond): one node of each chain, so that all nodes appear."""
-    i = torch.arange(chain.shape[2])
-    # 37 is coprime to the usual T - 1: neighbouring chains are far apart in t
-    t = 1 + (i * 37) % (chain.shape[0] - 1)
-    return (
-        chain[t, :, i].movedim(1, 0),
-        t.expand(chain.shape[1], -1),
-        cond.expand(chain.shape[1], -1),
-    )
-
-
 def compare(predict: Bound, ode: Schedule, points: Points, k: Tensor, world: World) -> list[dict]:
     """{prompt name: [mean, error, n]} per run; also "mixture" where its density was asked for."""
+    return [kls for kls, _ in compare_in_parts(predict, ode, points, k, world)]
+
+
+def compare_in_parts(
+    predict: Bound, ode: Schedule, points: Points, k: Tensor, world: World
+) -> list[tuple[dict, dict]]:
+    """Per run, {prompt: [mean, error, n]} and {prompt: [ODE, quadrature, rounding]}.
+
+    The error is the sum of the three: the mean ODE error of the log ratio, the rule's own, and
+    that of float32 sums over the nodes.
+    """
     conds, x = points.conds, points.x[k].to(ode.alpha_bar.device)
-    if points.log_mix is None:
-        log_q = own_log_prob(predict, ode, x, conds)
-    else:
-        table = log_prob_table(predict, ode, x, conds)
-        log_q = torch.stack([table[:, i, i] for i in range(len(conds))], 1)
-    expected = _expect(points.rule, points.log_p[k] - log_q)
-    kls = dict(zip((world.names[c] for c in conds), expected, strict=True))
+    laws = laws_at(predict, ode, x, conds, points.log_mix is not None)
+    fine, coarse = points.log_p[k] - laws.own, points.coarse[k] - laws.coarse
+    ratios = {"": (fine, ode_error(fine, coarse).double())}
     if points.log_mix is not None:
-        ratio = points.log_mix[k] - _log_mixture(table.movedim(1, 0))
-        kls["mixture"] = _expect(points.rule, ratio.mean(1, keepdim=True))[0]
-    n = x.shape[2]
-    count = {name: n * (len(conds) if name == "mixture" else 1) for name in kls}
-    return [
-        {
-            name: [float(mean[m]), float(error[m]), count[name]]
-            for name, (mean, error) in kls.items()
-        }
-        for m in range(len(x))
-    ]
+        mixture = (points.log_mix[k] - laws.mixture).mean(1, keepdim=True)
+        ratios["mixture"] = mixture, laws.mixture_error.mean(1, keepdim=True)
+    rounding = torch.finfo(x.dtype).eps * len(ode) ** 0.5 * laws.own.abs().double()
+    rounding, _ = points.rule.expect(rounding)
+    found = [({}, {}) for _ in x]
+    for what, (ratio, gap) in ratios.items():
+        mean, quadrature = points.rule.expect(ratio)
+        of_ode, _ = points.rule.expect(gap)
+        names = [world.names[c] for c in conds] if not what else [what]
+        n = x.shape[2] * (len(conds) if what else 1)
+        for i, name in enumerate(names):
+            for m, (kls, parts) in enumerate(found):
+                three = [float(v[m, i]) for v in (of_ode, quadrature, rounding)]
+                kls[name] = [float(mean[m, i]), sum(three), n]
+                parts[name] = three
+    return found
 
 
 def _triple(mean: Tensor, error: Tensor, n: int) -> list:
     """[mean, error, n], with None for what is not a number (JSON has no NaN)."""
     finite = bool(torch.isfinite(mean) and torch.isfinite(error))
     return [float(mean), float(error), n] if finite else [None, None, n]
-
-
-def _expect(rule: Rule, ratio: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Per prompt, (mean, error) over the runs, for log ratios (M, P, N)."""
-    mean, error = rule.expect(ratio)
-    return list(zip(mean.unbind(1), error.unbind(1), strict=True))

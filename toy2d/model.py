@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from toy2d.core.schedule import interpolate_alpha_bar
+
 ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 
 
@@ -30,6 +32,12 @@ SLOPES = {"silu": _silu_and_slope, "relu": lambda a: (a.relu(), (a > 0).to(a.dty
 
 def _layer(theta: Mapping[str, Tensor], i: int, h: Tensor) -> Tensor:
     return torch.baddbmm(theta[f"bias{i}"], h, theta[f"weight{i}"])
+
+
+def _one_time(t: Tensor) -> Tensor:
+    """One entry of t, shaped to broadcast, where all are equal, as they are along an ODE."""
+    first = t[(slice(1),) * t.ndim]
+    return first if bool((t == first).all()) else t
 
 
 @dataclass(frozen=True)
@@ -87,24 +95,43 @@ class EpsMLP:
     def with_divergence(
         self, theta: Mapping[str, Tensor], x_t: Tensor, t: Tensor, cond: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(eps_hat, tr(d eps_hat / dx_t)): both tangents pass through the layers too."""
-        h = self._features(theta, x_t, t, cond)
-        rows = theta["weight0"][:, :2, None]  # M 2 1 W: d(first layer) / dx
-        tangent = rows.expand(-1, -1, h.shape[1], -1).flatten(1, 2)  # M 2B W
+        """(eps_hat, tr(d eps_hat / dx_t)), exact."""
+        h, slopes = self._features(theta, x_t, t, cond), []
         for i in range(self.depth):
             h, slope = SLOPES[self.activation](_layer(theta, i, h))
-            tangent = tangent * torch.cat([slope, slope], 1) @ theta[f"weight{i + 1}"]
-        along_x, along_y = tangent.chunk(2, 1)
-        trace = along_x[..., :1] + along_y[..., 1:]
+            slopes.append(slope)
+        trace = self._trace_of_layers(theta, slopes)
         skip, scale = self._preconditioning(x_t, t)
         value = skip * x_t + scale * _layer(theta, self.depth, h)
         return value, (2 * skip + scale * trace)[..., 0]
+
+    def _trace_of_layers(self, theta: Mapping[str, Tensor], slopes: list[Tensor]) -> Tensor:
+        """tr(d layers / dx), (M, B, 1), from the activations' slopes d_0, d_1, ... (M, B, W).
+
+        For two hidden layers it is the bilinear form d_0' K d_1 with
+        K_ab = weight1_ab sum_k weight0_ka weight2_bk: one product instead of two tangents.
+        """
+        rows = theta["weight0"][:, :2]  # M 2 W: d(first layer) / dx
+        if self.depth == 2:
+            K = theta["weight1"] * (rows.mT @ theta["weight2"].mT)
+            return ((slopes[0] @ K) * slopes[1]).sum(-1, keepdim=True)
+        tangent = rows[:, :, None].expand(-1, -1, slopes[0].shape[1], -1).flatten(1, 2)  # M 2B W
+        for i, slope in enumerate(slopes):
+            tangent = tangent * torch.cat([slope, slope], 1) @ theta[f"weight{i + 1}"]
+        along_x, along_y = tangent.chunk(2, 1)
+        return along_x[..., :1] + along_y[..., 1:]
+
+    @property
+    def smooth_in_time(self) -> bool:
+        """May it be called with fractional t? A learned table has rows for the steps only."""
+        return self.time == "cosine"
 
     def _preconditioning(self, x_t, t):
         """(skip, scale), shape (..., 1): b and a b of the step, or 0 and 1 without `alpha_bar`."""
         if self.alpha_bar is None:
             return 0.0, 1.0
-        ab = torch.tensor(self.alpha_bar, dtype=torch.float64, device=x_t.device)[t][..., None]
+        table = torch.tensor(self.alpha_bar, dtype=torch.float64, device=x_t.device)
+        ab = interpolate_alpha_bar(table, _one_time(t))[..., None]
         b = (1 - ab).sqrt()
         return b.to(x_t.dtype), (ab.sqrt() * b).to(x_t.dtype)
 
@@ -115,12 +142,18 @@ class EpsMLP:
     def _features(self, theta, x_t, t, cond):
         """x_t, the time and the summed words, side by side."""
         stack, batch = x_t.shape[:2]
-        t, cond = t.expand(stack, batch), cond.expand(stack, batch)
+        t, cond = _one_time(t), cond.expand(stack, batch)
         row = torch.arange(stack, device=x_t.device)[:, None]
         words = torch.tensor(self.tokens, device=x_t.device)[cond]
         token = theta["token"][row[..., None], words].sum(-2)
-        time = theta["time"][row, t] if self.time == "table" else self.time_features(x_t)[t]
-        return torch.cat([x_t, time, token], -1)
+        time = theta["time"][row, t] if self.time == "table" else self._cosines(t, x_t)
+        return torch.cat([x_t, time.expand(stack, batch, -1), token], -1)
+
+    def _cosines(self, t: Tensor, like: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return self.time_features(like)[t]
+        k = torch.arange(1, self.time_dim + 1, dtype=torch.float64, device=t.device)
+        return torch.cos(math.pi * t[..., None] / self.num_timesteps * k).to(like)
 
     def time_features(self, like: Tensor) -> Tensor:
         u = torch.arange(self.num_timesteps, dtype=torch.float64) / self.num_timesteps

@@ -61,22 +61,35 @@ class Setting:
         return self.config.seeds
 
 
-def probe_of(
-    setting: Setting,
-    theta_star: Params,
-    quadrature: int | None = None,
-    ode_nodes: int | None = None,
+def probe_of(setting: Setting, theta_star: Params) -> Probe:
+    """The probe of the finished runs, as configured."""
+    c = setting.config
+    return _probe(setting, theta_star, c.quadrature, c.ode_nodes, c.chains)
+
+
+def finer_probe(setting: Setting, theta_star: Params, more: int) -> Probe:
+    """More quadrature points (`more` an axis) and twice the ODE nodes."""
+    c = setting.config
+    return _probe(setting, theta_star, c.quadrature + more, 2 * c.ode_nodes - 1, c.chains)
+
+
+def snapshot_probe(setting: Setting, theta_star: Params) -> Probe:
+    """The probe along training: fewer quadrature points and chains, no mixture."""
+    c = setting.config
+    k, chains = max(4, c.quadrature - 2), max(2, c.chains // 2)
+    return _probe(setting, theta_star, k, c.ode_nodes, chains, mixture=False)
+
+
+def _probe(
+    setting: Setting, theta_star: Params, k: int, nodes: int, chains: int, mixture: bool = True
 ) -> Probe:
-    """The probe with k*k quadrature points and this many ODE nodes (default: as configured)."""
-    c, world = setting.config, setting.world
-    k = quadrature or c.quadrature
+    world = setting.world
     rule = base_rule = gauss_hermite(k)
     if world.num_components > 1:
         # pushed through a base's ODE to a law of several modes, the integrand has ridges that no
         # Gauss rule sees
         base_rule = sobol(2 ** round(math.log2(k * k)), scrambles=8)
-    nodes = ode_nodes or c.ode_nodes
-    return make_probe(world, setting.net, theta_star, rule, base_rule, c.chains, nodes)
+    return make_probe(world, setting.net, theta_star, rule, base_rule, chains, nodes, mixture)
 
 
 def make_pools(setting: Setting, theta_star: Params) -> dict[str, ExamplePool]:

@@ -9,10 +9,12 @@ from toy2d.core.drift import Params
 from toy2d.core.objectives import STANDARD, Objective
 from toy2d.core.rng import generator
 from toy2d.data import world_pool
+from toy2d.figures.frontier import toy_trajectories
 from toy2d.measure import Probe, measure
 from toy2d.model import members
-from toy2d.prepare import Setting, clean_samples, probe_of
+from toy2d.prepare import Setting, clean_samples, finer_probe
 from toy2d.runs.folder import hash_tensors
+from toy2d.runs.frontier import HEADLINE, contrasts
 from toy2d.train import Group
 
 KL_TABLES = ("kl_truth", "kl_base", "kl_truth_group", "kl_base_group", "kl_composed")
@@ -27,8 +29,8 @@ def history_rows(
         spec = run.spec
         row = {"step": step, "objective": spec.objective, "weight": spec.weight, "seed": run.seed}
         row |= {f"loss_{k}": _finite(v[m]) for k, v in terms.items()}
-        row |= {k: record[k] for k in ("delta_theta", "delta_eps")}
-        for key in ("path_kl", "kl_new"):
+        row["delta_theta"] = record["delta_theta"]
+        for key in ("delta_eps", "path_kl", "kl_new"):
             row[key], row[f"{key}_error"] = (record[key] or [None, None])[:2]
         for key in KL_TABLES:
             for name, triple in (record.get(key) or {}).items():
@@ -47,9 +49,11 @@ def measure_finely(
 ) -> list[list[dict]]:
     """Each group's measurements; KLs below 1 nat known worse than to 0.01 nat are repeated."""
     c, world = setting.config, setting.world
-    finer = cache(lambda k: probe_of(setting, theta_star, k))  # made only if some group needs it
+    finer = cache(
+        lambda more: finer_probe(setting, theta_star, more)
+    )  # made if some group needs it
     # randomized QMC gains too little from more points: there the printed error has to do
-    more = (c.quadrature + 4, c.quadrature + 10) if world.num_components == 1 else ()
+    more = (4, 10) if world.num_components == 1 else ()
     found = []
     for group in groups:
         measured = measure(world, group, probe, chunk=c.chunk)
@@ -89,11 +93,16 @@ def run_records(groups: list[Group], measured: list[list[dict]], seconds: float)
     ]
 
 
-def metrics_of(setting: Setting, theta_star: Params, probe: Probe, runs: list[dict]) -> dict:
-    """metrics.json: what was run, the bases' own records and those of the runs."""
+def metrics_of(
+    setting: Setting, theta_star: Params, probe: Probe, runs: list[dict], rows: list[dict]
+) -> dict:
+    """metrics.json: what was run, the bases' own records and those of the runs.
+
+    "chosen" names each objective's weight at equal learning, from the history's rows.
+    """
     world, seeds = setting.world, setting.seeds
     base = measure(world, _bases_as_a_group(setting, theta_star), probe)
-    return {
+    metrics = {
         "world": setting.config.world,
         "new_class": world.names[world.new],
         "replayed_class": world.names[world.class_prompt],
@@ -102,6 +111,10 @@ def metrics_of(setting: Setting, theta_star: Params, probe: Probe, runs: list[di
         "base": [{"seed": s} | b for s, b in zip(seeds, base, strict=True)],
         "runs": runs,
     }
+    along = contrasts(toy_trajectories(metrics, rows))
+    weights = {o: at[HEADLINE].weights[:1] for o, at in along.items()}
+    named = {o: names[0] for o, names in weights.items() if names}
+    return metrics | {"chosen": {"standard": "standard"} | named}
 
 
 def _bases_as_a_group(setting: Setting, theta_star: Params) -> Group:

@@ -2,19 +2,16 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from toy2d.runs.files import write_atomic
-from toy2d.runs.statistics import (
-    best_at_equal_adaptation,
-    by_objective,
-    geometric,
-    number,
-    value,
-)
-from toy2d.sentences import mean_of, readings, spread
+from toy2d.figures.frontier import toy_trajectories
+from toy2d.runs.files import read_csv, write_atomic
+from toy2d.runs.frontier import HEADLINE, Trajectory, contrasts
+from toy2d.runs.statistics import Median, by_objective, number, value
+from toy2d.sentences import median, readings, spread
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -31,7 +28,7 @@ REFERENCE = {
 REFERENCE_NOTE = (
     "Theirs: the published scripts, seed 42, one run, KL of the true Gaussian to a moment fit of "
     "samples from a sampler with an infinite first step. Ours: clipped betas, KL of the "
-    "probability-flow ODE's law, geometric mean over seeds. They are not the same quantity; the "
+    "probability-flow ODE's law, median over seeds. They are not the same quantity; the "
     "order is what can be compared."
 )
 
@@ -45,16 +42,19 @@ COLUMNS = {
 }
 
 
-def summary(metrics: dict, limits: bool = True) -> tuple[list[str], list[dict]]:
-    """Header and rows of the table, one row a run: geometric means over seeds.
+def summary(
+    metrics: dict, limits: bool = True, trajectories: Sequence[Trajectory] = ()
+) -> tuple[list[str], list[dict]]:
+    """Header and rows of the table, one row a run at its last step: medians over seeds.
 
-    `limits` adds one-standard-error limits.
+    `limits` adds intervals (`statistics.Median`). Best: the weights chosen at equal learning.
     """
 
     def show(same, key):
-        return spread(same, key) if limits else number(mean_of(same, key))
+        return spread(same, key) if limits else number(median(same, key))
 
-    best = {same[0]["run"] for same in best_at_equal_adaptation(metrics["runs"]).values()}
+    chosen = contrasts(trajectories).values()
+    best = {run for at in chosen for run in at[HEADLINE].weights}
     rows = []
     for runs in by_objective(metrics["runs"]).values():
         for same in runs:
@@ -78,9 +78,9 @@ def _reference(metrics: dict, config: dict) -> dict | None:
             label, *theirs = REFERENCE[run]
             ours = [
                 spread(same, "delta_theta"),
-                number(geometric([value(r, "delta_eps") ** 2 for r in same])[0]),
+                number(Median.of(value(r, "delta_eps") ** 2 for r in same).value),
                 spread(same, "old_truth"),
-                number(geometric([_worst_class(r) for r in same])[0]),
+                number(Median.of(_worst_class(r) for r in same).value),
                 spread(same, "kl_new"),
             ]
             pairs = zip(map(number, theirs), ours, strict=True)
@@ -92,6 +92,32 @@ def _worst_class(record: dict) -> float:
     """The largest KL(world || tuned) of an old class; NaN for a run that diverged."""
     kls = record["kl_truth"] or {"": [float("nan")]}
     return max(v[0] for name, v in kls.items() if name != "mixture")
+
+
+def _table_note(metrics: dict, config: dict) -> str:
+    covered = Median.of(range(len(config["seeds"]))).coverage
+    return (
+        f"After the last step: median over {len(config['seeds'])} seeds, in brackets the order "
+        f"statistics that cover it with {covered:.0%}. Old classes: mean over classes. Each KL is "
+        f"known better than seeds differ: {_errors(metrics)}. Bold: the weights that the "
+        "comparison at equal learning chose."
+    )
+
+
+def _errors(metrics: dict) -> str:
+    """The stated errors of single KLs, in words: ODE + quadrature + rounding."""
+    kls = [
+        v[:2]
+        for r in metrics["runs"]
+        if not r["stopped"]
+        for v in (r["kl_new"], *r["kl_truth"].values(), *r["kl_base"].values())
+    ]
+    errors = Median.of(error for _, error in kls).value
+    worst = max((error / max(kl, 0.01) for kl, error in kls), default=0.0)
+    return (
+        f"the stated error (ODE, quadrature and rounding added) is {number(errors)} nat in the "
+        f"median of {len(kls)} KLs, and at most {worst:.1%} of a KL above 0.01 nat"
+    )
 
 
 def _how_it_was_made(config: dict, env: dict, metrics: dict) -> str:
@@ -113,7 +139,8 @@ def write(path: Path) -> Path:
         json.loads((path / f"{name}.json").read_text()) for name in names
     )
     pictures = {stem: (path / "figures" / f"{stem}.png").read_bytes() for stem in captions}
-    header, table = summary(metrics)
+    trajectories = toy_trajectories(metrics, read_csv(path / "history.csv"))
+    header, table = summary(metrics, trajectories=trajectories)
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         TEMPLATE.read_text()
     )
@@ -122,11 +149,10 @@ def write(path: Path) -> Path:
         subtitle=f"{len(metrics['runs'])} fine-tunings of {len(config['seeds'])} base models on "
         f"{config['shots']} points of a new class, {config['steps']} steps each. "
         "All KL in nats.",
-        sentences=readings(metrics),
+        sentences=readings(metrics, trajectories),
         header=header,
         table=table,
-        table_note="Geometric mean over seeds (one-standard-error limits in brackets). Old "
-        "classes: mean over classes. Bold: each objective's best weight at equal adaptation.",
+        table_note=_table_note(metrics, config),
         figures=[
             {"caption": captions[stem], "data": base64.b64encode(png).decode()}
             for stem, png in pictures.items()

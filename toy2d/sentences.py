@@ -1,46 +1,56 @@
 """What a run's numbers say, in sentences. If an order flips in the numbers, the sentence flips.
 
-A group of runs is read as its geometric mean over seeds, with one-standard-error limits.
+A run is read as its median over seeds, with an interval that needs no law (`statistics.Median`).
+Objectives are compared at equal learning, along training, within each seed (`runs/frontier.py`).
 """
 
+import math
+from collections.abc import Sequence
+
+from toy2d.runs.frontier import HEADLINE, SHARES, Trajectory, contrasts
 from toy2d.runs.statistics import (
-    best_at_equal_adaptation,
+    Median,
     by_objective,
     geometric,
     number,
     old_kl,
+    proportion,
     value,
 )
 
 Runs = list[dict]  # one run's records, one a seed
 
 
-def mean_of(same: Runs, key: str) -> float:
-    """Geometric mean over seeds of `key` (see `statistics.value`)."""
-    return geometric([value(r, key) for r in same])[0]
+def median(same: Runs, key: str) -> float:
+    """Median over seeds of `key` (see `statistics.value`)."""
+    return Median.of(value(r, key) for r in same).value
 
 
 def spread(same: Runs, key: str) -> str:
-    """ "mean (lower-upper)": geometric mean over seeds and its one-standard-error limits."""
-    mean, low, high = geometric([value(r, key) for r in same])
-    return number(mean) if mean != mean else f"{number(mean)} ({number(low)}\u2013{number(high)})"
+    """ "median (low-high)" over seeds."""
+    return str(Median.of(value(r, key) for r in same))
 
 
-def readings(metrics: dict) -> list[str]:
-    """The sentences about a run, each decided by its numbers."""
-    best = best_at_equal_adaptation(metrics["runs"])
+def readings(metrics: dict, trajectories: Sequence[Trajectory] = ()) -> list[str]:
+    """The sentences about a run, each decided by its numbers.
+
+    `trajectories`: what was measured along training (`figures.frontier.toy_trajectories`).
+    """
     objectives = by_objective(metrics["runs"])
-    base = geometric([old_kl(b, "kl_truth") for b in metrics["base"]])[0]
+    base = Median.of(old_kl(b, "kl_truth") for b in metrics["base"])
     say = [
-        f"The base models are {number(base)} nats from the world on the old classes "
-        "(mean over classes, geometric mean over seeds)."
+        f"The base models are {base} nats from the world on the old classes "
+        "(mean over classes, median over seeds)."
     ]
     if "standard" in objectives:
-        say += _standard(objectives, best)
+        say += _standard(objectives["standard"][0], trajectories)
+        say.append(_distance_reading(objectives, objectives["standard"][0]))
+    if any(t.objective == "standard" for t in trajectories):
+        say += equal_learning(trajectories)
     if metrics.get("groups") and "prior" in objectives and "standard" in objectives:
         say += contexts_reading(objectives["prior"], objectives["standard"][0], metrics)
-    elif "prior" in best:
-        say.append(_prior(best["prior"], metrics["replayed_class"]))
+    elif "prior" in objectives:
+        say.append(_prior(objectives["prior"][-1], metrics["replayed_class"]))
     if "l2" in objectives and len(objectives["l2"]) > 2:
         say.append(_is_monotone(objectives["l2"]))
     if stopped := [r["stopped"] for r in metrics["runs"] if r["stopped"]]:
@@ -48,46 +58,74 @@ def readings(metrics: dict) -> list[str]:
     return say
 
 
-def _standard(objectives: dict[str, list[Runs]], best: dict[str, Runs]) -> list[str]:
-    """What standard fine-tuning costs, and which objective costs less for the same."""
-    standard = objectives["standard"][0]
-    ranked = sorted(best, key=lambda o: mean_of(best[o], "old_base"))
-    order = [f"{best[o][0]['run']} ({spread(best[o], 'old_base')} nats)" for o in ranked]
-    say = [
-        f"Standard fine-tuning brings the new class to {spread(standard, 'kl_new')} nats and moves "
+def _standard(standard: Runs, trajectories: Sequence[Trajectory]) -> list[str]:
+    """What standard fine-tuning does to the old classes, and where it learns the new one best."""
+    say = (
+        f"Standard fine-tuning ends with the new class at {spread(standard, 'kl_new')} nats and "
         f"the old classes {spread(standard, 'old_base')} nats away from the base, although it "
-        "never saw their prompts.",
-        "At equal adaptation (new class learnt at least as well as by standard), the old classes "
-        f"drift least with {', then '.join(order)}.",
+        "never saw their prompts."
+    )
+    own = [t for t in trajectories if t.objective == "standard"]
+    if not own or len(own[0].step) < 3:
+        return [say]
+    peaks = [t.step[t.learnt.index(t.peak)] for t in own]
+    early = sum(step < t.step[-1] for step, t in zip(peaks, own, strict=True))
+    low, high = proportion(early, len(own))
+    return [
+        say,
+        f"It overfits: in {early} of {len(own)} seeds ({low:.0%}\u2013{high:.0%}) the new class "
+        f"was learnt best before the last step, at step {Median.of(peaks)}. Objectives are "
+        "therefore compared at what standard learns at its best, not at its end.",
     ]
-    if missing := [o for o in objectives if o not in best]:
-        say.append(
-            f"No weight of {', '.join(missing)} learnt the new class as well as standard did."
-        )
-    return [*say, _distance_reading(objectives, standard)]
+
+
+def equal_learning(trajectories: Sequence[Trajectory]) -> list[str]:
+    """Drift of each objective against standard's where both have learnt as much."""
+    found = contrasts(trajectories)
+    order = sorted(found, key=lambda o: _ratio(found[o][HEADLINE]))
+    say = [
+        f"{o} ({', '.join(found[o][HEADLINE].weights)}): {found[o][HEADLINE].words('seed')}"
+        for o in order
+    ]
+    along = []
+    for o in order:
+        ratios = [found[o][share].ratio.log.mean for share in SHARES]
+        shown = [number(math.exp(r)) if r == r else "not reached" for r in ratios]
+        along.append(f"{o} {', '.join(shown)}")
+    levels = ", ".join(f"{share:.0%}" for share in SHARES)
+    return [
+        f"Where {HEADLINE:.0%} of standard's best is learnt, along training and within each seed, "
+        f"the old classes' drift KL(base || tuned) compares so: {'; '.join(say)}.",
+        f"The same ratio of drifts at {levels} of standard's best: {'; '.join(along)}.",
+    ]
+
+
+def _ratio(contrast) -> float:
+    mean = contrast.ratio.log.mean
+    return math.inf if math.isnan(mean) else mean
 
 
 def _distance_reading(objectives: dict[str, list[Runs]], standard: Runs) -> str:
     """Does distance in theta order drift? A run that moved further yet drifted less says no."""
     others = [same for o, runs in objectives.items() if o != "standard" for same in runs]
-    drift, distance = (mean_of(standard, key) for key in ("old_base", "delta_theta"))
-    less = [same for same in others if mean_of(same, "old_base") < drift]
-    further = [same for same in less if mean_of(same, "delta_theta") > distance]
+    drift, distance = (median(standard, key) for key in ("old_base", "delta_theta"))
+    less = [same for same in others if median(same, "old_base") < drift]
+    further = [same for same in less if median(same, "delta_theta") > distance]
     if not further:
         return "Here every run that drifted less than standard also moved theta less."
-    far = max(further, key=lambda same: mean_of(same, "delta_theta"))
+    far = max(further, key=lambda same: median(same, "delta_theta"))
     return (
         f"Distance in theta does not rank drift: {', '.join(same[0]['run'] for same in further)} "
-        f"moved theta further than standard ({number(mean_of(far, 'delta_theta'))} against "
+        f"moved theta further than standard ({number(median(far, 'delta_theta'))} against "
         f"{number(distance)} for {far[0]['run']}) and drifted less "
-        f"({number(mean_of(far, 'old_base'))} against {number(drift)} nats)."
+        f"({number(median(far, 'old_base'))} against {number(drift)} nats)."
     )
 
 
 def _prior(same: Runs, replayed: str) -> str:
     """Does prior preservation keep the class that it replays, and the others?"""
     names = [n for n in same[0]["kl_base"] if n != "mixture"]
-    drift = {n: geometric([r["kl_base"][n][0] for r in same])[0] for n in names}
+    drift = {n: Median.of(r["kl_base"][n][0] for r in same).value for n in names}
     kept, others = drift[replayed], [v for n, v in drift.items() if n != replayed]
     if max(others) > 3 * kept:
         verdict = "keeps the class it replays and loses others"
@@ -111,7 +149,7 @@ def contexts_reading(prior: list[Runs], standard: Runs, metrics: dict) -> list[s
     kept = {g: _share_of_drift(same, standard, g) for g in groups}
     parts = []
     for g in groups:
-        drift = geometric([r["kl_base_group"][g][0] for r in same])[0]
+        drift = Median.of(r["kl_base_group"][g][0] for r in same).value
         mean, low, high = kept[g]
         parts.append(
             f"{g} {number(drift)} nats, {mean:.0%} ({low:.0%}\u2013{high:.0%}) of standard's"
@@ -149,7 +187,7 @@ def _composition(same: Runs, standard: Runs, replayed: str) -> str:
         triples = record["kl_composed"].values()
         return sum(v[0] for v in triples) / len(triples)
 
-    ours, theirs = (geometric([composed(r) for r in runs])[0] for runs in (same, standard))
+    ours, theirs = (Median.of(composed(r) for r in runs).value for runs in (same, standard))
     modes = [sum(r["coverage"][replayed] for r in runs) / len(runs) for runs in (same, standard)]
     return (
         f"In contexts never seen with the new word it is {number(ours)} nats from the world "
@@ -161,7 +199,7 @@ def _composition(same: Runs, standard: Runs, replayed: str) -> str:
 
 def _is_monotone(runs: list[Runs]) -> str:
     """Does KL(world || tuned) fall at every step up in lambda?"""
-    levels = [mean_of(same, "old_truth") for same in runs]
+    levels = [median(same, "old_truth") for same in runs]
     rises = [i for i in range(1, len(levels)) if levels[i] > levels[i - 1]]
     if not rises:
         return "KL(world || tuned) of the old classes falls at every step up in lambda of l2."

@@ -13,9 +13,9 @@ from toy2d.runs.frontier import HEADLINE, Contrast, contrasts, in_words
 from toy2d.runs.sentences import Records, Scale, drift_ratio
 from toy2d.runs.statistics import (
     Ratio,
-    best_at_equal_adaptation,
     by_objective,
     by_run,
+    chosen,
     estimate,
     paired,
     positive_log,
@@ -35,7 +35,7 @@ def toy_scale(metrics: dict) -> Scale:
     return Scale(
         name="toy",
         records=records,
-        best=best_at_equal_adaptation(records),
+        best=chosen(metrics),
         lost="old_base",
         learnt="kl_new",
         unit="nats",

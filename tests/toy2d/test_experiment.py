@@ -3,6 +3,7 @@ every fault.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,8 +22,9 @@ from toy2d.prepare import Setting, probe_of
 from toy2d.records import measure_finely
 from toy2d.runs.files import UserError, read_csv
 from toy2d.runs.folder import RunFolder, load_tensors
+from toy2d.runs.frontier import Trajectory
 from toy2d.runs.spec import parse_run
-from toy2d.runs.statistics import best_at_equal_adaptation, geometric
+from toy2d.runs.statistics import Median, best_at_equal_adaptation, geometric, proportion
 from toy2d.sentences import readings
 
 TINY = replace(smoke(), name="tiny", pretrain_steps=60, steps=24, snapshots=(8,), fisher_samples=20)
@@ -131,7 +134,8 @@ from dataclasses import replace
 from toy2d.config import smoke
 from toy2d.experiment import run
 torch.set_num_threads(1)
-run(replace(smoke(), name="tiny", pretrain_steps=60, steps=24, snapshots=(8,), fisher_samples=20), sys.argv[1])
+tiny = dict(pretrain_steps=60, steps=24, snapshots=(8,), fisher_samples=20)
+run(replace(smoke(), name="tiny", **tiny), sys.argv[1])
 """
 
 
@@ -256,7 +260,7 @@ def record(objective, weight, seed, new, old, theta=1.0):
         "kl_base": kl,
         "kl_new": [new, 0.0, 16],
         "delta_theta": theta,
-        "delta_eps": 0.1,
+        "delta_eps": [0.1, 0.0, 16],
         "path_kl": [old, 0.0, 16],
         "stopped": None,
     }
@@ -276,11 +280,50 @@ def fake_metrics(**olds):
     }
 
 
+def fake_trajectories(**olds):
+    """All learn 1 nat by step 10, at these drifts; standard then overfits."""
+    return [
+        Trajectory(
+            *(o if o == "standard" else f"{o}:1", o, str(seed), seed),
+            *((0, 10, 20), (0.0, 1.0, 0.5), (0.0, old * (1 + 0.1 * seed), 2 * old)),
+        )
+        for o, old in olds.items()
+        for seed in (0, 1, 2)
+    ]
+
+
 def test_if_an_ordering_flips_the_sentence_flips():
-    one = " ".join(readings(fake_metrics(standard=3.0, prior=1.0, l2=0.5)))
-    other = " ".join(readings(fake_metrics(standard=3.0, prior=0.5, l2=1.0)))
-    assert one.index("l2:1 (") < one.index("prior:1 (")
-    assert other.index("prior:1 (") < other.index("l2:1 (")
+    def say(**olds):
+        return " ".join(readings(fake_metrics(**olds), fake_trajectories(**olds)))
+
+    one, other = say(standard=3.0, prior=1.0, l2=0.5), say(standard=3.0, prior=0.5, l2=1.0)
+    assert one.index("l2 (l2:1)") < one.index("prior (prior:1)")
+    assert other.index("prior (prior:1)") < other.index("l2 (l2:1)")
+    assert "less drift than standard: \u00d7 0.167" in one
+
+
+def test_overfitting_is_said_with_how_often_it_was_seen():
+    olds = {"standard": 3.0, "l2": 1.0}
+    say = " ".join(readings(fake_metrics(**olds), fake_trajectories(**olds)))
+    assert "It overfits: in 3 of 3 seeds (44%" in say
+    assert "at step 10" in say
+
+
+def test_median_interval_covers_what_it_says():
+    """Order statistics of exponential draws: the interval holds log 2 as often as stated."""
+    rng = np.random.default_rng(0)
+    found = [Median.of(rng.exponential(size=8)) for _ in range(4000)]
+    share = sum(m.low < math.log(2) < m.high for m in found) / 4000
+    assert found[0].coverage == pytest.approx(1 - 2 / 2**8)
+    assert abs(share - found[0].coverage) < 4 * (0.008 / 4000) ** 0.5
+    assert Median.of([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0, 0.75)
+    assert Median.of(range(20)).coverage >= 0.95
+
+
+def test_wilsons_interval_is_the_set_that_a_score_test_keeps():
+    low, high = proportion(3, 10)
+    for p in (low, high):
+        assert abs(0.3 - p) / (p * (1 - p) / 10) ** 0.5 == pytest.approx(1.96, abs=1e-3)
 
 
 def test_equal_adaptation_leaves_out_what_did_not_learn():

@@ -1,4 +1,4 @@
-"""KL estimates: closed form, honest errors, one rule checked against the other on a trained base."""
+"""KL estimates: closed form, honest errors, one rule against the other on a trained base."""
 
 import math
 
@@ -115,7 +115,7 @@ def test_kl_of_a_model_from_itself_is_zero(base):
     g = Group(net, theta, theta, Objective.stack([STANDARD]), torch.tensor([0]), ["same"], {})
     (record,) = measure(WORLD, g, probe)
     assert all(v[0] == 0 for v in record["kl_base"].values())
-    assert record["delta_theta"] == record["delta_eps"] == record["path_kl"][0] == 0
+    assert record["delta_theta"] == record["delta_eps"][0] == record["path_kl"][0] == 0
 
 
 def test_a_shift_of_the_whole_law_costs_what_the_formula_says(base):

@@ -72,7 +72,7 @@ def test_a_member_is_its_run_alone(objective):
 
 
 def test_the_l2_stack_moves_as_autograd_says():
-    """The distance in the loss and its gradient in place give the same run (30 steps, to rounding)."""
+    """The distance in the loss and its gradient in place give the same run, to rounding."""
     in_place = train([group([L2(0.3)], [0])])[0]
     g = group([STANDARD], [0])
     terms, anchor = g.terms, g.anchors["l2"]

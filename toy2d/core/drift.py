@@ -103,34 +103,65 @@ def path_kl(
     cond: Any,
     variance: Variance = "beta",
     runs: int = 0,
+    strata: Int[Tensor, " N"] | None = None,
 ) -> tuple[Float[Tensor, " *R"], Float[Tensor, " *R"]]:
     """(mean, standard error) over the chains, in nats, of sum_t w_t ||eps_theta - eps_star||^2.
 
     `chain[t]` holds x_t of N independent ancestral chains *of predict_star* at node t
     (`sample.ancestral(..., chain=True)`), so the mean is KL(paths of star || paths of theta) and
     bounds KL(p_star || p_theta) of the same sampler at t = 0's noise level (data processing;
-    lectures/06_path_kl.md, Theorem 6.2). Each chain is one independent draw of the sum, hence the
-    standard error. `schedule` is the sampler's: pass `schedule.strided(n)` for chains of n steps.
+    lectures/06_path_kl.md, Theorem 6.2). `schedule` is the sampler's: pass `schedule.strided(n)`
+    for chains of n steps. Mean and error are those of `path_kl_of`.
     Raises ValueError for weights that are not finite, or a chain of another length.
     """
-    weights = schedule.path_weights(variance)
-    if not torch.isfinite(weights).all():
-        raise ValueError("path_kl: infinite weights w_t; the schedule's noise must be clipped")
     chain = list(chain)
     if len(chain) != len(schedule):
         raise ValueError(
             f"path_kl: {len(chain)} stored steps, but the schedule has {len(schedule)}"
         )
-    total = torch.zeros(chain[0].shape[: runs + 1], device=chain[0].device)
+    shape = chain[0].shape[: runs + 1]
+    errors = [torch.zeros(shape, device=chain[0].device)]
     for n in range(1, len(schedule)):
-        t = torch.full(total.shape, n, device=total.device)
-        total += weights[n].float() * squared_error(
-            predict, predict_star, schedule, chain[n], t, cond
-        )
-    count = total.shape[-1]
-    if count < 2:
-        raise ValueError("path_kl: a standard error needs at least 2 chains")
-    return total.mean(-1), total.std(-1) / count**0.5
+        t = torch.full(shape, n, device=chain[0].device)
+        errors.append(squared_error(predict, predict_star, schedule, chain[n], t, cond))
+    return path_kl_of(torch.stack(errors), schedule, variance, strata)
+
+
+def path_kl_of(
+    errors: Float[Tensor, " T *R_N"],
+    schedule: Schedule,
+    variance: Variance = "beta",
+    strata: Int[Tensor, " N"] | None = None,
+) -> tuple[Float[Tensor, " *R"], Float[Tensor, " *R"]]:
+    """(mean, standard error) of sum_t w_t errors_t over N chains, in nats.
+
+    `errors[t]` is `squared_error` at node t; row 0 has weight zero. Each chain is one independent
+    draw of the sum. `strata` as in `stratified`.
+    """
+    weights = schedule.path_weights(variance)
+    if not torch.isfinite(weights).all():
+        raise ValueError("path_kl: infinite weights w_t; the schedule's noise must be clipped")
+    return stratified(torch.einsum("t,t...->...", weights.float(), errors), strata)
+
+
+def stratified(
+    values: Float[Tensor, " *R_N"], strata: Int[Tensor, " N"] | None = None
+) -> tuple[Float[Tensor, " *R"], Float[Tensor, " *R"]]:
+    """(mean, standard error) over independent draws, the last dimension.
+
+    `strata` says to which of several fixed groups a draw belongs, such as the prompt of a chain: a
+    difference between groups is then no error, only the spread within them is. Raises ValueError
+    for a group of fewer than 2 draws.
+    """
+    count = values.shape[-1]
+    strata = torch.zeros(count, dtype=torch.long) if strata is None else strata
+    variance = 0.0
+    for group in strata.unique().tolist():
+        draws = values[..., (strata == group).to(values.device)]
+        if draws.shape[-1] < 2:
+            raise ValueError("path_kl: a standard error needs at least 2 chains of each prompt")
+        variance = variance + draws.shape[-1] * draws.var(-1)
+    return values.mean(-1), variance.sqrt() / count
 
 
 # ---- what has been learnt

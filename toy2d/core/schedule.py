@@ -28,6 +28,17 @@ Prediction = Literal["eps", "v", "flow"]
 Variance = Literal["beta", "posterior"]
 
 
+def interpolate_alpha_bar(
+    alpha_bar: Float64[Tensor, " T"], t: Real[Tensor, " *B"]
+) -> Float64[Tensor, " *B"]:
+    """alpha_bar[t]; at a fractional t, log-SNR is linear between the two nodes."""
+    if not t.is_floating_point():
+        return alpha_bar[t]
+    left = t.floor().long().clamp(0, len(alpha_bar) - 2)
+    share, log_snr = t - left, torch.logit(alpha_bar)
+    return torch.sigmoid((1 - share) * log_snr[left] + share * log_snr[left + 1])
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """`alpha_bar` (float64, strictly decreasing, inside (0, 1)) and what the network predicts.
@@ -149,6 +160,27 @@ class Schedule:
         keep = torch.linspace(0, len(self) - 1, n, dtype=torch.float64).round().long()
         keep = keep.to(self.alpha_bar.device)
         return replace(self, alpha_bar=self.alpha_bar[keep], timesteps=self.timesteps[keep])
+
+    def at_log_snr(self, log_snr: Float64[Tensor, " n"]) -> "Schedule":
+        """Nodes with these falling log-SNRs, within the schedule's own, at fractional timesteps.
+
+        Between its nodes a schedule's log-SNR is linear in the timestep. For networks that are
+        smooth in time only.
+        """
+        table, steps = self.log_snr_table, self.timesteps.double()
+        right = torch.searchsorted(-table, -log_snr).clamp(1, len(self) - 1)
+        share = (table[right - 1] - log_snr) / (table[right - 1] - table[right])
+        at = steps[right - 1] + share * (steps[right] - steps[right - 1])
+        return replace(self, alpha_bar=torch.sigmoid(log_snr), timesteps=at.clamp(0, steps[-1]))
+
+    @property
+    def log_snr_table(self) -> Float64[Tensor, " T"]:
+        """log(ab / (1 - ab)) of every node."""
+        return torch.logit(self.alpha_bar)
+
+    def alpha_bar_at(self, t: Real[Tensor, " *B"]) -> Float64[Tensor, " *B"]:
+        """alpha_bar at node t; at a fractional t, log-SNR is linear between the two nodes."""
+        return interpolate_alpha_bar(self.alpha_bar, t)
 
     # ---- equation (1) and the three targets
     def coefficients(

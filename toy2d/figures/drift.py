@@ -5,11 +5,11 @@ import math
 import numpy as np
 
 from toy2d.figures.style import _band, _guide, legend, log_axes, plt, seeds_note, style
-from toy2d.runs.statistics import best_at_equal_adaptation, by_objective, by_run, geometric, value
+from toy2d.runs.statistics import by_objective, by_run, chosen, geometric, value
 
 
 def draw_kl_per_class(metrics: dict, config: dict):
-    best = best_at_equal_adaptation(metrics["runs"])
+    best = chosen(metrics)
     names = list(metrics["base"][0]["kl_truth"])
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.3), sharey=True)
     for ax, key, title in (
@@ -226,7 +226,7 @@ def draw_groups(metrics: dict, config: dict):
 
 
 def draw_training(rows: list[dict], metrics: dict, config: dict):
-    best = {o: same[0]["weight"] for o, same in best_at_equal_adaptation(metrics["runs"]).items()}
+    best = {o: same[0]["weight"] for o, same in chosen(metrics).items()}
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
     for ax, key, label in (
         (axes[0], *_drift_column(metrics)),

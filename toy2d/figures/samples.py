@@ -6,13 +6,13 @@ import torch
 
 from toy2d.data import World
 from toy2d.figures.style import CLASS_COLOURS, plt
-from toy2d.runs.statistics import best_at_equal_adaptation
+from toy2d.runs.statistics import chosen
 
 MAX_SHOTS = 30  # drawn as crosses
 
 
 def draw_samples(samples: dict, metrics: dict, config: dict):
-    best = best_at_equal_adaptation(metrics["runs"])
+    best = chosen(metrics)
     panels = {"truth": "the world", "base": "base model"}
     panels |= {same[0]["run"]: same[0]["run"] for same in best.values()}
     panels = {k: v for k, v in panels.items() if k in samples}

@@ -40,6 +40,48 @@ def geometric(values) -> tuple[float, float, float]:
     return tuple(float(np.exp(v)) for v in (mean, mean - error, mean + error))
 
 
+class Median(NamedTuple):
+    """Median over seeds, and the interval between two order statistics that covers the true one.
+
+    The interval needs no law of the values. It is the narrowest pair of order statistics with
+    coverage of at least 95 %, or the whole range where n is too small for that (n < 6).
+    """
+
+    value: float
+    low: float
+    high: float
+    coverage: float
+
+    @classmethod
+    def of(cls, values) -> "Median":
+        """NaN if any value is missing."""
+        x = np.sort(np.asarray(list(values), float))
+        n = len(x)
+        k = max((k for k in range(n // 2) if _covers(n, k) >= 0.95), default=0)
+        if np.isnan(x).any():
+            return cls(math.nan, math.nan, math.nan, math.nan)
+        return cls(float(np.median(x)), float(x[k]), float(x[n - 1 - k]), _covers(n, k))
+
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return number(self.value)
+        if self.low == self.high:
+            return number(self.value)
+        return f"{number(self.value)} ({number(self.low)}\u2013{number(self.high)})"
+
+
+def _covers(n: int, k: int) -> float:
+    """P(the k-th smallest < median < the k-th largest) of n values, k from 0."""
+    return 1 - 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n
+
+
+def proportion(count: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion seen `count` times out of n."""
+    z, p = 1.959964, count / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
 def by_run(records: list[dict]) -> dict[str, list[dict]]:
     """Records of all seeds, by run."""
     groups = defaultdict(list)
@@ -79,6 +121,19 @@ def best_at_equal_adaptation(
         if fit:
             best[objective] = min(fit, key=lambda c: geometric([value(r, lost) for r in c])[0])
     return best
+
+
+def chosen(metrics: dict) -> dict[str, list[dict]]:
+    """Per objective, the finished runs of the weight that a toy run's metrics.json names.
+
+    It was chosen at equal learning (`runs/frontier.py`); where metrics name none, after the last
+    step (`best_at_equal_adaptation`).
+    """
+    records = [r for r in metrics["runs"] if not r["stopped"]]
+    if "chosen" not in metrics:
+        return best_at_equal_adaptation(records)
+    runs = by_run(records)
+    return {o: runs[run] for o, run in metrics["chosen"].items() if run in runs}
 
 
 # ---- intervals
@@ -129,7 +184,10 @@ class Ratio(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """On the claim that the ratio is below 1: "supported" or "contradicted" only if the interval excludes 1."""
+        """On the claim that the ratio is below 1.
+
+        "supported" or "contradicted" only if the interval excludes 1.
+        """
         mean, half, _ = self.log
         if math.isnan(mean):
             return "unknown"

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from toy2d.core.drift import delta_eps, delta_theta, fisher_diagonal, path_kl, squared_distance
+from toy2d.core.drift import (
+    delta_eps,
+    delta_theta,
+    fisher_diagonal,
+    path_kl,
+    squared_distance,
+    stratified,
+)
 from toy2d.core.rng import generator
 from toy2d.core.sample import ancestral
 from toy2d.core.schedule import Schedule
@@ -93,6 +100,17 @@ def test_path_kl_standard_error_is_that_of_the_mean():
     ]
     means, errors = (torch.stack(v) for v in zip(*parts, strict=True))
     assert errors.mean() == pytest.approx(float(means.std()), rel=4 * 0.11)
+
+
+def test_strata_leave_out_the_spread_between_prompts():
+    """Two prompts 10 apart, spread 1 within: the error of the mean is that of the spread within."""
+    rng = torch.Generator().manual_seed(0)
+    strata = torch.arange(2).repeat_interleave(50)
+    draws = torch.randn(400, 100, generator=rng) + 10 * strata
+    mean, error = stratified(draws, strata)
+    assert float(error.mean()) == pytest.approx(0.1, rel=0.02)  # 1 / sqrt(100)
+    assert float(mean.std()) == pytest.approx(0.1, rel=4 * 0.035)  # 400 draws tell to 3.5 %
+    assert float(stratified(draws)[1].mean()) > 0.4  # as if prompts were drawn
 
 
 def test_path_kl_refuses_what_it_cannot_answer():
