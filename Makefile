@@ -19,7 +19,7 @@ demo: course  ## the main job: the 2D experiment, the same on the mini model, on
 	@$(BIN)/python lectures/explorer/build.py runs/explore.html
 
 course: .venv/ready  ## the 2D experiment alone: runs/toy2d/course
-	@echo "== toy2d course: pretrain, fine-tune 69 runs as one stack, measure, draw (about 2 minutes on two quiet cores)"
+	@echo "== toy2d course: pretrain, fine-tune 184 runs as one stack, measure, draw (about 2 minutes on two quiet cores)"
 	@$(BIN)/toy2d course
 
 test: .venv/ready  ## the default test suite
