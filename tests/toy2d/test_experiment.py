@@ -63,6 +63,8 @@ def test_metrics_have_one_record_per_run(done):
             "seconds",
         }
         assert wanted <= set(record)
+        for name, parts in record["error_parts"]["kl_base"].items():
+            assert record["kl_base"][name][1] == pytest.approx(sum(parts))
         for triple in (*record["kl_truth"].values(), *record["kl_base"].values(), record["kl_new"]):
             mean, error, n = triple
             assert error >= 0
@@ -75,7 +77,11 @@ def test_history_has_every_snapshot_of_every_run(done):
     rows = read_csv(done / "history.csv")
     assert {r["step"] for r in rows} == {8.0, 24.0}
     assert len(rows) == 2 * len(TINY.runs) * len(TINY.seeds)
-    assert all("kl_base/mixture" in r and "path_kl" in r for r in rows)
+    for r in rows:  # what a curve of learning against drift needs, with errors
+        for key in ("kl_base/class 0", "kl_new", "path_kl", "delta_eps"):
+            name, slash, prompt = key.partition("/")
+            assert r[f"{name}_error{slash}{prompt}"] >= 0
+        assert ("kl_base/mixture" in r) == (r["step"] == 24)
     l2 = [r for r in rows if r["objective"] == "l2" and r["step"] == 8]
     assert all(r["loss_l2"] > 0 for r in l2)
 

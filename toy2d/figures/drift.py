@@ -164,12 +164,14 @@ def tradeoff_panel(ax, records: list[dict], x: tuple[str, str], y: tuple[str, st
     ax.set(xlabel=x[1], ylabel=y[1])
 
 
-def _drift_column(metrics: dict) -> tuple[str, str]:
-    """The history column that stands for all old prompts, and its label."""
+def _with_drift(row: dict, metrics: dict) -> dict:
+    """The history row with "drift": of the first group of prompts, or the mean over old prompts."""
     if metrics.get("groups"):
-        name = next(iter(metrics["groups"]))
-        return f"kl_base_group/{name}", f"KL(base || tuned), {name} (nats)"
-    return "kl_base/mixture", "KL(base || tuned), old mixture (nats)"
+        values = [row.get(f"kl_base_group/{next(iter(metrics['groups']))}", math.nan)]
+    else:
+        old = [k for k in row if k.startswith("kl_base/") and not k.endswith("/mixture")]
+        values = [row[k] for k in old] or [math.nan]
+    return row | {"drift": sum(values) / len(values)}
 
 
 def draw_groups(metrics: dict, config: dict):
@@ -227,9 +229,11 @@ def draw_groups(metrics: dict, config: dict):
 
 def draw_training(rows: list[dict], metrics: dict, config: dict):
     best = {o: same[0]["weight"] for o, same in chosen(metrics).items()}
+    rows = [_with_drift(row, metrics) for row in rows]
+    which = next(iter(metrics.get("groups") or ["old classes"]))
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
     for ax, key, label in (
-        (axes[0], *_drift_column(metrics)),
+        (axes[0], "drift", f"KL(base || tuned), {which} (nats)"),
         (axes[1], "kl_new", "KL(world || tuned), new class (nats)"),
         (axes[2], "path_kl", "path KL (nats)"),
     ):
@@ -249,7 +253,7 @@ def draw_training(rows: list[dict], metrics: dict, config: dict):
         ax.set_ylabel(label)
     legend(axes[2])
     caption = (
-        "Along training, each objective at its best weight for equal adaptation; geometric mean, "
+        "Along training, each objective at the weight chosen at equal learning; geometric mean, "
         f"band one standard error over {seeds_note(config)}."
     )
     return figure, caption

@@ -34,7 +34,7 @@ def draw_samples(samples: dict, metrics: dict, config: dict):
     caption = (
         f"Ancestral samples, {n} per prompt, seed {config['seeds'][0]}; one colour per prompt, "
         f"+ {shown} shots of the new class. "
-        "Each objective at its best weight for equal adaptation."
+        "Each objective after its last step, at the weight chosen at equal learning."
     )
     return figure, caption
 
