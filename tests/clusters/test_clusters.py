@@ -26,7 +26,11 @@ TIMINGS = {"seconds", "class_seconds", "total_seconds", "peak_memory", "folder",
 def personalize(out: Path, *more: str, **environment: str) -> subprocess.Popen:
     words = [sys.executable, "-m", "personalize", *COMPARE, "--output_dir", str(out), *more]
     return subprocess.Popen(
-        words, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -39,7 +43,11 @@ def finished(process: subprocess.Popen) -> str:
 def without_timings(value):
     """The records without what depends on the clock, the machine or the folder."""
     if isinstance(value, dict):
-        return {k: without_timings(v) for k, v in value.items() if k not in TIMINGS and "seconds" not in k}
+        return {
+            k: without_timings(v)
+            for k, v in value.items()
+            if k not in TIMINGS and "seconds" not in k
+        }
     return [without_timings(v) for v in value] if isinstance(value, list) else value
 
 

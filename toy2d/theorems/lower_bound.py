@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toy2d.core.likelihood import flow_sample, log_prob
+from toy2d.core.likelihood import flow_sample, log_prob_with_error
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 from toy2d.data import World
@@ -104,9 +104,11 @@ def laws_of(
         kl += compare(one, ode, truth, torch.zeros(1, dtype=torch.long), world)
         samples.append(flow_sample(one, ode, x_T, cond, runs=1).reshape(P + 1, n, 2))
         points = truth.x.flatten(1, 2)
-        log_q = log_prob(one, ode, points, torch.tensor(world.new), runs=1).reshape(P, -1)
-        ratio = (truth.log_mix[0] - log_q).mean(0)
-        target.append(tuple(float(v) for v in truth.rule.expect(ratio)))
+        log_q = log_prob_with_error(one, ode, points, torch.tensor(world.new), runs=1)
+        ratio = (truth.log_mix[0] - log_q.value.reshape(P, -1)).mean(0)
+        value, error = truth.rule.expect(ratio)
+        of_ode, _ = truth.rule.expect(log_q.error.abs().reshape(P, -1).mean(0))
+        target.append((float(value), float(error + of_ode)))
     every = torch.stack(samples)
     return Laws(kl, every[:, :P], true, target, every[:, P])
 

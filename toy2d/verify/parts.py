@@ -149,7 +149,13 @@ def _along(c: Course, seed: int, name: str, direction: Params, operator) -> list
     F = c.once(("F", seed, name), lambda: information.fisher_of_law(pair, base, h))
     place = c.config.seeds.index(seed)
     k = slice(place, place + 1)
-    points = replace(c.probe.base, x=c.probe.base.x[k], log_p=c.probe.base.log_p[k])
+    base_points = c.probe.base
+    points = replace(
+        base_points,
+        x=base_points.x[k],
+        log_p=base_points.log_p[k],
+        coarse=base_points.coarse[k],
+    )
     G = local_law.quadratic_form(operator, direction)
     what = c.world.names[prompt]
     return [
