@@ -2,11 +2,11 @@
 
     sum_t f_t   is estimated by   sum over the drawn t of f_t / pi_t       (Horvitz & Thompson 1952)
 
-pi_t, the probability that node t is drawn, follows 0.8 w_t alpha_bar_t + 0.2 of an equal share: what
-a node contributes to path KL is mostly proportional to w_t alpha_bar_t, and the equal share bounds
-1 / pi_t where it is not. Draws are systematic: the chains of a group start evenly spaced, so a
-group's draws are spread over the nodes as evenly as they can be.
-Shapes: T nodes, N chains of a group, K nodes drawn of each.
+pi_t, the probability that node t is drawn, follows 0.8 w_t alpha_bar_t + 0.2 of an equal share:
+what a node contributes to path KL is mostly proportional to w_t alpha_bar_t, and the equal share
+bounds 1 / pi_t where it is not. Draws are systematic: the chains of a group start evenly spaced,
+so a group's draws are spread over the nodes as evenly as they can be. Shapes: T nodes, N chains of
+a group, K nodes drawn of each.
 """
 
 import torch
@@ -19,7 +19,9 @@ EQUAL = 0.2  # of the probability that is shared out equally
 
 
 def inclusion(schedule: Schedule, each: int) -> Float64[Tensor, " T"]:
-    """pi_t: they sum to min(each, T - 1), none is above 1; node 0 has no weight and is never drawn."""
+    """pi_t: they sum to min(each, T - 1), none is above 1; node 0 has no weight and is never
+    drawn.
+    """
     law = schedule.path_weights() * schedule.alpha_bar
     share = (1 - EQUAL) * law / law.sum()
     share[1:] += EQUAL / (len(schedule) - 1)

@@ -3,10 +3,10 @@
     squared distance = sum_ij F_ij delta W_ij^2
     F = diag sum_t 2 w_t E[J_t' J_t]                      (toy2d.core.drift.fisher_diagonal)
 
-F belongs to the *effective* weights. For LoRA at B = 0 the Fisher of the factors themselves would be
-useless: zero for A, and for B that of a random subspace. So F is taken of the adapted weights, and
-delta W is formed one layer at a time.
-Shapes: O outputs, I inputs (a convolution's kernel is part of I).
+F belongs to the *effective* weights. For LoRA at B = 0 the Fisher of the factors themselves would
+be useless: zero for A, and for B that of a random subspace. So F is taken of the adapted weights,
+and delta W is formed one layer at a time. Shapes: O outputs, I inputs (a convolution's kernel is
+part of I).
 """
 
 from collections.abc import Collection

@@ -1,18 +1,19 @@
-"""Learning at full scale: gain in nats on held-out pictures, under their own and their class's prompt.
+"""Learning at full scale: gain in nats on held-out pictures, under their own and their class's
+prompt.
 
     gain      evidence gained under the subject's prompt, "a photo of sks bear"
     leak      the same under the class prompt, "a photo of a bear": language drift as a likelihood
     binding   gain - leak: growth of the log-odds of the subject's prompt against its class's
 
 Per picture, of the base's ancestral sampler with `measure_nodes` nodes, as path KL
-(toy2d.core.drift.gain; lectures/06_path_kl.md, Proposition 6.11). Every sample (picture, mirrored or
-not; node; noise) is a function of the seed alone: the base, every step and every objective get the
-same ones, and the base is asked once.
+(toy2d.core.drift.gain; lectures/06_path_kl.md, Proposition 6.11). Every sample (picture, mirrored
+or not; node; noise) is a function of the seed alone: the base, every step and every objective get
+the same ones, and the base is asked once.
 
-Samples are shared out among the nodes in proportion to w_t alpha_bar_t, what a node would contribute
-if the coordinates were independent with variance 1. The mean of each node counts w_t, so the sum is
-unbiased however they are shared out.
-Shapes: V pictures and their mirror images, S samples, T nodes, D data.
+Samples are shared out among the nodes in proportion to w_t alpha_bar_t, what a node would
+contribute if the coordinates were independent with variance 1. The mean of each node counts w_t,
+so the sum is unbiased however they are shared out. Shapes: V pictures and their mirror images, S
+samples, T nodes, D data.
 """
 
 from collections.abc import Sequence

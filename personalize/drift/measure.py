@@ -1,9 +1,10 @@
-"""Drift at full scale, in the toy's words: delta theta, delta eps, and path KL of each group of prompts.
+"""Drift at full scale, in the toy's words: delta theta, delta eps, and path KL of each group of
+prompts.
 
 The base's ancestral chains are sampled once, with the base's answers at every node, and kept.
 Afterwards a measurement evaluates the live model only: no second network, for full training as for
-adapters. Of each chain it evaluates `nodes_per_chain` nodes, drawn once by importance (allocation.py),
-so it costs a fraction of the full sum and stays unbiased. Measuring never trains.
+adapters. Of each chain it evaluates `nodes_per_chain` nodes, drawn once by importance
+(allocation.py), so it costs a fraction of the full sum and stays unbiased. Measuring never trains.
 
 The sampler that path KL is about: ancestral, variance beta, `measure_nodes` of the schedule's
 timesteps, no guidance.

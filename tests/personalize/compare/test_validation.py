@@ -1,4 +1,6 @@
-"""Which measure agrees with pictures: rank correlation within subjects, with an interval that covers."""
+"""Which measure agrees with pictures: rank correlation within subjects, with an interval that
+covers.
+"""
 
 import json
 import math
@@ -58,7 +60,9 @@ def test_what_decides_is_found_and_noise_is_not():
 
 
 def test_the_interval_covers():
-    """Uncorrelated values: 95 % intervals hold 0 in about 38 of 40 repetitions (33 is 4 standard errors below)."""
+    """Uncorrelated values: 95 % intervals hold 0 in about 38 of 40 repetitions (33 is 4 standard
+    errors below).
+    """
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(40):

@@ -88,7 +88,8 @@ def test_dreambooth_takes_the_live_list_for_animals_and_people():
 def test_a_file_sorts_its_prompts_by_what_they_hold(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text(
-        "# mine\na {0} {1} at night\n\na dog in a car\na photo of a dog\na red car\na sks dog at night\n"
+        "# mine\na {0} {1} at night\n\n"
+        "a dog in a car\na photo of a dog\na red car\na sks dog at night\n"
     )
     found = prompt_set(str(file), "sks", "dog")
     assert found.groups == {

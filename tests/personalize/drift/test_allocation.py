@@ -1,4 +1,6 @@
-"""Few nodes of each chain give the sum over all of them: unbiased, with an honest error, at a small loss of precision."""
+"""Few nodes of each chain give the sum over all of them: unbiased, with an honest error, at a
+small loss of precision.
+"""
 
 import pytest
 import torch
@@ -42,7 +44,9 @@ def test_every_node_is_drawn_as_often_as_its_probability_says(each):
 
 
 def chains_that_differ(n: int, rng) -> torch.Tensor:
-    """f (n, T): w_t d_t of n chains. What a node contributes falls as on the mini, chains differ by 15 %, nodes of one by 20 %."""
+    """f (n, T): w_t d_t of n chains. What a node contributes falls as on the mini, chains differ
+    by 15 %, nodes of one by 20 %.
+    """
     profile = torch.tensor([0, 0.38, 0.22, 0.14, 0.1, 0.05, 0.035, 0.025, 0.025, 0.025])
     of_chain = 1 + 0.15 * torch.randn(n, 1, generator=rng)
     return (profile * of_chain * (1 + 0.2 * torch.randn(n, 10, generator=rng))).double()

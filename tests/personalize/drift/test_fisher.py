@@ -1,4 +1,6 @@
-"""EWC at full scale: the samples are the base's own, at their own nodes, and the pull is twice the weight."""
+"""EWC at full scale: the samples are the base's own, at their own nodes, and the pull is twice
+the weight.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ torch.set_num_threads(1)
 
 
 def test_the_samples_are_states_of_the_bases_chains_at_their_own_nodes(tmp_path):
-    """What the Fisher diagonal is asked at (x_t, t) is what the chain was at t, for the same prompt."""
+    """What the Fisher diagonal is asked at (x_t, t) is what the chain was at t, for the same
+    prompt.
+    """
     model = load(str(workshop() / "sd"))
     theta = choose(model, "lora")
     prompts, chain, alone = PromptCache(model), {}, []
@@ -40,7 +44,9 @@ def test_the_samples_are_states_of_the_bases_chains_at_their_own_nodes(tmp_path)
 
 @pytest.mark.parametrize("strength", [0.0, 0.1, 3.0])
 def test_the_pull_is_the_proximal_step_of_the_weighted_square(strength):
-    """argmin_D s F D^2 + (D - delta)^2 / 2 = delta / (1 + 2 s F): exact where A is square, so that B can follow."""
+    """argmin_D s F D^2 + (D - delta)^2 / 2 = delta / (1 + 2 s F): exact where A is square, so
+    that B can follow.
+    """
     rng = torch.Generator().manual_seed(0)
     A = torch.randn(4, 4, generator=rng, dtype=torch.float64) + 3 * torch.eye(4)
     B = torch.randn(6, 4, generator=rng, dtype=torch.float64)

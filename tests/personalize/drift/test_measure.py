@@ -100,7 +100,9 @@ def test_all_nodes_give_the_full_sum(setting):
 
 
 def test_one_node_of_each_chain_is_unbiased(setting):
-    """200 draws of the nodes against the full sum over them: path KL of each group, and delta eps."""
+    """200 draws of the nodes against the full sum over them: path KL of each group, and delta
+    eps.
+    """
     _, predict, _, _, chains, _ = setting
     everything = Probes.of(chains, 99, seed=0)
     squares = everything.squares(predict, 8)
@@ -146,7 +148,9 @@ def meter(setting, predict, file) -> DriftMeter:
 
 
 def test_between_full_measurements_few_pairs_are_evaluated(setting, tmp_path):
-    """The first probed step evaluates every second pair, later ones two, step 0 none; a shift that doubles is seen to double."""
+    """The first probed step evaluates every second pair, later ones two, step 0 none; a shift
+    that doubles is seen to double.
+    """
     live = Counting(setting[2], 0.1)
     m = meter(setting, live, tmp_path / "probe.safetensors")
     assert m.everything(0) == (
@@ -165,8 +169,8 @@ def test_between_full_measurements_few_pairs_are_evaluated(setting, tmp_path):
 
 
 def test_how_many_evaluations_a_default_run_costs():
-    """500 steps, 32 chains: 16 + 8 x 2 + 32, where 0.1 needed 928. A LoRA step at batch 1 costs about
-    2.6 forward passes, so measuring is 5 % of such a run (lab log, 2026-11-25).
+    """500 steps, 32 chains: 16 + 8 x 2 + 32, where 0.1 needed 928. A LoRA step at batch 1 costs
+    about 2.6 forward passes, so measuring is 5 % of such a run (lab log, 2026-11-25).
     """
     c = config("unused", class_prompt="a photo of a dog", max_train_steps=500, train_batch_size=1)
     default = {f.name: f.default for f in dataclasses.fields(c)}
@@ -190,7 +194,9 @@ def test_evaluations_are_those_that_happen(setting, tmp_path):
 
 
 def test_a_resumed_run_measures_as_it_began(setting, tmp_path):
-    """From a step after the first probed one it reads what that one kept; from before, it measures again."""
+    """From a step after the first probed one it reads what that one kept; from before, it
+    measures again.
+    """
     file, live = tmp_path / "probe.safetensors", Counting(setting[2], 0.1)
     m = meter(setting, live, file)
     began = [m.delta_eps(50), m.delta_eps(100)]
@@ -203,7 +209,9 @@ def test_a_resumed_run_measures_as_it_began(setting, tmp_path):
 
 
 def test_growth_is_unbiased_for_the_sum_of_the_first_pairs(setting, tmp_path):
-    """Pairs that grow differently: the mean over 300 draws of the two is that of all the first pairs."""
+    """Pairs that grow differently: the mean over 300 draws of the two is that of all the first
+    pairs.
+    """
 
     def first(x_t, t, prompts):
         return 0.1 * x_t
@@ -270,7 +278,9 @@ def test_chains_are_kept_and_found_again(setting, tmp_path):
 
 
 def test_runs_of_one_base_share_their_chains(setting, tmp_path, monkeypatch):
-    """The same base, prompts and sampler: one file, whatever the batch size. Anything else: another."""
+    """The same base, prompts and sampler: one file, whatever the batch size. Anything else:
+    another.
+    """
     model, *_, c, _, _ = setting
     monkeypatch.setenv("DRIFTLAB_CACHE", str(tmp_path / "shared"))
 

@@ -121,7 +121,9 @@ def test_rows_are_the_definitions(evaluation, evaluators):
 def test_fidelity_is_against_the_references_and_memorization_against_what_trained(
     evaluation, evaluators, tmp_path
 ):
-    """Two different sets of pictures: DINO and CLIP-I compare with the first, memorization with the second."""
+    """Two different sets of pictures: DINO and CLIP-I compare with the first, memorization with
+    the second.
+    """
     folder = evaluation[1]
     sets = [tmp_path / name for name in ("reference", "training")]
     for seed, place in enumerate(sets):

@@ -1,4 +1,6 @@
-"""Gain is the evidence bound's growth: against closed forms, and against the bound itself computed along forward paths."""
+"""Gain is the evidence bound's growth: against closed forms, and against the bound itself
+computed along forward paths.
+"""
 
 import pytest
 import torch
@@ -32,9 +34,11 @@ def mean_and_error(draws: torch.Tensor) -> tuple[float, float]:
 
 
 def test_gain_of_two_gaussians_has_a_closed_form():
-    """eps_star - eps_tuned = b_t a_t dm / v_t whatever x is, and the tuned predictor is exact for the subject.
+    """eps_star - eps_tuned = b_t a_t dm / v_t whatever x is, and the tuned predictor is exact for
+    the subject.
 
-    So gain = sum_t w_t (b_t a_t |dm| / v_t)^2, which is the pair's path KL, and tends to |dm|^2 / (2 v_0) at order 1/T.
+    So gain = sum_t w_t (b_t a_t |dm| / v_t)^2, which is the pair's path KL, and tends to |dm|^2 /
+    (2 v_0) at order 1/T.
     """
     limits = []
     for T in (200, 400):
@@ -59,7 +63,9 @@ def test_gain_of_two_gaussians_has_a_closed_form():
 
 @pytest.mark.parametrize("variance", ["beta", "posterior"])
 def test_gain_is_the_growth_of_the_evidence_bound(variance):
-    """Any two predictors: sum_t ln k_theta(x_{t-1} | x_t) - ln k_star(x_{t-1} | x_t) along forward paths, in the mean."""
+    """Any two predictors: sum_t ln k_theta(x_{t-1} | x_t) - ln k_star(x_{t-1} | x_t) along
+    forward paths, in the mean.
+    """
     schedule = Schedule.log_snr(12, 4.0, -6.0)
     world, rng, n = Pentagon(schedule), generator(0, "gain"), 20_000
     x0, cond = subject(n, rng), torch.zeros(n, dtype=torch.long)
@@ -115,7 +121,9 @@ def some_models(schedule):
 
 
 def test_with_common_noise_gains_add_up():
-    """gain(c, a) = gain(c, b) + gain(b, a) for every single draw; an unmoved model gains exactly 0."""
+    """gain(c, a) = gain(c, b) + gain(b, a) for every single draw; an unmoved model gains exactly
+    0.
+    """
     schedule, rng = Schedule.log_snr(10), generator(0, "gain")
     a, b, c = some_models(schedule)
     x0, cond = subject(30, rng), torch.zeros(30, dtype=torch.long)
@@ -126,7 +134,9 @@ def test_with_common_noise_gains_add_up():
 
 
 def test_common_noise_makes_a_comparison_cheap():
-    """Two nearby models: with one noise the error of their difference is below a fifth of what it is with two."""
+    """Two nearby models: with one noise the error of their difference is below a fifth of what
+    it is with two.
+    """
     schedule, rng = Schedule.log_snr(10), generator(0, "gain")
     a, b, _ = some_models(schedule)
     world = Pentagon(schedule)
@@ -161,15 +171,13 @@ def test_bands_part_the_nodes_at_snr_e_and_its_inverse():
 
 
 def test_noise_error_is_in_eps_whatever_is_predicted():
-    """At the least noise v's error is a_t times smaller than eps's; the sum is over all coordinates."""
+    """At the least noise v's error is a_t times smaller than eps's; the sum is over D."""
+    x0, t = torch.zeros(6, 3, 2, 2), torch.arange(6)
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     for prediction in ("eps", "v"):
         schedule = Schedule.log_snr(6, prediction=prediction)
-        x0, t = torch.zeros(6, 3, 2, 2), torch.arange(6)
-        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-        got = noise_error(
-            lambda x, t, c, e=eps, s=schedule: s.target(torch.zeros_like(e), torch.arange(6), e) + 2,
-            schedule, x0, t, eps, None,
-        )  # fmt: skip
+        target = schedule.target(x0, t, eps)
+        got = noise_error(lambda x, t, c, y=target: y + 2, schedule, x0, t, eps, None)
         a = schedule.alpha_bar if prediction == "v" else torch.ones(6, dtype=torch.float64)
         torch.testing.assert_close(got, 4 * 12 * a, rtol=1e-5, atol=1e-5)
 

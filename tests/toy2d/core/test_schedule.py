@@ -105,7 +105,9 @@ def test_clipped_cosine_has_the_heavy_last_step_that_the_docstring_warns_of():
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_min_snr_counts_the_error_of_the_clean_example_alike(prediction):
-    """weight * loss = min(SNR, gamma) ||x0 - x0_hat||^2, whatever the network predicts (Hang et al. 2023, eq. 5)."""
+    """weight * loss = min(SNR, gamma) ||x0 - x0_hat||^2, whatever the network predicts (Hang et
+    al. 2023, eq. 5).
+    """
     schedule = Schedule.log_snr(30, 6.0, -6.0, prediction=prediction)
     rng, t = torch.Generator().manual_seed(0), torch.arange(30)
     x0, eps, wrong = (torch.randn(30, 8, generator=rng, dtype=torch.float64) for _ in range(3))
