@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toy2d.figures.style import STYLES, plt, style
+from toy2d.figures.style import STYLES, log_axes, plt, style
 from toy2d.runs.frontier import HEADLINE, SHARES, Trajectory, contrasts
 
 
@@ -56,11 +56,12 @@ def frontier_panel(
         labelled.add(objective)
         ax.plot(path[:, 0], path[:, 1], label=label, **look)
     if len(path := mean_path(runs.get("standard", []))):
-        peak = path[:, 0].max()
-        for share in SHARES:
-            ax.axvline(share * peak, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+        levels = [share * path[:, 0].max() for share in SHARES]
+        low, high = (f(p[1] for line in ax.lines for p in line.get_xydata()) for f in (min, max))
+        ax.vlines(levels, low, high, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
         ax.set_xlim(left=0)  # further left nothing has been learnt
-    ax.set(xlabel=x, ylabel=y, yscale="log")
+    log_axes(ax, "y")
+    ax.set(xlabel=x, ylabel=y)
 
 
 def rank(objective: str) -> int:
