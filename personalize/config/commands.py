@@ -78,7 +78,7 @@ class Generate(Command):
     images: int = 4  # for each prompt
     seed: int = 0  # of the first picture; the others follow from it
     steps: int = 25  # steps of the sampler
-    # classifier-free guidance; 1: none; default: the base's own (7.5; the mini's is 2)
+    # classifier-free guidance; 1: none; default: the base's own (7.5; the mini's is 1.25)
     guidance: float | None = None
     sampler: str = "dpmsolver++"  # dpmsolver++, unipc, ddim, euler or pndm
     negative_prompt: str = ""  # what the pictures are guided away from
@@ -112,7 +112,7 @@ class Evaluate(Command):
     images: int = 4  # for each prompt, each from its own seed
     seed: int = 0  # of the first picture; the others follow from it
     steps: int = 25  # steps of the sampler
-    # classifier-free guidance; 1: none; default: the base's own (7.5; the mini's is 2)
+    # classifier-free guidance; 1: none; default: the base's own (7.5; the mini's is 1.25)
     guidance: float | None = None
     sampler: str = "dpmsolver++"  # dpmsolver++, unipc, ddim, euler or pndm
     sample_batch_size: int = 8  # pictures made at once

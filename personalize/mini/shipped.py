@@ -13,8 +13,8 @@ from toy2d.runs.files import UserError, verify_manifest
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
-# of its pictures; with less they are more diverse, and more often of another class (quality.json)
-GUIDANCE = 2.0
+# of its pictures; with more they are less diverse, and more often of the right class (quality.json)
+GUIDANCE = 1.25
 CLASSES = (
     "dog",
     "cat",

@@ -178,9 +178,9 @@ def test_the_mini_brings_a_preset_that_is_named(tmp_path, capsys):
         100,
         2,
     )
-    assert (c.validation_guidance, c.instance_prompt) == (2.0, "a photo of sks bear")
+    assert (c.validation_guidance, c.instance_prompt) == (1.25, "a photo of sks bear")
     assert "learning_rate 0.0002" in notes[0]
-    assert "guidance 2" in notes[0]
+    assert "guidance 1.25" in notes[0]
 
 
 def test_flags_beside_the_mini_win_and_your_pictures_bring_your_prompts(tmp_path):
@@ -195,7 +195,7 @@ def test_flags_beside_the_mini_win_and_your_pictures_bring_your_prompts(tmp_path
 def test_the_minis_class_images_have_a_folder_of_their_own():
     _, c, _ = parse(KINDS, ["train", *MINI, "--objective", "prior"])
     assert c.class_data_dir == "runs/personalize/mini-class/a-photo-of-a-bear-0-64"
-    assert (c.class_guidance, c.class_steps) == (2.0, 12)
+    assert (c.class_guidance, c.class_steps) == (1.25, 12)
 
 
 def test_the_command_of_a_mini_run_gives_it_again():
