@@ -98,8 +98,8 @@ def _table_note(metrics: dict, config: dict) -> str:
     covered = Median.of(range(len(config["seeds"]))).coverage
     return (
         f"After the last step: median over {len(config['seeds'])} seeds, in brackets the order "
-        f"statistics that cover it with {covered:.0%}. Old classes: mean over classes. Each KL is "
-        f"known better than seeds differ: {_errors(metrics)}. Bold: the weights that the "
+        f"statistics that cover it with {covered:.0%}. Old classes: mean over classes. Of single "
+        f"KLs, {_errors(metrics)}. Bold: the weights that the "
         "comparison at equal learning chose."
     )
 
@@ -112,6 +112,8 @@ def _errors(metrics: dict) -> str:
         if not r["stopped"]
         for v in (r["kl_new"], *r["kl_truth"].values(), *r["kl_base"].values())
     ]
+    if not kls:
+        return "no run finished"
     errors = Median.of(error for _, error in kls).value
     worst = max((error / max(kl, 0.01) for kl, error in kls), default=0.0)
     return (

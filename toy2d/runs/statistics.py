@@ -54,11 +54,11 @@ class Median(NamedTuple):
 
     @classmethod
     def of(cls, values) -> "Median":
-        """NaN if any value is missing."""
+        """NaN if there is no value or one is missing."""
         x = np.sort(np.asarray(list(values), float))
         n = len(x)
         k = max((k for k in range(n // 2) if _covers(n, k) >= 0.95), default=0)
-        if np.isnan(x).any():
+        if n == 0 or np.isnan(x).any():
             return cls(math.nan, math.nan, math.nan, math.nan)
         return cls(float(np.median(x)), float(x[k]), float(x[n - 1 - k]), _covers(n, k))
 
