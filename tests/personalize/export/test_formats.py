@@ -16,6 +16,7 @@ from small import config, trained
 from small import moved as shake
 
 from personalize.__main__ import main
+from personalize.adapters.spectral import merge_shifts
 from personalize.adapters.trainable import choose
 from personalize.config.kinds import TRAINING_KINDS, Word
 from personalize.export.command import export_run
@@ -78,6 +79,8 @@ def officially(base, form, folder):
         pipeline.load_lora_weights(folder)
     elif form == "kohya":
         pipeline.load_lora_weights(folder / KOHYA)
+    elif form == "svdiff":  # no other program reads it: by the code of the model card
+        merge_shifts(pipeline, folder)
     elif form == "peft":
         for part in (p for p in folder.iterdir() if p.is_dir()):
             setattr(
