@@ -15,6 +15,7 @@ from toy2d.figures.frontier import LABELS, frontier_panel, toy_trajectories
 from toy2d.runs.files import read_csv
 from toy2d.runs.frontier import HEADLINE, Contrast, Trajectory, agreement, contrasts
 
+STRONG = 0.6  # Kendall's tau from which four of five pairs are in one order
 Found = dict[str, dict[float, Contrast]]
 
 
@@ -83,8 +84,10 @@ def prediction(toy: Found, full: Found, name: str) -> str:
     if not names:
         return "No objective can be ranked at both scales."
     ranked = f"Order of drift at equal learning (standard, {', '.join(names)}): Kendall's tau"
-    if low > 0:
+    if low > 0 and tau >= STRONG:
         verdict = f"the toy predicts the order on {name}"
+    elif low > 0:
+        verdict = f"the toy's order agrees weakly with that on {name}"
     elif high < 0:
         verdict = f"the toy's order is reversed on {name}"
     else:

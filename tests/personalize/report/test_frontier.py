@@ -64,6 +64,8 @@ def test_the_toy_predicts_the_order_only_if_the_numbers_agree(runs, tmp_path):
     tau = headline.prediction(there, there, "full")
     assert "is 1.00" in tau
     assert "the toy predicts the order" in tau
+    swapped = there | {"prior": there["fisher"], "fisher": there["prior"]}  # tau 0.4
+    assert "agrees weakly" in headline.prediction(swapped, there, "full")
     reversed_ = {
         o: {s: c._replace(by_unit={u: -v for u, v in c.by_unit.items()}) for s, c in at.items()}
         for o, at in there.items()
