@@ -28,6 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "lectures
 PAGES.append(ROOT / "personalize" / "parallel" / "configs" / "README.md")
 VARIABLES = {"MODEL": "stable-diffusion-v1-5/stable-diffusion-v1-5", "BASE": "mini"}
 RUNS = ("runs/rex",)
+FILES = ("delta.bin", "train_dreambooth_lora.py")
 PHOTOS = ("photos", "photos/rex", "photos/tea")
 SHELL = ("source", "export", "pip", "jupyter", "#")  # commands of others
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -87,7 +88,8 @@ def place(tmp_path, monkeypatch):
             shutil.copy(picture, tmp_path / name)
     for run in RUNS:
         (tmp_path / run).mkdir(parents=True)
-    (tmp_path / "delta.bin").touch()
+    for file in FILES:
+        (tmp_path / file).touch()
     (tmp_path / "personalize").symlink_to(ROOT / "personalize")
     (tmp_path / "lectures").symlink_to(ROOT / "lectures")
     monkeypatch.chdir(tmp_path)
@@ -161,7 +163,15 @@ def test_there_is_something_to_test():
 
 
 # ---- executed
-LONG = ("paper", "prompts", "sweep", "--tune", "personalize compare", "pretrain", "verify")
+LONG = (
+    "paper",
+    "prompts",
+    "sweep",
+    "--tune",
+    "personalize compare",
+    "personalize pretrain",
+    "verify",
+)
 NEEDS = (
     "$MODEL",
     "stabilityai",
