@@ -6,7 +6,7 @@ REMOTE := '<(script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*href="(https?:)?
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo course test slow lint format bench book pages explorer lab twins figures clean
+.PHONY: help demo course test units slow lint format bench book pages explorer lab twins figures clean
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -25,6 +25,11 @@ course: .venv/ready  ## the 2D experiment alone: runs/toy2d/course
 test: .venv/ready  ## the default test suite
 	@echo "== pytest: the default suite, files shared out between the cores; 'make slow' runs the long ones"
 	@$(BIN)/python -m pytest -n auto --dist loadfile
+
+PORTABLE := tests/toy2d/core tests/toy2d/test_train.py tests/personalize/pipeline/test_model.py
+units: .venv/ready  ## a quick part of the tests as if on processors with other vector units
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PORTABLE)
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n auto --dist loadfile $(PORTABLE)
 
 slow: .venv/ready  ## every test, the long ones too
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"

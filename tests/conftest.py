@@ -4,6 +4,7 @@ import atexit
 import importlib
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -23,6 +24,8 @@ with install_import_hook(CORE, "typecheck.check"):
         importlib.import_module(name)
 
 
+# a shell that starts the tests in the background has SIGINT ignored; tests of signals need it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # before any fixture: a sum's last bits depend on the number of threads
 
 

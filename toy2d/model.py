@@ -37,7 +37,7 @@ def _layer(theta: Mapping[str, Tensor], i: int, h: Tensor) -> Tensor:
 def _one_time(t: Tensor) -> Tensor:
     """One entry of t, shaped to broadcast, where all are equal, as they are along an ODE."""
     first = t[(slice(1),) * t.ndim]
-    return first if bool((t == first).all()) else t
+    return first if t.numel() == 1 or bool((t == first).all()) else t
 
 
 @dataclass(frozen=True)

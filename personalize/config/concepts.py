@@ -48,7 +48,7 @@ def read_concepts(source: str) -> tuple[Concept, ...]:
 
 def _concept(entry, where: str) -> Concept:
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is not an object, {...}")
+        raise UserError(f"{where} is not an object {{...}}")
     if unknown := sorted(entry.keys() - set(Concept._fields)):
         raise UserError(f"{where} has {unknown[0]!r}; known are {', '.join(Concept._fields)}")
     if wrong := [k for k, v in entry.items() if not isinstance(v, str | None)]:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from personalize.config.commands import Bench
 from personalize.cost.fixture import save_photograph
-from personalize.pipeline.scaled import random_pipeline
+from personalize.pipeline.random_pipeline import random_pipeline
 from toy2d.runs.files import RunFailure
 
 PHOTOS = 5

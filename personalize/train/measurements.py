@@ -14,7 +14,7 @@ from personalize.sample.validate import Validation
 from personalize.train.loop import TrainingLoop
 from personalize.train.setup import Clock
 from personalize.train.state import State
-from toy2d.runs.files import read_csv, write_csv
+from toy2d.runs.files import header, read_csv, write_csv
 
 OLD_NAMES = {"loss_anchor": "loss_l2"}  # columns of runs made before version 0.2.0
 Row = dict[str, object]
@@ -158,7 +158,12 @@ class Observer:
 
     def resume(self) -> None:
         """Take up the rows of history.csv up to the state's step; later ones are measured again."""
-        rows = read_csv(self.file) if self.file.exists() else []
-        rows = [{OLD_NAMES.get(k, k): v for k, v in row.items()} for row in rows]
-        kept = [row | {"step": int(row["step"])} for row in rows]
-        self.rows = [row for row in kept if row["step"] <= self.state.step]
+        if not self.file.exists():
+            return
+        rows = [{OLD_NAMES.get(k, k): v for k, v in row.items()} for row in read_csv(self.file)]
+        # a column without any value, such as standard's weight, is no part of the rows that were read
+        columns = [OLD_NAMES.get(k, k) for k in header(self.file)]
+        empty = set(columns).difference(*rows)
+        first, *more = rows
+        rows = [{k: first.get(k) for k in columns if k in first or k in empty}, *more]
+        self.rows = [row for row in rows if row["step"] <= self.state.step]

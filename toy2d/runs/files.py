@@ -129,6 +129,12 @@ def read_csv(path: Path) -> list[dict]:
         ]
 
 
+def header(path: Path) -> list[str]:
+    """The columns of a CSV file, those without a value included."""
+    with open(path, newline="") as f:
+        return next(csv.reader(f), [])
+
+
 # ---- is a folder as it was left?
 def file_digest(path: Path) -> dict:
     with open(path, "rb") as f:

@@ -47,6 +47,9 @@ def example(hint) -> tuple[list[str], object]:
     choices = [a for a in get_args(hint) if a is not types.NoneType]
     if get_origin(hint) is Literal:
         return [choices[-1]], choices[-1]
+    if get_origin(hint) is tuple and Ellipsis not in choices:  # a tuple of this length
+        examples = [example(choice) for choice in choices]
+        return [w for words, _ in examples for w in words], tuple(v for _, v in examples)
     words, value = example(choices[0])
     if get_origin(hint) in (Union, types.UnionType):
         return words, value

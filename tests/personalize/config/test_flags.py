@@ -111,6 +111,8 @@ SENSELESS = {
     "boft_n_butterfly_factor": {"kind": "oft", "boft_n_butterfly_factor": 2},
     "placeholder_token": {"placeholder_token": "<new1>"},
     "initializer_token": {"initializer_token": "dog"},
+    "held_out_data_dir": {"held_out": 1, "held_out_data_dir": "@held_out"},
+    "gain_samples": {"gain_samples": 99},
     "num_vectors": {"num_vectors": 2},
     "freeze_model": {"freeze_model": "crossattn"},
     "prior_loss_weight": {"prior_loss_weight": 2.0},

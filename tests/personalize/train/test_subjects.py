@@ -106,7 +106,7 @@ def test_pictures_of_several_subjects_stay_beside_their_prompts():
     [
         ("[", "is not JSON"),
         ("[]", "must be a list"),
-        ('["x"]', "entry 1 is no object"),
+        ('["x"]', "entry 1 is not an object"),
         ('[{"instance_prompt": "x"}]', "lacks instance_data_dir"),
         ('[{"instance_data_dir": "x", "prompt": "y"}]', "has 'prompt'"),
         ('[{"instance_data_dir": 3}]', "must be text"),
