@@ -2,10 +2,12 @@
 
     sum_t f_t   is estimated by   sum over the drawn t of f_t / pi_t       (Horvitz & Thompson 1952)
 
-pi_t, the probability that node t is drawn, follows 0.8 w_t alpha_bar_t + 0.2 of an equal share:
-what a node contributes to path KL is mostly proportional to w_t alpha_bar_t, and the equal share
-bounds 1 / pi_t where it is not. Draws are systematic: the chains of a group start evenly spaced,
-so a group's draws are spread over the nodes as evenly as they can be. Shapes: T nodes, N chains of
+pi_t, the probability that node t is drawn, is half w_t alpha_bar_t and half an equal share: the
+first is what nodes contribute to path KL where training moves fine detail most, the second bounds
+1 / pi_t where it is not (base-output preservation; random networks). Draws are systematic: the
+chains of a group start evenly spaced, so a group's draws are spread over the nodes as evenly as
+they can be.
+Shapes: T nodes, N chains of
 a group, K nodes drawn of each.
 """
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from toy2d.core.schedule import Schedule
 
-EQUAL = 0.2  # of the probability that is shared out equally
+EQUAL = 0.5  # of the probability that is shared out equally
 
 
 def inclusion(schedule: Schedule, each: int) -> Float64[Tensor, " T"]:

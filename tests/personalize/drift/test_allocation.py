@@ -29,7 +29,7 @@ def test_probabilities_of_being_drawn(each):
         assert (pi[1:] == 1).all()
     if each == 1:
         law = SHORT.path_weights() * SHORT.alpha_bar
-        torch.testing.assert_close(pi[1:], 0.8 * law[1:] / law.sum() + 0.2 / 9)
+        torch.testing.assert_close(pi[1:], 0.5 * law[1:] / law.sum() + 0.5 / 9)
 
 
 @pytest.mark.parametrize("each", [1, 2, 5, 9])
@@ -59,8 +59,8 @@ def estimate(f, pi, rng):
     return float(sums.mean()), standard_error(sums, starts)
 
 
-@pytest.mark.parametrize("each", [1, 2])
-def test_the_sum_is_unbiased_and_its_error_at_most_half_as_large_again(each):
+@pytest.mark.parametrize(("each", "most"), [(1, 1.8), (2, 1.5)])
+def test_the_sum_is_unbiased_and_its_error_little_larger(each, most):
     """400 draws of new chains and nodes, 32 chains each, against the full sum over the nodes."""
     rng, pi = generator(0, "test"), inclusion(SHORT, each)
     few, errors, full = [], [], []
@@ -74,11 +74,11 @@ def test_the_sum_is_unbiased_and_its_error_at_most_half_as_large_again(each):
     apart = few - full
     assert abs(float(apart.mean())) < 4 * float(apart.std()) / 20
     assert float((errors**2).mean()) ** 0.5 == pytest.approx(float(few.std()), rel=4 / 800**0.5)
-    assert float(few.std()) < 1.5 * float(full.std())
+    assert float(few.std()) < most * float(full.std())
 
 
 def test_a_law_that_ignores_the_weights_would_be_found_out():
-    """Equal probabilities are unbiased too, but their error is several times as large."""
+    """Equal probabilities are unbiased too, but their error is half as large again."""
     rng = generator(0, "test")
     equal = torch.cat([torch.zeros(1), torch.full((9,), 1 / 9)]).double()
     ours, even = [], []
@@ -86,7 +86,7 @@ def test_a_law_that_ignores_the_weights_would_be_found_out():
         f = chains_that_differ(32, rng)
         ours.append(estimate(f, inclusion(SHORT, 1), rng)[0] - float(f.sum(1).mean()))
         even.append(estimate(f, equal, rng)[0] - float(f.sum(1).mean()))
-    assert torch.tensor(even).std() > 2 * torch.tensor(ours).std()
+    assert torch.tensor(even).std() > 1.5 * torch.tensor(ours).std()
 
 
 def test_where_every_node_is_drawn_the_error_is_the_usual_one_in_the_mean():
