@@ -92,12 +92,18 @@ def base_points(
     conds: tuple[int, ...],
     rule: Rule,
     mixture: bool = False,
+    flow: Schedule | None = None,
 ) -> Points:
-    """Points of S base models' own laws: the rule pushed through their ODEs; log densities."""
+    """Points of S base models' own laws: the rule pushed through their ODEs; log densities.
+
+    `flow` has the nodes that push the points (default: those of `ode`). Points off the law they
+    stand for are an error that no error estimate of the densities sees, so they deserve more nodes.
+    """
+    flow = ode if flow is None else flow
     seeds = theta["bias0"].shape[0]
     normal = rule.points.float().to(ode.alpha_bar.device).expand(seeds, -1, -1)
     predict = net.bind(theta)
-    x = torch.stack([flow_sample(predict, ode, normal, torch.tensor(c), runs=1) for c in conds], 1)
+    x = torch.stack([flow_sample(predict, flow, normal, torch.tensor(c), runs=1) for c in conds], 1)
     laws = laws_at(predict, ode, x, conds, mixture)
     return Points(conds, rule, x.cpu(), laws.own, laws.coarse, laws.mixture)
 
@@ -191,7 +197,7 @@ def make_probe(
     mixture = mixture and world.num_components == 1
     device = theta_star["bias0"].device
     schedule, predict = world.schedule.to(device), net.bind(theta_star)
-    ode = ode_schedule(schedule, ode_nodes, net.smooth_in_time)
+    ode, flow = (ode_schedule(schedule, n, net.smooth_in_time) for n in (ode_nodes, 4 * ode_nodes))
     seeds = theta_star["bias0"].shape[0]
     cond = torch.tensor(world.old).repeat_interleave(chains)
     rng = generator(0, "probe")
@@ -202,7 +208,7 @@ def make_probe(
     return Probe(
         truth=truth_points(world, world.old, truth_rule, mixture),
         new=truth_points(world, (world.new, *world.composed), truth_rule),
-        base=base_points(net, theta_star, ode, world.old, base_rule, mixture),
+        base=base_points(net, theta_star, ode, world.old, base_rule, mixture, flow),
         chain=torch.stack(chain),
         chain_cond=cond,
         eps_star=torch.stack(eps_star),
