@@ -1,4 +1,6 @@
-"""The mini base: its world is what it says, its training resumes bit for bit, and the official classes open what it publishes."""
+"""The mini base: its world is what it says, its training resumes bit for bit, and the official
+classes open what it publishes.
+"""
 
 import json
 import random
@@ -45,7 +47,15 @@ def drawings():
 def small_world(drawings):
     seen, unseen = world.contents(240, 0), world.contents(16, 1, held_out=True)
     instances = world.pictures(drawings, [c for c in seen[:80] for _ in range(2)], 3)
-    return Data(world.pictures(drawings, seen, 0), seen, world.pictures(drawings, unseen, 1), unseen, instances, 2, "discs")  # fmt: skip
+    return Data(
+        world.pictures(drawings, seen, 0),
+        seen,
+        world.pictures(drawings, unseen, 1),
+        unseen,
+        instances,
+        2,
+        "discs",
+    )
 
 
 def test_the_world_is_large_enough():
@@ -57,11 +67,15 @@ def test_training_never_shows_a_held_out_pair_and_shows_every_other():
     shown = {(c.animal, c.scene) for c in world.contents(1000, 0)}
     assert shown.isdisjoint(world.HELD_OUT_PAIRS)
     assert len(shown) + len(world.HELD_OUT_PAIRS) == len(world.CLASSES) * len(world.SCENES)
-    assert {(c.animal, c.scene) for c in world.contents(64, 0, held_out=True)} == world.HELD_OUT_PAIRS  # fmt: skip
+    assert {
+        (c.animal, c.scene) for c in world.contents(64, 0, held_out=True)
+    } == world.HELD_OUT_PAIRS
 
 
 def test_diversity_compares_only_pictures_of_one_prompt():
-    """Two prompts, each drawn three times alike: 0, however different the prompts are; one picture in common, above 0."""
+    """Two prompts, each drawn three times alike: 0, however different the prompts are; one
+    picture in common, above 0.
+    """
     asked = sorted(3 * world.contents(2, 0), key=prompt)
     assert prompt(asked[2]) != prompt(asked[3])
     alike = [disc((255, 0, 0, 255)).convert("RGB")] * 3 + [
@@ -89,7 +103,10 @@ def test_a_picture_is_a_function_of_seed_and_index(drawings):
 
 def test_scenes_differ_more_between_kinds_than_within():
     """Mean absolute difference of two draws: a student must see which scene it is."""
-    kinds = [[np.asarray(world.draw_scene(s, random.Random(k)), float) for k in range(3)] for s in range(8)]  # fmt: skip
+    kinds = [
+        [np.asarray(world.draw_scene(s, random.Random(k)), float) for k in range(3)]
+        for s in range(8)
+    ]
     within = max(abs(k[0] - k[1]).mean() for k in kinds)
     between = min(abs(kinds[a][0] - kinds[b][0]).mean() for a in range(8) for b in range(a))
     assert between > within
@@ -142,7 +159,8 @@ def test_captions_are_all_among_captions_all():
 
 
 def test_the_schedule_ends_in_noise_with_finite_weights():
-    """Those of path KL sum to half the range of log-SNR, as many small steps must (5 % for w_0 = 0 and the steps' size); none stands out:
+    """Those of path KL sum to half the range of log-SNR, as many small steps must (5 % for w_0 =
+    0 and the steps' size); none stands out:
     a clipped cosine's last one would be 500."""
     schedule = from_diffusers(unet.scheduler())
     ab, weights = schedule.alpha_bar, schedule.path_weights()
@@ -169,7 +187,15 @@ def test_each_part_learns(part, small_world, tmp_path, monkeypatch):
     of = fresh(tmp_path).terms(part, small_world)
     network, same = fresh(tmp_path).new(part), 7
     before = float(sum(of(network, torch.Generator().manual_seed(same)).values()).detach())
-    fit("part", network, lambda n, _: of(n, torch.Generator().manual_seed(same)), 15, 2e-2, tmp_path, 0)  # fmt: skip
+    fit(
+        "part",
+        network,
+        lambda n, _: of(n, torch.Generator().manual_seed(same)),
+        15,
+        2e-2,
+        tmp_path,
+        0,
+    )
     network = fresh(tmp_path).new(part)
     network.load_state_dict(_last_weights(tmp_path / "part"), strict=False)
     after = float(sum(of(network, torch.Generator().manual_seed(same)).values()).detach())
@@ -241,7 +267,9 @@ def test_bf16_is_chosen_where_the_cpu_multiplies_it(tmp_path):
 
 
 def test_other_weights_to_begin_with_are_refused(tmp_path):
-    """--start in a folder where the part was trained from others: the old end is not passed off as the new one's."""
+    """--start in a folder where the part was trained from others: the old end is not passed off
+    as the new one's.
+    """
 
     def beginning_at(value):
         network = torch.nn.Linear(3, 1)
@@ -259,17 +287,24 @@ def test_other_weights_to_begin_with_are_refused(tmp_path):
 
 
 def test_another_seed_or_drawing_composes_its_own_pictures(drawings, tmp_path, monkeypatch):
-    """In one folder, what captions say and pictures show stays together: equal to a folder of its own."""
+    """In one folder, what captions say and pictures show stays together: equal to a folder of its
+    own.
+    """
 
     def made(folder, seed, of=drawings):
         artwork = SimpleNamespace(training=lambda: of, instances=lambda: list(of.values())[:3])
         return data.make(tmp_path / folder, artwork, seed, n_train=16, views=1)
 
     few = world.contents
-    monkeypatch.setattr(data, "contents", lambda n, seed, held_out=False: few(min(n, 16), seed, held_out))  # fmt: skip
+    monkeypatch.setattr(
+        data, "contents", lambda n, seed, held_out=False: few(min(n, 16), seed, held_out)
+    )
     red = dict.fromkeys(drawings, disc((255, 0, 0, 255)))
     for seed, of in ((0, drawings), (1, drawings), (0, red)):
-        shared, alone = made("shared", seed, of), made(f"{seed} {len(set(map(id, of.values())))}", seed, of)  # fmt: skip
+        shared, alone = (
+            made("shared", seed, of),
+            made(f"{seed} {len(set(map(id, of.values())))}", seed, of),
+        )
         assert shared.train_contents == few(16, seed)
         for name in ("train", "unseen_pairs", "instances"):
             assert np.array_equal(getattr(shared, name), getattr(alone, name)), (seed, name)
@@ -278,13 +313,21 @@ def test_another_seed_or_drawing_composes_its_own_pictures(drawings, tmp_path, m
 
 @pytest.mark.parametrize("shipped", [True, False])
 def test_only_the_shipped_weights_bring_new_subjects(shipped, published, tmp_path, monkeypatch):
-    """--weights elsewhere leaves the package's subjects alone; and what made the weights tells nobody's home folder."""
+    """--weights elsewhere leaves the package's subjects alone; and what made the weights tells
+    nobody's home folder.
+    """
     weights, drawn = tmp_path / "weights", []
     monkeypatch.setattr(pretrain, "WEIGHTS", weights if shipped else mini.WEIGHTS)
     monkeypatch.setattr(publish, "write_subjects", lambda *asked: drawn.append(asked))
     monkeypatch.setattr(pretrain.Parts, "done", pretrain.Parts.new)
     monkeypatch.setattr(pretrain.Parts, "latents", lambda *_: torch.randn(8, vae.CHANNELS, 16, 16))
-    asked = Pretrain(parts=("unet",), out=str(tmp_path / "out"), weights=str(weights), start=str(published), pictures=0)  # fmt: skip
+    asked = Pretrain(
+        parts=("unet",),
+        out=str(tmp_path / "out"),
+        weights=str(weights),
+        start=str(published),
+        pictures=0,
+    )
     before = {"asked": {"weights": "/home/ada/weights", "out": "runs/pretrain"}}
     kept = (published / "made_by.json").read_text()
     (published / "made_by.json").write_text(json.dumps(before))
@@ -299,7 +342,9 @@ def test_only_the_shipped_weights_bring_new_subjects(shipped, published, tmp_pat
 
 
 def test_running_statistics_are_kept(tmp_path):
-    """A judge with batch normalization reads pictures as it did when it was trained, not with fresh statistics."""
+    """A judge with batch normalization reads pictures as it did when it was trained, not with
+    fresh statistics.
+    """
 
     def start():
         torch.manual_seed(0)
@@ -328,21 +373,32 @@ def published(tmp_path_factory):
 
 def test_official_classes_open_what_is_published(published):
     pipeline = StableDiffusionPipeline.from_pretrained(published / "model")
-    image = pipeline("a photo of a fox on the beach", num_inference_steps=2, height=64, width=64).images[0]  # fmt: skip
+    image = pipeline(
+        "a photo of a fox on the beach", num_inference_steps=2, height=64, width=64
+    ).images[0]
     assert image.size == (64, 64)
-    for kind, name in ((CLIPModel, "clip"), (AutoModel, "dino"), (AutoModelForImageClassification, "classifier")):  # fmt: skip
+    for kind, name in (
+        (CLIPModel, "clip"),
+        (AutoModel, "dino"),
+        (AutoModelForImageClassification, "classifier"),
+    ):
         kind.from_pretrained(published / name)
 
 
 def test_the_pipelines_text_encoder_is_the_clips(published):
-    model, whole = load(str(published / "model")), CLIPModel.from_pretrained(published / "clip", dtype=torch.float32)  # fmt: skip
+    model, whole = (
+        load(str(published / "model")),
+        CLIPModel.from_pretrained(published / "clip", dtype=torch.float32),
+    )
     tokens = tokenizer()(["a fox at night"], padding="max_length", return_tensors="pt").input_ids
     assert torch.equal(model.text_encoders[0](tokens)[0], whole.text_model(tokens)[0])
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_training_goes_on_from_what_is_published(part, published, tmp_path):
-    """--start: the part begins as published, up to half precision; one that is not trained here is taken from there."""
+    """--start: the part begins as published, up to half precision; one that is not trained here
+    is taken from there.
+    """
     parts = fresh(tmp_path, start=str(published), parts=("unet",), seed=1)
     first = fresh(tmp_path).new(part).state_dict()
     for network in (parts.new(part), *([parts.done(part)] if part != "unet" else [])):
@@ -370,7 +426,9 @@ def test_weights_fit_the_budget(published):
 
 
 def test_a_judge_is_described_the_same_each_time_it_is_opened(published):
-    """Its hash is what a resumed evaluation and a reader compare: parts that it lacks must not be random."""
+    """Its hash is what a resumed evaluation and a reader compare: parts that it lacks must not be
+    random.
+    """
     first, second = (load_dino(str(published / "dino")).describe() for _ in range(2))
     assert first == second
 
@@ -395,7 +453,9 @@ def test_absent_or_altered_weights_are_refused(published, monkeypatch, tmp_path)
 
 
 def test_standardizing_changes_latents_and_no_picture(small_world):
-    """Latents to mean 0 and deviation 1, the reconstruction and the posterior's spread (in units of it) as before."""
+    """Latents to mean 0 and deviation 1, the reconstruction and the posterior's spread (in units
+    of it) as before.
+    """
     network = fresh("runs").new("vae").eval()
     x = vae.pixels(small_world.train[:16])
     with torch.no_grad():

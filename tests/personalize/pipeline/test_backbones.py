@@ -1,78 +1,47 @@
-"""SDXL and SD-3 beside SD-1.5: equal to the official pipelines, each picture with its own text and
-frame, every objective, every format.
-"""
+"""SDXL and SD-3 beside SD-1.5: equal to the official pipelines, schedules, frames, text encoders."""
 
-import functools
 import json
 import shutil
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from backbones import (
+    BOTH,
+    FAMILY,
+    FRAME,
+    OFFICIAL,
+    PROMPTS,
+    WHOLE,
+    T,
+    answer,
+    folder,
+    latents,
+    levels,
+    untouched,
+)
 from diffusers import (
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    StableDiffusion3Pipeline,
-    StableDiffusionXLPipeline,
 )
 from diffusers.training_utils import (
     compute_density_for_timestep_sampling,
     compute_loss_weighting_for_sd3,
 )
 from PIL import Image
-from small import OBJECTIVES, config, gradient, history, moved, workshop
+from small import config, moved, workshop
 
 from personalize.adapters.trainable import choose
-from personalize.data.latents import Framed, PromptCache, frame_of, instance_set, resize_and_crop
+from personalize.data.latents import PromptCache, frame_of, instance_set, resize_and_crop
 from personalize.data.photos import scan
 from personalize.drift.measure import chain_sampling, make_chains, path_drift
-from personalize.export.write import load_run, save_lora, save_merged, save_pipeline
-from personalize.pipeline.families import SD3, SDXL, from_diffusers, from_flow_matching
+from personalize.pipeline.families import SDXL, from_diffusers, from_flow_matching
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
 from personalize.pipeline.random_pipeline import tiny
 from personalize.sample.sampler import FLOW_SAMPLERS, generate, make_sampler
-from personalize.train.experiment import run
-from personalize.train.streams import Streams
 from personalize.train.timesteps import node_weights, timestep_law
-from toy2d.core.objectives import PRIOR, STANDARD, Example
+from toy2d.core.objectives import STANDARD, Example
 from toy2d.runs.files import RunFailure, UserError
-from toy2d.runs.folder import load_tensors
-
-FAMILY = {"sdxl": SDXL, "sd3": SD3}
-OFFICIAL = {"sdxl": StableDiffusionXLPipeline, "sd3": StableDiffusion3Pipeline}
-BOTH = pytest.mark.parametrize("kind", FAMILY)
-PROMPTS = ["a photo of sks dog", "a cat on the beach"]
-T = torch.tensor([5, 900])
-
-
-@functools.cache
-def folder(kind: str) -> Path:
-    """The tiny pipeline as a folder. Copy it before changing it."""
-    tiny(kind, folder=workshop() / kind)
-    return workshop() / kind
-
-
-@functools.cache
-def untouched(kind: str) -> Model:
-    return Model(tiny(kind), FAMILY[kind])
-
-
-def levels(images):
-    return np.stack([np.asarray(i).astype(int) for i in images])
-
-
-def latents(model, n, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(n, *model.latent_shape(64), generator=rng)
-
-
-@torch.no_grad()
-def answer(model, prompts=PROMPTS):
-    x = latents(model, 2)
-    return model.predict(x, model.schedule.timesteps[T], model.encode_prompts(prompts))
 
 
 # ---- the tiny pipelines
@@ -219,151 +188,6 @@ def test_the_loss_is_that_of_diffusers_script(scheme, precondition):
     error = (pred * -sigmas + x_t - x0) if precondition else (pred - (eps - x0))
     theirs = (weighting * error**2).reshape(3, -1).mean(1).mean()
     torch.testing.assert_close(ours["instance"], theirs, rtol=1e-4, atol=0)
-
-
-# ---- prior preservation: what each row of the denoiser's batch is told
-FRAME = (100, 200, 3, 5, 64, 64)  # of an instance's photo
-WHOLE = (64, 64, 0, 0, 64, 64)  # of a picture that the base made
-
-
-def misled(kind, shown, cond):
-    """The rows of `cond` that are not the text, or the frame, of the prompt `shown`."""
-    model, wrong = untouched(kind), []
-    for b, prompt in enumerate(shown):
-        own = {k: v[0] for k, v in model.encode_prompts([str(prompt)]).items()}
-        if model.family.framed:
-            own["frame"] = torch.tensor(getattr(prompt, "frame", WHOLE))
-        if not all(
-            torch.allclose(cond[k][b].float(), v.float(), atol=1e-5) for k, v in own.items()
-        ):
-            wrong.append(b)
-    return wrong
-
-
-class Marked:
-    """Picture i is filled with i + 1 and has a prompt of its own."""
-
-    def __init__(self, shape, prompts):
-        self.shape, self.prompts = shape, prompts
-
-    def __len__(self):
-        return len(self.prompts)
-
-    def draw(self, indices, rng):
-        x0 = torch.stack([torch.full(self.shape, i + 1.0) for i in indices])
-        return x0, [self.prompts[i] for i in indices]
-
-
-@BOTH
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_every_picture_is_told_its_own_text_and_frame(kind, batch_size):
-    """Seen where it matters: the denoiser is handed x_t, which at t = 0 without noise is all but
-    x0, and what it is told of it.
-    """
-    original, calls = untouched(kind), []
-    model = Model(
-        original.pipeline,
-        replace(original.family, call=lambda d, x, t, c: calls.append((x, c)) or x),
-    )
-    shape, prompts = model.latent_shape(64), PromptCache(original)
-    photographed = [
-        Framed(f"a {w}", (100 + i, *FRAME[1:])) for i, w in enumerate(("dog", "cat", "fox"))
-    ]
-    made = [f"a {w}" for w in ("bird", "horse", "cow", "pig", "sheep")]
-    pools = {"instance": Marked(shape, photographed), "prior": Marked(shape, made)}
-    streams = Streams(pools, config("unused", train_batch_size=batch_size), 1000)
-    for tick in range(3):
-        batch = {r: e._replace(t=0 * e.t, eps=0 * e.eps) for r, e in streams.batch(tick).items()}
-        PRIOR(1.0).terms(lambda x, t, c: model.predict(x, t, prompts(c)), model.schedule, batch)
-    assert len(calls) == 6
-    for (x, cond), pool in zip(calls, [photographed, made] * 3, strict=True):
-        pictures = [round(float(v)) - 1 for v in x.mean((1, 2, 3))]  # a_0 is .997 or more
-        assert misled(kind, [pool[i] for i in pictures], cond) == []
-
-
-@BOTH
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_usual_pairing_is_found_out(kind, batch_size):
-    """cat([instance, class]).repeat(B) beside latents [i1 .. iB, c1 .. cB]: right at B = 1 alone
-    (peers.md 6.1).
-    """
-    shown = [Framed("a sks dog", FRAME)] * batch_size + ["a dog"] * batch_size
-    two = untouched(kind).encode_prompts(["a sks dog", "a dog"])
-    usual = {k: v.repeat(batch_size, *[1] * (v.ndim - 1)) for k, v in two.items()}
-    usual["frame"] = torch.tensor([FRAME] * batch_size + [WHOLE] * batch_size)
-    right = {k: v.repeat_interleave(batch_size, 0) for k, v in two.items()}
-    assert misled(kind, shown, right | {"frame": usual["frame"]}) == []
-    assert len(misled(kind, shown, usual)) == {1: 0, 2: 2, 3: 2}[batch_size]
-
-
-def test_the_usual_frame_of_class_pictures_is_found_out():
-    """Class pictures told the size and crop of the instance's photo (peers.md 6.5)."""
-    shown = [Framed("a sks dog", FRAME), "a dog"]
-    cond = untouched("sdxl").encode_prompts(shown)
-    assert misled("sdxl", shown, cond | {"frame": torch.tensor([FRAME, WHOLE])}) == []
-    assert misled("sdxl", shown, cond | {"frame": torch.tensor([FRAME, FRAME])}) == [1]
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "scheme"),
-    [("sdxl", {"snr_gamma": 5.0}, "none"), ("sd3", {}, "sigma_sqrt")],
-)
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_usual_weighting_is_found_out(kind, settings, scheme, batch_size):
-    """Weights of 2B timesteps on losses of B samples (peers.md 6.2, 6.3): wrong without a word at B
-    = 1, an error above. Ours: by hand.
-    """
-    schedule = untouched(kind).schedule
-    weights = node_weights(config("unused", **settings), scheme, schedule)
-    t = {"instance": torch.tensor([50, 700, 200]), "prior": torch.tensor([900, 100, 500])}
-    batch, errors = {}, {}
-    for seed, role in enumerate(t):
-        x0, eps = (latents(untouched(kind), batch_size, n) for n in (seed, 7 + seed))
-        batch[role] = Example(x0, t[role][:batch_size], eps, None)
-        x_t, target = (f(*batch[role][:3]) for f in (schedule.add_noise, schedule.target))
-        errors[role] = (0.5 * x_t - target) ** 2
-    ours = PRIOR(1.0).terms(lambda x, t, c: 0.5 * x, schedule, batch, weights=weights)
-    for role, e in batch.items():
-        by_hand = sum(weights[n] * errors[role][b].mean() for b, n in enumerate(e.t)) / batch_size
-        torch.testing.assert_close(ours[role], by_hand)
-    both = torch.cat([weights[e.t] for e in batch.values()]).reshape(-1, 1, 1, 1)
-    if batch_size == 1:
-        usual = (both * errors["instance"]).reshape(2, -1).mean(1).mean()
-        assert abs(usual - ours["instance"]) > 0.1 * ours["instance"]
-    else:
-        with pytest.raises(RuntimeError, match="must match"):
-            both * errors["instance"]
-
-
-@BOTH
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_gradient_is_instance_plus_weight_times_prior(kind, batch_size):
-    model = load(folder(kind))
-    theta = choose(model, "lora")
-    moved(theta)
-    prompts = PromptCache(model)
-
-    def gradient(objective, batch):
-        terms = objective.terms(
-            lambda x, t, c: model.predict(x, t, prompts(c)), model.schedule, batch
-        )
-        grads = torch.autograd.grad(sum(terms.values()), list(theta.values()))
-        return torch.cat([g.flatten() for g in grads])
-
-    batch = {}
-    for seed, (role, prompt) in enumerate(
-        [("instance", Framed("a sks dog", FRAME)), ("prior", "a dog")]
-    ):
-        x0, eps = latents(model, batch_size, seed), latents(model, batch_size, 7 + seed)
-        batch[role] = Example(
-            x0, torch.tensor([900, 10, 500])[:batch_size], eps, [prompt] * batch_size
-        )
-    instance = gradient(STANDARD, batch)
-    prior = gradient(STANDARD, {"instance": batch["prior"]})
-    together = gradient(PRIOR(0.7), batch)
-    rounding = 1e-5 * (instance.abs().max() + prior.abs().max())
-    assert (together - (instance + 0.7 * prior)).abs().max() < rounding
-    assert (together - instance).abs().max() > 100 * rounding
 
 
 # ---- the frame: where the crop of a photo begins
@@ -513,134 +337,3 @@ def test_path_kl_of_a_constant_shift_of_the_flow_has_its_closed_form():
     for mean, error, _ in path_drift(lambda x, t, p: predict(x, t, p) + h, groups, 4).values():
         assert mean == pytest.approx(expected, rel=1e-3)
         assert error < 1e-3 * expected
-
-
-# ---- formats
-@pytest.mark.parametrize("text", [False, True])
-@BOTH
-def test_lora_weights_reload_with_the_official_loader_and_their_scale(kind, text, tmp_path):
-    model = load(folder(kind))
-    moved(choose(model, "lora", train_text_encoder=text, rank=4, lora_alpha=10))
-    expected = answer(model)
-    save_lora(model, tmp_path / "lora")
-    pipeline = DiffusionPipeline.from_pretrained(folder(kind), use_safetensors=True)
-    before = answer(Model(pipeline, FAMILY[kind]))
-    pipeline.load_lora_weights(tmp_path / "lora")
-    torch.testing.assert_close(
-        answer(Model(pipeline, FAMILY[kind])), expected, rtol=1e-5, atol=1e-6
-    )
-    assert (expected - before).abs().max() > 0.01
-
-
-@BOTH
-def test_pipelines_and_merged_pipelines_reload(kind, tmp_path):
-    model = load(folder(kind))
-    moved(choose(model, "lora", train_text_encoder=True), by=0.1)
-    save_merged(model, tmp_path / "merged")
-    official = DiffusionPipeline.from_pretrained(tmp_path / "merged", use_safetensors=True)
-    assert isinstance(official, OFFICIAL[kind])
-    torch.testing.assert_close(
-        answer(Model(official, FAMILY[kind])), answer(model), rtol=1e-4, atol=1e-5
-    )
-    full = load(folder(kind))
-    moved(choose(full, "full"), by=0.01)
-    save_pipeline(full, tmp_path / "full")
-    official = DiffusionPipeline.from_pretrained(tmp_path / "full", use_safetensors=True)
-    assert torch.equal(answer(Model(official, FAMILY[kind])), answer(full))
-
-
-# ---- whole runs
-def trained(tmp_path, kind, objective, train, **more):
-    """Three steps with a text encoder in half of them, class pictures, grid, export; what was
-    exported answers as the run did.
-    """
-    chosen = {
-        "pretrained_model_name_or_path": str(folder(kind)),
-        "max_train_steps": 3,
-        "probe_steps": 3,
-        "validation_prompt": ("a photo of a dog",),
-        "num_validation_images": 1,
-        "validation_inference_steps": 2,
-    }
-    if objective in ("prior", "output"):
-        chosen["class_data_dir"] = str(workshop() / f"class-{kind}")
-    c = config(tmp_path / "run", objective, train, **(chosen | more))
-    out = run(c, lambda text: None)
-    rows = history(c)
-    assert rows[0]["delta_theta"] == 0
-    assert rows[-1]["delta_theta"] > 0
-    assert rows[-1]["delta_eps"] > 0.01
-    assert 0 < rows[-1]["path_kl"] < 1e6
-    assert (out / "figures" / "validation-000003.png").exists()
-    opened = load_run(out)
-    before = levels(generate(untouched(kind), ["a dog"], [0], steps=2))
-    assert (levels(generate(opened, ["a dog"], [0], steps=2)) != before).any()
-    if train != "full":
-        # without its adapters: the same function by another route of modules, so rounding may
-        # move a value by one level of 255 (seen on one of 12,288 values, on another processor)
-        again = levels(generate(opened, ["a dog"], [0], steps=2, base=True))
-        assert abs(again - before).max() <= 1
-    return out, rows
-
-
-SMALL = [
-    ("sdxl", "prior", "lora"),
-    ("sdxl", "l2", "full"),
-    ("sd3", "prior", "full"),
-    ("sd3", "output", "lora"),
-]
-GRID = [(k, o, t) for k in FAMILY for o in OBJECTIVES for t in ("full", "lora", "lora+text")]
-
-
-@pytest.mark.parametrize(("kind", "objective", "train"), SMALL)
-def test_a_run_trains_measures_draws_and_reopens(tmp_path, kind, objective, train):
-    trained(tmp_path, kind, objective, train)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "objective", "train"), [g for g in GRID if g not in SMALL])
-def test_every_objective_trains_everything_on_every_backbone(tmp_path, kind, objective, train):
-    trained(tmp_path, kind, objective, train)
-
-
-@BOTH
-def test_class_pictures_are_the_official_pipelines_own(tmp_path, kind):
-    """Of the base, under the class prompt, whole: what the prior term is told of them is what they
-    were made with.
-    """
-    out, _ = trained(tmp_path, kind, "prior", "lora", class_data_dir=str(tmp_path / "class"))
-    manifest = json.loads((tmp_path / "class" / "manifest.json").read_text())
-    assert manifest["settings"]["model"] == untouched(kind).hash()
-    seeds = [manifest["files"][f"{i:05d}.png"]["seed"] for i in range(3)]
-    drawn = generate(untouched(kind), ["a photo of a dog"], seeds, steps=2, guidance=7.5)
-    kept = [Image.open(tmp_path / "class" / f"{i:05d}.png") for i in range(3)]
-    assert abs(levels(drawn) - levels(kept)).max() <= 2
-    tensors = load_tensors(out / "lora" / "pytorch_lora_weights.safetensors")
-    assert all(k.startswith(FAMILY[kind].denoiser) for k in tensors)
-
-
-@pytest.mark.slow
-@BOTH
-def test_half_precision_beside_float32_weights_answers_nearly_alike(kind):
-    """As `train --mixed_precision bf16` computes: float32 gradients near those of the float32
-    model; the frame is not rounded to bf16.
-    """
-    half, whole = (
-        gradient(d, folder(kind), "lora", PROMPTS) for d in (torch.bfloat16, torch.float32)
-    )
-    assert torch.cosine_similarity(half, whole, 0) > 0.99
-
-
-@pytest.mark.slow
-@BOTH
-def test_gradient_checkpointing_changes_no_weight(tmp_path, kind):
-    """Denoiser and text encoders recompute their activations; the weights of three steps agree to
-    rounding.
-    """
-
-    def weights(name, **more):
-        out, _ = trained(tmp_path / name, kind, "standard", "lora+text", **more)
-        return load_tensors(out / "lora" / "pytorch_lora_weights.safetensors")
-
-    plain, again = weights("plain"), weights("again", gradient_checkpointing=True)
-    assert all(torch.allclose(plain[k], again[k], rtol=1e-4, atol=1e-5) for k in plain)
