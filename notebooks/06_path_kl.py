@@ -87,7 +87,7 @@ for i, name, seed in c.which("standard", "l2:0.1"):  # i: the place in the stack
     print(f"{name}, seed {seed}: {path}; KL of the ODE's law {ode:.3f}")
 
 # %% [markdown]
-# **Claim.** Path KL does not bound the KL of the ODE's law: in two of three seeds of standard
+# **Claim.** Path KL does not bound the KL of the ODE's law: in most seeds of standard
 # fine-tuning the ODE's KL is larger.
 
 # %%
@@ -97,7 +97,7 @@ above = [
     if r["run"] == "standard" and old_kl(r, "kl_base") > r["path_kl"][0]
 ]
 print("seeds in which the ODE's KL is above path KL:", above)
-assert len(above) == 2
+assert len(above) > len(c.metrics["base"]) / 2
 
 # %% [markdown]
 # **Claim** (Theorem 6.2). For the ancestral law, which the theorem is about, the bound holds. In the
