@@ -103,7 +103,8 @@ def main(folders: dict[str, str]) -> None:
         if scale != "toy":
             tau, low, high, names = agreement(order(contrasts(scales["toy"])), order(found))
             print(
-                f"Kendall's tau with the toy ({', '.join(names)}): {tau:.2f} ({low:.2f}, {high:.2f})"
+                f"Kendall's tau with the toy ({', '.join(names)}): {tau:.2f} ({low:.2f}, "
+                f"{high:.2f})"
             )
 
 

@@ -73,7 +73,8 @@ def page() -> str:
     text = [
         "# Map of the packages",
         "",
-        "Drawn from the imports by `python lectures/package_map.py`. A package imports only from those",
+        "Drawn from the imports by `python lectures/package_map.py`. A package imports only "
+        "from those",
         "above it in its table (`personalize` also from `toy2d.core` and `toy2d.runs`);",
         "tests/test_imports.py reads the source and fails otherwise.",
     ]

@@ -1,1 +1,1 @@
-"""personalize: one trainer, five objectives, on Stable Diffusion's real classes; lectures/package_map.md is its map."""
+"""personalize: one trainer, five objectives, on Stable Diffusion's real classes."""

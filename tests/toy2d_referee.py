@@ -47,7 +47,9 @@ class Referee:
         return b * (x + a * layers), b * (2 + a * trace)
 
     def solve(self, x, words, up: bool):
-        """Along the flow from x, up (to noise) or down: (x at the other end, the trace integrated)."""
+        """Along the flow from x, up (to noise) or down: (x at the other end, the trace
+        integrated).
+        """
         shape = x.shape[:2]
 
         def slope(u, state):

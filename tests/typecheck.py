@@ -1,4 +1,6 @@
-"""The run-time type checker of the core three's jaxtyping annotations: beartype, with int accepted where float is meant."""
+"""The run-time type checker of the core three's jaxtyping annotations: beartype, with int
+accepted where float is meant.
+"""
 
 from beartype import BeartypeConf, beartype
 

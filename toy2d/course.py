@@ -1,7 +1,8 @@
 """Check code that a student wrote: `check("add_noise", add_noise)` compares it with the package.
 
 A task left open (a function that returns None or ...) prints its hint and raises nothing, so that a
-notebook runs from top to bottom as it is handed out. A wrong answer raises AssertionError, which says
+notebook runs from top to bottom as it is handed out. A wrong answer raises AssertionError, which
+says
 on which input it differs and repeats the hint.
 """
 

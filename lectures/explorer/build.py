@@ -23,7 +23,8 @@ OBJECTIVES = {
     "l2": "L2: plus weight x the squared distance from the base's parameters.",
     "l2_tensor_mean": "L2 averaged within each tensor, as in the paper's code.",
     "output": "Output preservation: plus weight x the squared change of the base's outputs.",
-    "fisher": "Fisher-weighted L2 (EWC): each coordinate weighted by the base's Fisher information.",
+    "fisher": "Fisher-weighted L2 (EWC): each coordinate weighted by the base's Fisher "
+    "information.",
 }
 
 

@@ -42,7 +42,9 @@ def validate(command: Validate) -> Path:
 
 
 def agreement(runs: Sequence[dict]) -> list[dict]:
-    """One row for each candidate and witness: {"candidate", "witness", "rho", "low", "high", "n"}."""
+    """One row for each candidate and witness: {"candidate", "witness", "rho", "low", "high",
+    "n"}.
+    """
     rows = []
     for candidate in CANDIDATES:
         for witness in WITNESSES:
@@ -79,7 +81,9 @@ def correlation(
 
 
 def within_ranks(pairs: Sequence[np.ndarray]) -> float:
-    """Pearson's correlation of ranks that are centred within each subject; nan if one is constant."""
+    """Pearson's correlation of ranks that are centred within each subject; nan if one is
+    constant.
+    """
     ranks = [rankdata(p, axis=0) / len(p) for p in pairs]
     x, y = np.concatenate([r - r.mean(0) for r in ranks]).T
     size = float(np.sqrt((x**2).sum() * (y**2).sum()))

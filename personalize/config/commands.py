@@ -206,7 +206,8 @@ class Bench(Command):
     # instead: peak memory and time of every preset, predicted and measured
     memory: bool = False
     presets: tuple[str, ...] = ()  # the presets of --memory; default: all
-    # instead: this script (diffusers' train_dreambooth.py or _lora.py) against ours, whole processes
+    # instead: this script (diffusers' train_dreambooth.py or _lora.py) against ours, whole
+    # processes
     peer: str | None = None
     peer_steps: tuple[int, int] = (20, 100)  # two lengths; their difference is the time of steps
     peer_rounds: int = 3  # runs of each length; medians are shown

@@ -2,7 +2,7 @@
 
     full               every weight of the denoiser
     lora               W + s B A                                         Hu et al. 2021
-    loha               W + s (B1 A1) * (B2 A2), elementwise             Hyeon-Woo et al. 2021 (FedPara)
+    loha               W + s (B1 A1) * (B2 A2), elementwise       Hyeon-Woo et al. 2021 (FedPara)
     lokr               W + s (W1 kron W2)                                Edalati et al. 2022 (KronA)
     oft                W R, R block-diagonal and orthogonal              Qiu et al. 2023
     boft               diag(s) W R, R a product of butterflies           Liu et al. 2023

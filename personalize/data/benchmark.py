@@ -1,7 +1,8 @@
 """The DreamBooth benchmark: its prompts and subjects, and its own files.
 
 Ruiz et al. 2023; https://github.com/google/dreambooth, CC BY 4.0. Its folders are named as in
-BENCHMARK, and prompts_and_classes.txt holds two lists of 25 templates: {0} is the identifier, {1} the
+BENCHMARK, and prompts_and_classes.txt holds two lists of 25 templates: {0} is the identifier,
+{1} the
 class.
 """
 
@@ -146,7 +147,10 @@ def read_benchmark(file: Path) -> Benchmark:
         tuple(re.findall(r"'([^'\n]*\{0\}[^'\n]*)'\.format", part)) for part in (objects, live)
     ]
     if not classes or not all(lists):
-        raise UserError(f"{file} is not the benchmark's prompts_and_classes.txt: it lacks the class table or a prompt list")  # fmt: skip
+        raise UserError(
+            f"{file} is not the benchmark's prompts_and_classes.txt: "
+            "it lacks the class table or a prompt list"
+        )
     return Benchmark(classes, *lists)
 
 

@@ -136,14 +136,16 @@ def _file_groups(file: Path, identifier, class_word, class_prompt) -> dict[str, 
         named, classed = _holds(prompt, identifier), _holds(prompt, class_word)
         if named and not classed:
             raise UserError(
-                f"{file}, line {number}: no class word in {prompt!r}, so without {identifier!r} nothing says what it shows; "
+                f"{file}, line {number}: no class word in {prompt!r}, so without "
+                f"{identifier!r} nothing says what it shows; "
                 f"write '{identifier} {class_word}'"
             )
         group = "subject" if named else "contexts" if classed else "unrelated"
         groups.setdefault("class" if prompt == class_prompt else group, []).append(prompt)
     if "subject" not in groups:
         raise UserError(
-            f"{file} has no prompt with the identifier {identifier!r}; write {{0}} {{1}} where the subject stands"
+            f"{file} has no prompt with the identifier {identifier!r}; write {{0}} {{1}} "
+            f"where the subject stands"
         )
     return {g: tuple(dict.fromkeys(p)) for g, p in groups.items()}
 
@@ -153,7 +155,8 @@ def _lines(file: Path):
         text = file.read_text("utf-8-sig")
     except (OSError, ValueError) as e:
         raise UserError(
-            f"--prompts {file}: neither dreambooth, dreambooth-live, dreambooth-object, mini nor a text file that can be read ({e})"
+            f"--prompts {file}: neither dreambooth, dreambooth-live, dreambooth-object, mini "
+            f"nor a text file that can be read ({e})"
         ) from e
     numbered = enumerate((line.strip() for line in text.splitlines()), 1)
     return [(n, line) for n, line in numbered if line and not line.startswith("#")]
@@ -197,7 +200,8 @@ def subject_words(
         )
     if words and not _holds(instance_prompt, identifier):
         raise UserError(
-            f"the identifier {identifier!r} is not in the run's prompt {instance_prompt!r}; say it with --identifier"
+            f"the identifier {identifier!r} is not in the run's prompt {instance_prompt!r}; "
+            f"say it with --identifier"
         )
     if class_word is None:
         after = words[words.index(identifier) + 1 :] if identifier in words else []
@@ -209,6 +213,7 @@ def subject_words(
         if not 1 <= len(after) <= 3:
             shown = f" in the run's prompt {instance_prompt!r}" if instance_prompt else ""
             raise UserError(
-                f"no class word found{shown} after {identifier!r}; say it with --class_word, e.g. --class_word dog"
+                f"no class word found{shown} after {identifier!r}; say it with --class_word, "
+                f"e.g. --class_word dog"
             )
     return identifier, class_word

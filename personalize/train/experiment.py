@@ -256,7 +256,9 @@ class Experiment:
         return validation
 
     def make_chains(self, predictors: Predictors) -> dict[str, measure.Chains]:
-        """The base's chains and answers, on which drift is measured; runs of one base share them."""
+        """The base's chains and answers, on which drift is measured; runs of one base
+        share them.
+        """
         c, model = self.config, predictors.model
         sampling = measure.chain_sampling(c, model.latent_shape(resolution_of(c, model)))
         made_from = model.hash(), model.schedule, sampling, c.mixed_precision

@@ -161,7 +161,8 @@ class Observer:
         if not self.file.exists():
             return
         rows = [{OLD_NAMES.get(k, k): v for k, v in row.items()} for row in read_csv(self.file)]
-        # a column without any value, such as standard's weight, is no part of the rows that were read
+        # a column without any value, such as standard's weight, is no part of the rows that were
+        # read
         columns = [OLD_NAMES.get(k, k) for k in header(self.file)]
         empty = set(columns).difference(*rows)
         first, *more = rows

@@ -1,4 +1,5 @@
-"""Ray and SLURM, each as a real cluster of this one machine: a comparison whose worker is killed gives the same records.
+"""Ray and SLURM, each as a real cluster of this one machine: a comparison whose worker is killed
+gives the same records.
 
 Slow. A cluster that is not installed is skipped: `pip install ray`, or Debian's slurmctld, slurmd,
 slurm-client and munge (as root).

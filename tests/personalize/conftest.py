@@ -1,4 +1,6 @@
-"""Fixtures of the full scale: a tiny pipeline of real classes, and photo-like files. Offline, one thread."""
+"""Fixtures of the full scale: a tiny pipeline of real classes, and photo-like files. Offline, one
+thread.
+"""
 
 import os
 

@@ -149,7 +149,9 @@ def full_record(objective: str, k: int, moved: float, seed: int) -> dict:
 
 
 def curve(factor: float, k: int) -> list[dict]:
-    """Learns to a peak (less with each further weight k), then overfits; drift = factor x learnt^2."""
+    """Learns to a peak (less with each further weight k), then overfits; drift = factor x
+    learnt^2.
+    """
     learnt = (1 - 0.15 * k) * np.sin(np.linspace(0, np.pi, 9))
     drift = factor * np.maximum.accumulate(learnt) ** 2
     return [

@@ -17,7 +17,9 @@ from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD
 SOURCES = sorted(Path(personalize.train.loop.__file__).parent.glob("*.py"))
 
 
-@pytest.mark.parametrize("name", ["Objective", "Example", "STANDARD", "PRIOR", "L2", "OUTPUT", "FISHER"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["Objective", "Example", "STANDARD", "PRIOR", "L2", "OUTPUT", "FISHER"]
+)
 def test_the_objectives_are_the_toys(name):
     assert getattr(personalize.train.loop, name) is getattr(toy2d.core.objectives, name)
 

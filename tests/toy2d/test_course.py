@@ -1,4 +1,6 @@
-"""The graded tasks: a right solution passes, an open one hints, a plausible wrong one is refused."""
+"""The graded tasks: a right solution passes, an open one hints, a plausible wrong one is
+refused.
+"""
 
 import pytest
 import torch

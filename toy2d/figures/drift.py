@@ -67,7 +67,8 @@ def draw_chain(metrics: dict, config: dict):
         f"From parameters to law, one point a run ({len(metrics['runs'])} runs, "
         f"{seeds_note(config)}), log-log. Left: the link that L2 bounds. Middle: path KL is "
         "quadratic in the output. Right: path KL bounds the KL of the *ancestral* sampler; the KL "
-        "shown is the probability-flow ODE's, so points above the line are two samplers with two laws, not a "
+        "shown is the probability-flow ODE's, so points above the line are two samplers with "
+        "two laws, not a "
         "violation."
     )
     return figure, caption

@@ -92,7 +92,8 @@ def as_os_error(e: SafetensorError) -> OSError:
 def whole_folder(folder: str | Path, need: int | None = None) -> Iterator[Path]:
     """A temporary folder to fill; on leaving it gets its manifest and becomes `folder`.
 
-    It replaces an older one of ours. A kill leaves the old folder or the new one, or, between the two renames of a replacement,
+    It replaces an older one of ours. A kill leaves the old folder or the new one, or, between
+    the two renames of a replacement,
     neither; what it leaves besides is hidden and cleared the next time. `need`: bytes, for the
     message about a full disk. Raises UserError if `folder` holds something without a manifest,
     RunFailure if the disk refuses.

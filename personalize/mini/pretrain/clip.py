@@ -26,7 +26,12 @@ from personalize.mini.pretrain.vae import draw, pixels
 from personalize.mini.pretrain.words import LENGTH, tokenizer
 from personalize.mini.pretrain.world import CLASSES, SCENES, Content, caption
 
-TOWER = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}  # fmt: skip
+TOWER = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 PICTURE = {"image_size": 64, "patch_size": 8}
 TEMPERATURE = 0.1
 PAIRS = 64  # pictures (and captions) in a batch; all of different (class, scene)
@@ -100,7 +105,9 @@ def clip_terms(world: Data):
 
 
 def dino_terms(world: Data):
-    """Contrast pictures of one drawing with those of others: features keep the subject, not the scene."""
+    """Contrast pictures of one drawing with those of others: features keep the subject, not the
+    scene.
+    """
 
     def of(network: ViTModel, rng: torch.Generator) -> dict[str, Tensor]:
         drawing = torch.randperm(len(world.instances) // world.views, generator=rng)[:PAIRS]

@@ -106,7 +106,8 @@ class Parts:
         They are kept in a file whose name says of which VAE and pictures they are.
         """
         network = self.done("vae")
-        name = f"latents-{self.asked.seed}-{world.digest}-{hash_tensors(network.state_dict())}.safetensors"  # fmt: skip
+        weights = hash_tensors(network.state_dict())
+        name = f"latents-{self.asked.seed}-{world.digest}-{weights}.safetensors"
         path = Path(self.asked.out, "data", name)
         if not path.exists():
             save_tensors(path, {"mean": vae.encode(network, world.train)})

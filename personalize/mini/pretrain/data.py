@@ -58,7 +58,9 @@ def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views
 
 
 def _cached(path: Path, jobs: list) -> np.ndarray:
-    """Compose a picture of each (drawing, scene, seed), or open those of last time (memory-mapped)."""
+    """Compose a picture of each (drawing, scene, seed), or open those of last time
+    (memory-mapped).
+    """
     if not path.exists():
         bar = tqdm(jobs, f"composing {path.stem}", disable=None)
         pictures = np.stack([np.asarray(compose(d, s, random.Random(seed))) for d, s, seed in bar])

@@ -138,7 +138,8 @@ def trained(folder: Path, network: nn.Module, steps: int | None = None) -> nn.Mo
     newest = RunFolder(folder, {}).newest_checkpoint()
     if newest is None or (steps is not None and newest[1]["step"] < steps):
         raise UserError(
-            f"{folder.name} is not trained yet in {folder.parent}: personalize pretrain --parts {folder.name}"
+            f"{folder.name} is not trained yet in {folder.parent}: personalize pretrain "
+            f"--parts {folder.name}"
         )
     average = _named(newest[0], "ema/") | _named(newest[0], "buffer/")
     missing = network.load_state_dict(average, strict=False).missing_keys

@@ -111,7 +111,9 @@ def write_subjects(artwork: Artwork, out: Path, seed: int = 0) -> None:
         train = rng.sample(range(len(SCENES)), VIEWS)
         held_out = [scene for scene in range(len(SCENES)) for _ in range(HELD_OUT_VIEWS)]
         _compose_all(drawing, train, rng, out / name)
-        _compose_all(drawing, held_out, random.Random(f"{seed} {name} held out"), out / name / "held_out")  # fmt: skip
+        _compose_all(
+            drawing, held_out, random.Random(f"{seed} {name} held out"), out / name / "held_out"
+        )
         about[name] = {
             "class_word": class_word,
             "scenes": [SCENES[s] for s in train],

@@ -8,7 +8,9 @@ from personalize.mini.pretrain.muon import SIZE, Muon, orthogonal
 
 @pytest.mark.parametrize("shape", [(3, 40, 100), (3, 100, 40)])
 def test_all_singular_values_are_near_one_and_the_singular_vectors_stay(shape):
-    """U S V^T -> about U V^T: the published range of five rounds is 0.7-1.2, bfloat16 adds a little."""
+    """U S V^T -> about U V^T: the published range of five rounds is 0.7-1.2, bfloat16 adds a
+    little.
+    """
     m = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, vh = torch.linalg.svd(m, full_matrices=False)
     made = u.mT @ orthogonal(m) @ vh.mT

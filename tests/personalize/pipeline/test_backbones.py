@@ -1,4 +1,6 @@
-"""SDXL and SD-3 beside SD-1.5: equal to the official pipelines, schedules, frames, text encoders."""
+"""SDXL and SD-3 beside SD-1.5: equal to the official pipelines, schedules, frames, text
+encoders.
+"""
 
 import json
 import shutil

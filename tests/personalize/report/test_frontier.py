@@ -1,4 +1,6 @@
-"""The headline of the page: curves of both scales, verdicts at equal learning, the toy's prediction."""
+"""The headline of the page: curves of both scales, verdicts at equal learning, the toy's
+prediction.
+"""
 
 import math
 import re
@@ -15,7 +17,9 @@ from toy2d.runs.frontier import HEADLINE, contrasts
 
 
 def with_history(folder, strength=STRENGTH):
-    """Rows of history.csv on the toy's way: drift = strength x learnt^2, as in the made-up curves."""
+    """Rows of history.csv on the toy's way: drift = strength x learnt^2, as in the made-up
+    curves.
+    """
     rows = []
     for r in metrics(folder)["runs"]:
         for step, learnt in ((10, 2.0), (20, 4.0), (40, 6.0)):

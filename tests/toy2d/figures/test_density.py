@@ -19,7 +19,9 @@ class Exact:
 
 
 def test_the_worlds_density_on_a_grid():
-    """Against the closed form; x runs fastest, so that contour(side, side, p) has x to the right."""
+    """Against the closed form; x runs fastest, so that contour(side, side, p) has x to
+    the right.
+    """
     world = Pentagon(Schedule.log_snr(60, 5.0, -15.0))
     density = on_grid(Exact(world), world.schedule, (0, 2), n=24)
     wanted = torch.stack([world.log_prob(grid(n=24), c, 0).exp().reshape(24, 24) for c in (0, 2)])
