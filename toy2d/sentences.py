@@ -1,13 +1,16 @@
 """What a run's numbers say, in sentences. If an order flips in the numbers, the sentence flips.
 
-A run is read as its median over seeds, with an interval that needs no law (`statistics.Median`).
-Objectives are compared at equal learning, along training, within each seed (`runs/frontier.py`).
+Levels are medians over seeds, with an interval that needs no law (`statistics.Median`). Objectives
+are compared at equal learning, along training, within each seed (`runs/frontier.py`). What this
+page says of distance and of sweeps over weights, the comparison's page says in the same words
+(`runs/sentences.py`).
 """
 
 import math
 from collections.abc import Sequence
 
 from toy2d.runs.frontier import HEADLINE, SHARES, Trajectory, contrasts
+from toy2d.runs.sentences import distance_sentence, sweep_sentence, toy_scale
 from toy2d.runs.statistics import (
     Median,
     by_objective,
@@ -44,15 +47,15 @@ def readings(metrics: dict, trajectories: Sequence[Trajectory] = ()) -> list[str
     ]
     if "standard" in objectives:
         say += _standard(objectives["standard"][0], trajectories)
-        say.append(_distance_reading(objectives, objectives["standard"][0]))
+        say.append(distance_sentence(toy_scale(metrics)))
     if any(t.objective == "standard" for t in trajectories):
         say += equal_learning(trajectories)
     if metrics.get("groups") and "prior" in objectives and "standard" in objectives:
         say += contexts_reading(objectives["prior"], objectives["standard"][0], metrics)
     elif "prior" in objectives:
         say.append(_prior(objectives["prior"][-1], metrics["replayed_class"]))
-    if "l2" in objectives and len(objectives["l2"]) > 2:
-        say.append(_is_monotone(objectives["l2"]))
+    if any(len(weights) > 1 for weights in objectives.values()):
+        say.append(sweep_sentence(toy_scale(metrics)))
     if stopped := [r["stopped"] for r in metrics["runs"] if r["stopped"]]:
         say.append(f"{len(stopped)} runs diverged and were stopped: " + "; ".join(stopped) + ".")
     return say
@@ -103,23 +106,6 @@ def equal_learning(trajectories: Sequence[Trajectory]) -> list[str]:
 def _ratio(contrast) -> float:
     mean = contrast.ratio.log.mean
     return math.inf if math.isnan(mean) else mean
-
-
-def _distance_reading(objectives: dict[str, list[Runs]], standard: Runs) -> str:
-    """Does distance in theta order drift? A run that moved further yet drifted less says no."""
-    others = [same for o, runs in objectives.items() if o != "standard" for same in runs]
-    drift, distance = (median(standard, key) for key in ("old_base", "delta_theta"))
-    less = [same for same in others if median(same, "old_base") < drift]
-    further = [same for same in less if median(same, "delta_theta") > distance]
-    if not further:
-        return "Here every run that drifted less than standard also moved theta less."
-    far = max(further, key=lambda same: median(same, "delta_theta"))
-    return (
-        f"Distance in theta does not rank drift: {', '.join(same[0]['run'] for same in further)} "
-        f"moved theta further than standard ({number(median(far, 'delta_theta'))} against "
-        f"{number(distance)} for {far[0]['run']}) and drifted less "
-        f"({number(median(far, 'old_base'))} against {number(drift)} nats)."
-    )
 
 
 def _prior(same: Runs, replayed: str) -> str:
@@ -194,18 +180,4 @@ def _composition(same: Runs, standard: Runs, replayed: str) -> str:
         f"(standard {number(theirs)}): "
         f"{'composition is far from learnt' if ours > 1 else 'composition holds'}. The class keeps "
         f"{modes[0]:.0%} of its modes (standard {modes[1]:.0%})."
-    )
-
-
-def _is_monotone(runs: list[Runs]) -> str:
-    """Does KL(world || tuned) fall at every step up in lambda?"""
-    levels = [median(same, "old_truth") for same in runs]
-    rises = [i for i in range(1, len(levels)) if levels[i] > levels[i - 1]]
-    if not rises:
-        return "KL(world || tuned) of the old classes falls at every step up in lambda of l2."
-    weights = [same[0]["weight"] for same in runs]
-    where = ", ".join(f"{weights[i - 1]:g} to {weights[i]:g}" for i in rises)
-    return (
-        "KL(world || tuned) of the old classes is not monotone in lambda of l2: "
-        f"it rises from {where}."
     )

@@ -15,33 +15,11 @@ from toy2d.runs.statistics import (
     Ratio,
     by_objective,
     by_run,
-    chosen,
     estimate,
     paired,
     positive_log,
     ratio,
 )
-
-
-def toy_scale(metrics: dict) -> Scale:
-    replayed = metrics["replayed_class"]
-    kl = next((r["kl_base"] for r in metrics["runs"] if r["kl_base"]), {})
-    others = [n for n in kl if n not in ("mixture", replayed)]
-    records = [r for r in metrics["runs"] if not r["stopped"]]
-
-    def at(record, name):
-        return (record["kl_base"] or {}).get(name, [math.nan])[0]
-
-    return Scale(
-        name="toy",
-        records=records,
-        best=chosen(metrics),
-        lost="old_base",
-        learnt="kl_new",
-        unit="nats",
-        conditions=[replayed, *others],
-        at=at,
-    )
 
 
 def full_scale(metrics: dict, name: str) -> Scale:

@@ -15,17 +15,17 @@ from personalize.report.folders import FinishedRun, open_both
 from personalize.report.frontier import frontier
 from personalize.report.page import render
 from personalize.report.samples import samples
-from personalize.report.sentences import (
-    claims,
-    cost_sentence,
-    full_scale,
-    right_sentence,
-    toy_scale,
-)
+from personalize.report.sentences import claims, cost_sentence, full_scale, right_sentence
 from toy2d.report import summary as toy_summary
 from toy2d.runs.files import write_atomic
 from toy2d.runs.frontier import HEADLINE
-from toy2d.runs.sentences import distance_sentence, drift_sentence, slope_sentence, sweep_sentence
+from toy2d.runs.sentences import (
+    distance_sentence,
+    drift_sentence,
+    slope_sentence,
+    sweep_sentence,
+    toy_scale,
+)
 from toy2d.runs.statistics import number
 
 VERDICTS = {

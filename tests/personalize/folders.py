@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from personalize.report.sentences import claims, full_scale, toy_scale
+from personalize.report.sentences import claims, full_scale
 from toy2d.runs.files import file_digest, write_json
 from toy2d.runs.folder import save_tensors
+from toy2d.runs.sentences import toy_scale
 
 ENV = {
     "commit": "abc",

@@ -1,9 +1,10 @@
 """Sentences that both reports share: what the numbers of a toy run, or of a comparison, say.
 
 No sentence is fixed where a number could contradict it: if an order flips, the sentence flips.
-One statistic everywhere: a run's number over standard's on the same seed (and subject), its
-geometric mean over runs, and Student's 95 % interval of the logarithm. A claim is supported or
-contradicted only if that interval excludes 1; one run decides nothing.
+Two runs are compared on the seeds (and subjects) that both have. A claim rests on a ratio: the
+geometric mean over those pairs, with Student's 95 % interval of the logarithm. It is supported or
+contradicted only if that interval excludes 1; one run decides nothing. The sentences on distance
+and on sweeps name an order only, of means over the pairs.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from toy2d.runs.statistics import (
     Ratio,
     by_objective,
     by_run,
+    chosen,
     estimate,
     matched,
     number,
@@ -39,6 +41,30 @@ class Scale(NamedTuple):
     unit: str  # of `lost`
     conditions: list[str]  # old conditions; the replayed one first
     at: Callable[[dict, str], float]  # (record, condition) -> drift there
+
+
+def toy_scale(metrics: dict) -> Scale:
+    """A toy run's metrics.json as a `Scale`: drift is KL(base || tuned) in nats, mean over classes.
+
+    Runs that diverged are left out.
+    """
+    replayed = metrics["replayed_class"]
+    kl = next((r["kl_base"] for r in metrics["runs"] if r["kl_base"]), {})
+    others = [n for n in kl if n not in ("mixture", replayed)]
+
+    def at(record, name):
+        return (record["kl_base"] or {}).get(name, [math.nan])[0]
+
+    return Scale(
+        name="toy",
+        records=[r for r in metrics["runs"] if not r["stopped"]],
+        best=chosen(metrics),
+        lost="old_base",
+        learnt="kl_new",
+        unit="nats",
+        conditions=[replayed, *others],
+        at=at,
+    )
 
 
 NOT_LEARNT = "no weight of {} learnt the new thing as well as standard"
@@ -121,7 +147,10 @@ class Against(NamedTuple):
 
 
 def distance_sentence(scale: Scale) -> str:
-    """A run that moved theta further than standard and drifted less is a counter-example."""
+    """Does distance in theta rank drift? No, if a run moved further than standard and drifted less.
+
+    Both are means over the (subject, seed)s that the run shares with standard.
+    """
     runs = by_run(scale.records)
     standard = runs.pop("standard", [])
     if not standard:
@@ -142,7 +171,7 @@ def distance_sentence(scale: Scale) -> str:
     return (
         f"Distance in theta does not rank drift: {len(further)} of {len(found)} settings moved "
         f"theta further than standard and drifted less, farthest {farthest} "
-        f"({far} against {theta}; drift {kept} against {lost})."
+        f"(means: {far} against {theta}; drift {kept} against {lost} {scale.unit})."
     )
 
 
@@ -183,7 +212,7 @@ def shared_seeds(records: Records) -> Records:
 
 
 def sweep_sentence(scale: Scale) -> str:
-    """Is drift monotone in each objective's weight?"""
+    """Is mean drift monotone in each objective's weight?"""
     swept = {}
     for objective, runs in by_objective(shared_seeds(scale.records)).items():
         weights = [same for same in runs if same[0]["weight"]]

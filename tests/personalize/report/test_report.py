@@ -12,10 +12,10 @@ from personalize.compare import table
 from personalize.compare.record import NOTHING
 from personalize.report import curves, samples
 from personalize.report import figures as drawings
-from personalize.report.sentences import claims, full_scale, toy_scale
+from personalize.report.sentences import claims, full_scale
 from personalize.report.write import write
 from toy2d.runs.files import UserError
-from toy2d.runs.sentences import distance_sentence, sweep_sentence
+from toy2d.runs.sentences import distance_sentence, sweep_sentence, toy_scale
 
 FLIPPED = STRENGTH | {"l2": 0.7, "prior": 0.05}
 

@@ -67,4 +67,4 @@ def test_who_moved_further_and_drifted_less_is_named():
     theta = {"standard": 1.0, "l2": 0.4, "output": 1.5, "prior": 9.0}
     found = distance_sentence(scale(lost, theta))
     assert "1 of 3 settings moved theta further than standard and drifted less" in found
-    assert "farthest output:1 (1.5 against 1" in found
+    assert "farthest output:1 (means: 1.5 against 1" in found
