@@ -5,10 +5,8 @@ Every flag may be written with underscores or dashes. `train` and `compare` show
 (topics.py); a file of settings (toml.py) comes before the flags, and a flag beside it wins.
 """
 
-import contextlib
 import difflib
 import inspect
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Annotated, Any, get_type_hints
@@ -28,7 +26,7 @@ from personalize.config.rules import refuse_missing_folders, resolve
 from personalize.config.toml import read_settings, split_file
 from personalize.config.topics import TOPICS
 from personalize.config.train_config import TrainConfig
-from toy2d.runs.cli import one_line
+from toy2d.runs.cli import complaints_in_one_line
 from toy2d.runs.files import UserError
 
 PROGRAM = "personalize"
@@ -128,21 +126,15 @@ def nearest(word: str, known: Iterable[str], dashes: str = "") -> str:
 # ---- tyro
 def _parsed(name: str, kind: type, arguments: Sequence[str], settings: Mapping[str, Any]):
     parts = GROUPED.get(kind)
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            found = tyro.cli(
-                shape_of(kind, settings),
-                prog=f"{PROGRAM} {name}",
-                description=inspect.cleandoc(kind.__doc__),
-                args=arguments,
-                use_underscores=True,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as e:
-        if e.code != 2:
-            raise
-        raise UserError(one_line(complaint.getvalue(), f"{PROGRAM} {name} --help")) from None
+    with complaints_in_one_line(f"{PROGRAM} {name} --help"):
+        found = tyro.cli(
+            shape_of(kind, settings),
+            prog=f"{PROGRAM} {name}",
+            description=inspect.cleandoc(kind.__doc__),
+            args=arguments,
+            use_underscores=True,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
     if not parts:
         return found
     values = [

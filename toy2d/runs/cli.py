@@ -30,21 +30,31 @@ def parse(
     """tyro's subcommands, run; tyro's boxed complaint becomes one line `prog: what; what to do`
     with exit code 2.
     """
+    with complaints_in_one_line():
+        chosen = tyro.extras.subcommand_cli_from_dict(
+            {name: _deferred(f) for name, f in commands.items()},
+            prog=prog,
+            description=description,
+            args=args,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    return chosen()
+
+
+@contextlib.contextmanager
+def complaints_in_one_line(help_command: str = "--help"):
+    """Inside, a command line that tyro refuses raises UserError with tyro's complaint in one line.
+
+    SystemExit of --help passes through.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            chosen = tyro.extras.subcommand_cli_from_dict(
-                {name: _deferred(f) for name, f in commands.items()},
-                prog=prog,
-                description=description,
-                args=args,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+            yield
     except SystemExit as e:
         if e.code != 2:
             raise
-        raise UserError(one_line(complaint.getvalue())) from None
-    return chosen()
+        raise UserError(one_line(complaint.getvalue(), help_command)) from None
 
 
 def _deferred(command: Callable) -> Callable:
