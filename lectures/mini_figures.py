@@ -18,7 +18,7 @@ from personalize.export.write import load_run
 from personalize.mini.shipped import GUIDANCE, Subject, subjects
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.sample.sampler import generate, grid, image_seed
+from personalize.sample.sampler import Sampling, generate, grid, image_seed
 from personalize.train.experiment import run
 from toy2d.runs.files import write_atomic, write_json
 from toy2d.runs.folder import environment
@@ -87,7 +87,7 @@ def config(subject: Subject, objective: str, weight: float | None) -> TrainConfi
 
 
 def save_grid(model: Model, made: tuple[str, ...], name: str) -> str:
-    pictures = generate(model, list(made), SEEDS, steps=15, guidance=GUIDANCE)
+    pictures = generate(model, list(made), SEEDS, Sampling(15, GUIDANCE, batch_size=4))
     data = io.BytesIO()
     grid(pictures, len(SEEDS), list(made)).quantize(128).save(data, "PNG", optimize=True)
     write_atomic(OUT / name, data.getvalue())

@@ -40,9 +40,9 @@ def load_mini():
 
 def draw(model, prompts: list[str], seeds: tuple[int, ...], steps: int = 12) -> Picture:
     """One row a prompt, one column a seed."""
-    from personalize.sample.sampler import generate, grid
+    from personalize.sample.sampler import Sampling, generate, grid
 
-    images = generate(model, prompts, list(seeds), steps, GUIDANCE)
+    images = generate(model, prompts, list(seeds), Sampling(steps, GUIDANCE, batch_size=4))
     drawn = f"{steps} steps of DPM-Solver++, guidance {GUIDANCE:g}"
     caption = f"mini model, {drawn}, seeds {', '.join(map(str, seeds))}"
     return show(grid(images, len(seeds), prompts), caption)

@@ -24,8 +24,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.data.prompts import PromptSet, prompt_set, with_article
 from personalize.data.subjects import scan_subjects
 from personalize.mini.shipped import is_mini
-from personalize.sample.gallery import Sampling
-from personalize.sample.sampler import image_seed
+from personalize.sample.sampler import Sampling, image_seed
 from toy2d.runs.files import UserError
 from toy2d.runs.spec import parse_run
 

@@ -23,7 +23,7 @@ from personalize.data.photos import Scan
 from personalize.drift import measure
 from personalize.parallel.processes import processes_here
 from personalize.pipeline.model import Model
-from personalize.sample.sampler import generate
+from personalize.sample.sampler import Sampling, generate
 from personalize.train.assembly import Predictors
 from personalize.train.experiment import Experiment, read
 from personalize.train.from_base import DTYPES, resolution_of
@@ -155,11 +155,12 @@ def forward_seconds(config: TrainConfig, predictors: Predictors) -> float:
 def class_picture(config: TrainConfig, model: Model) -> float:
     """Seconds of one class picture: decoding, and sampler steps that each take as the second."""
     n, resolution = config.sample_batch_size, resolution_of(config, model)
-    prompts, settings = [config.class_prompts[0]], (config.class_guidance, config.class_sampler)
+    prompts, how = [config.class_prompts[0]], (config.class_guidance, config.class_sampler)
     times = []
     for steps in (1, 2):
-        make = partial(generate, model, prompts, list(range(n)), steps, *settings, n)
-        times.append(_seconds(partial(make, resolution=resolution), model.device, 1))
+        sampling = Sampling(steps, *how, resolution, n)
+        make = partial(generate, model, prompts, list(range(n)), sampling)
+        times.append(_seconds(make, model.device, 1))
     return (times[0] + max(0.0, times[1] - times[0]) * (config.class_steps - 1)) / n
 
 

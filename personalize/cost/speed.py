@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from personalize.config.commands import Bench
 from personalize.cost import memory, peer
 from personalize.cost.fixture import BenchFixture, bench_model
-from personalize.sample.sampler import generate
+from personalize.sample.sampler import Sampling, generate
 from personalize.train.experiment import PACKAGES
 from personalize.train.from_base import DTYPES
 from personalize.train.loop import TrainingLoop, fit
@@ -175,8 +175,8 @@ def class_image_rates(command: Bench) -> dict[str, float]:
 
     def rate(sampler, steps, size):
         def make(steps):
-            prompts, seeds, resolution = ["a photo of a dog"], list(range(size)), command.resolution
-            generate(model, prompts, seeds, steps, 7.5, sampler, size, resolution=resolution)
+            sampling = Sampling(steps, 7.5, sampler, command.resolution, size)
+            generate(model, ["a photo of a dog"], list(range(size)), sampling)
 
         make(2)
         return size / _seconds(lambda: make(steps))

@@ -23,8 +23,7 @@ from personalize.export.write import load_run
 from personalize.mini.shipped import is_mini, usual_guidance
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.sample.gallery import Sampling
-from personalize.sample.sampler import image_seed
+from personalize.sample.sampler import Sampling, image_seed
 from personalize.train.from_base import DTYPES
 from toy2d.runs.cli import to_stderr
 from toy2d.runs.files import RunFailure, UserError, write_json

@@ -14,7 +14,7 @@ from personalize.config.kinds import TRAINING_KINDS
 from personalize.export.write import load_run
 from personalize.mini.shipped import usual_guidance
 from personalize.pipeline.model import Model
-from personalize.sample.sampler import generate, grid, image_seed
+from personalize.sample.sampler import Sampling, generate, grid, image_seed
 from personalize.sample.validate import save_picture
 from toy2d.runs.files import UserError
 
@@ -49,18 +49,15 @@ def _base_pictures(model: Model, command: Generate, seeds: list[int], device: st
 
 def _draw(model: Model, command: Generate, seeds: list[int], base: bool):
     config = json.loads((Path(command.run) / "config.json").read_text())
-    return generate(
-        model,
-        list(command.prompt),
-        seeds,
+    sampling = Sampling(
         command.steps,
         command.guidance or usual_guidance(config.get("pretrained_model_name_or_path", "")),
         command.sampler,
-        command.sample_batch_size,
-        command.negative_prompt,
-        base,
         command.resolution or config.get("resolution"),
+        command.sample_batch_size,
     )
+    how = {"negative_prompt": command.negative_prompt, "base": base}
+    return generate(model, list(command.prompt), seeds, sampling, **how)
 
 
 def _new_name(folder: Path) -> Path:

@@ -26,7 +26,8 @@ from personalize.evaluate.rows import look_at, score
 from personalize.evaluate.summary import INTERVALS, METRICS, prompt_rows, summarise
 from personalize.export.model_card import public_name
 from personalize.pipeline.model import Model
-from personalize.sample.gallery import USUAL, Sampling, pictures, weights_hash
+from personalize.sample.gallery import pictures, weights_hash
+from personalize.sample.sampler import USUAL, Sampling
 from toy2d.runs.files import UserError, write_csv, write_json
 from toy2d.runs.folder import environment
 

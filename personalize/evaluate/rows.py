@@ -17,7 +17,7 @@ from personalize.data.photos import open_rgb
 from personalize.data.prompts import PromptSet
 from personalize.evaluate.judges import Clip, Dino, Evaluators, Truth
 from personalize.evaluate.metrics import cosine, mean_to_others, paired_cosine, pairwise_perceptual
-from personalize.sample.gallery import Job
+from personalize.sample.sampler import Wanted
 
 Columns = dict[str, Tensor]  # each (n,) or (2 n,): the tuned model's pictures, then the base's
 
@@ -69,8 +69,8 @@ class Scores:
 def score(
     prompts: PromptSet,
     seeds: list[int],
-    tuned: dict[Job, Path],
-    base: dict[Job, Path],
+    tuned: dict[Wanted, Path],
+    base: dict[Wanted, Path],
     evaluators: Evaluators,
     references: References,
 ) -> Scores:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,14 @@ from tqdm import tqdm
 from personalize.data.latents import PictureSet, resize_and_crop
 from personalize.data.photos import open_rgb
 from personalize.pipeline.model import Model
-from personalize.sample.sampler import Encode, batches, image_seed, sample_latents, to_pil
+from personalize.sample.sampler import (
+    Encode,
+    Sampling,
+    batches,
+    image_seed,
+    sample_latents,
+    to_pil,
+)
 from personalize.sample.store import MANIFEST, PictureStore, png
 from toy2d.runs.files import UserError
 from toy2d.runs.folder import load_tensors
@@ -35,11 +43,7 @@ def make_class_images(
     prompt: str,
     n: int,
     folder: str | Path,
-    resolution: int,
-    sampler: str = "dpmsolver++",
-    steps: int = 20,
-    guidance: float = 7.5,
-    batch_size: int = 16,
+    sampling: Sampling,
     seed: int = 0,
     keep: Keep = "png",
     encode: Encode | None = None,
@@ -54,14 +58,15 @@ def make_class_images(
     if n < 1:
         raise UserError(f"{n} class images: at least 1 is needed")
     folder = Path(folder).expanduser()
+    sampling = replace(sampling, resolution=sampling.resolution or model.default_resolution)
     settings = {
         "model": model.hash(),
         "prompt": prompt,
-        "sampler": sampler,
-        "steps": steps,
-        "guidance": guidance,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
         "seed": seed,
-        "size": resolution,
+        "size": sampling.resolution,
         "keep": keep,
         "dtype": str(model.compute_dtype).removeprefix("torch."),
     }
@@ -69,26 +74,26 @@ def make_class_images(
     with PictureStore(folder, settings, "choose another, empty class folder") as store:
         lost = set(store.missing(names))
         if missing := [i for i, name in enumerate(names) if name in lost]:
-            _make(model, store, missing, batch_size, encode or model.encode_prompts)
+            _make(model, store, missing, sampling, encode or model.encode_prompts)
     paths = [folder / name for name in names]
-    return PictureSet([prompt] * n, _posterior(model, paths, resolution, keep))
+    return PictureSet([prompt] * n, _posterior(model, paths, sampling.resolution, keep))
 
 
 def _make(
-    model: Model, store: PictureStore, missing: list[int], batch_size: int, encode: Encode
+    model: Model, store: PictureStore, missing: list[int], sampling: Sampling, encode: Encode
 ) -> None:
     """Whole batches at a time; the manifest keeps each picture's share of the seconds."""
     settings = store.settings
-    keep, size = settings["keep"], settings["size"]
-    how = {k: settings[k] for k in ("steps", "guidance", "sampler")}
+    keep = settings["keep"]
     base = model.base() if model.trained != "nothing" else contextlib.nullcontext()
     began = time.perf_counter()
     with torch.no_grad(), model.evaluating(), base:
         cond, uncond = encode([settings["prompt"]]), encode([""])
-        for batch in tqdm(batches(missing, batch_size), "class images", disable=None, leave=False):
+        parts = batches(missing, sampling.batch_size)
+        for batch in tqdm(parts, "class images", disable=None, leave=False):
             seeds = [image_seed(settings["seed"], i) for i in batch]
             rows = {k: v.expand(len(batch), *v.shape[1:]) for k, v in cond.items()}
-            latents = sample_latents(model, rows, seeds, size, uncond=uncond, **how)
+            latents = sample_latents(model, rows, seeds, sampling, uncond)
             contents = list(_pngs(model, latents) if keep == "png" else _tensors(latents))
             seconds, began = (time.perf_counter() - began) / len(batch), time.perf_counter()
             store.put(

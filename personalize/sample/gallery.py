@@ -9,31 +9,15 @@ later cost only the new pictures.
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 from personalize.pipeline.model import Model
-from personalize.sample.sampler import batches, draw
+from personalize.sample.sampler import Sampling, Wanted, batches, draw
 from personalize.sample.store import PictureStore, png
 from toy2d.runs.folder import hash_tensors
-
-Job = tuple[str, int]  # prompt, seed
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are drawn."""
-
-    steps: int = 25
-    guidance: float = 7.5  # 1: none
-    sampler: str = "dpmsolver++"
-    resolution: int | None = None  # pixels; None: the model's own
-    batch_size: int = 8
-
-
-USUAL = Sampling()
 
 
 def weights_hash(model: Model) -> str:
@@ -49,13 +33,13 @@ def weights_hash(model: Model) -> str:
 
 def pictures(
     model: Model,
-    jobs: list[Job],
+    wanted: list[Wanted],
     folder: Path,
     sampling: Sampling,
     base: bool = False,
     say: Callable[[str], None] = print,
-) -> dict[Job, Path]:
-    """The file of each job; those missing or damaged are drawn in whole batches. The speed is
+) -> dict[Wanted, Path]:
+    """The file of each picture; those missing or damaged are drawn in whole batches. The speed is
     printed.
 
     `base`: the model with its adapters off. A second process waits for the first.
@@ -67,24 +51,24 @@ def pictures(
     weights = model.hash() if base else weights_hash(model)
     dtype = str(model.compute_dtype).removeprefix("torch.")
     settings = {"weights": weights, "size": size, **how, "dtype": dtype}
-    names = {job: _name(*job) for job in jobs}
+    names = {picture: _name(*picture) for picture in wanted}
     with PictureStore(folder, settings, "choose another --out, or move it away") as store:
         lost = set(store.missing(names.values()))
-        missing = [job for job, name in names.items() if name in lost]
+        missing = [picture for picture, name in names.items() if name in lost]
         began = time.perf_counter()
         parts = batches(missing, sampling.batch_size)
         for batch in tqdm(parts, "pictures", disable=None, leave=False):
-            drawn = draw(model, batch, **how, batch_size=len(batch), base=base, resolution=size)
+            drawn = draw(model, batch, sampling, base=base)
             store.put(
-                (names[job], png(image), {"prompt": job[0], "seed": job[1]})
-                for job, image in zip(batch, drawn, strict=True)
+                (names[prompt, seed], png(image), {"prompt": prompt, "seed": seed})
+                for (prompt, seed), image in zip(batch, drawn, strict=True)
             )
     if missing:
         seconds = time.perf_counter() - began
-        kept = len(jobs) - len(missing)
+        kept = len(wanted) - len(missing)
         speed = f"{len(missing)} drawn in {seconds:.1f} s, {len(missing) / seconds:.2f} images/s"
         say(f"{folder}: {speed}{f', {kept} were there' if kept else ''}")
-    return {job: folder / name for job, name in names.items()}
+    return {picture: folder / name for picture, name in names.items()}
 
 
 def _name(prompt: str, seed: int) -> str:

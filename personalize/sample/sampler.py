@@ -13,6 +13,7 @@ import hashlib
 import math
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from diffusers import (
@@ -32,7 +33,21 @@ from personalize.pipeline.model import Model
 from toy2d.runs.files import RunFailure, UserError
 
 Encode = Callable[[list[str]], Cond]
+Wanted = tuple[str, int]  # a picture: its prompt and its seed
 
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn."""
+
+    steps: int = 25
+    guidance: float = 7.5  # 1: none, the conditional law itself
+    sampler: str = "dpmsolver++"  # a name in SAMPLERS or FLOW_SAMPLERS
+    resolution: int | None = None  # pixels; None: the model's own
+    batch_size: int = 8
+
+
+USUAL = Sampling()
 # name -> (scheduler, what must differ from the model's own scheduler configuration); all
 # deterministic given x_T.
 # The spacing is each scheduler's default, stated: a configuration that went through a file carries
@@ -101,21 +116,21 @@ def sample_latents(
     model: Model,
     cond: Cond,
     seeds: list[int],
-    resolution: int,
-    steps: int = 20,
-    guidance: float = 7.5,
-    sampler: str = "dpmsolver++",
+    sampling: Sampling,
     uncond: Cond | None = None,
 ) -> Tensor:
-    """Scaled latents (N C h w), one per seed. `uncond` (one row) is needed when guidance > 1.
+    """Scaled latents (N C h w) in one batch, one per seed.
+
+    `uncond` (one row) is needed when guidance > 1.
 
     Raises UserError for a sampler, steps, guidance or resolution that cannot be; RunFailure if the
     network's answers are not finite.
     """
+    guidance = sampling.guidance
     if not (math.isfinite(guidance) and guidance >= 1):
         raise UserError(f"guidance must be a number >= 1 (1 = none), not {guidance}")
-    scheduler = make_sampler(model, sampler, steps)
-    shape = model.latent_shape(resolution)
+    scheduler = make_sampler(model, sampling.sampler, sampling.steps)
+    shape = model.latent_shape(sampling.resolution or model.default_resolution)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
     # flow matching's Euler has neither: its noise and its inputs are not scaled
     x = torch.stack(noise).to(model.device) * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -142,36 +157,18 @@ def _predict(model, x, t, cond):
 
 
 def generate(
-    model: Model,
-    prompts: list[str],
-    seeds: list[int],
-    steps: int = 20,
-    guidance: float = 7.5,
-    sampler: str = "dpmsolver++",
-    batch_size: int = 4,
-    negative_prompt: str = "",
-    base: bool = False,
-    resolution: int | None = None,
-    encode: Encode | None = None,
+    model: Model, prompts: list[str], seeds: list[int], sampling: Sampling = USUAL, **how
 ) -> list[Image.Image]:
-    """len(prompts) * len(seeds) pictures, prompt by prompt. guidance = 1 samples the conditional
-    law itself.
-    """
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    how = (steps, guidance, sampler, batch_size, negative_prompt, base, resolution, encode)
-    return draw(model, jobs, *how)
+    """len(prompts) * len(seeds) pictures, prompt by prompt; `how` as in `draw`."""
+    return draw(model, [(prompt, seed) for prompt in prompts for seed in seeds], sampling, **how)
 
 
 def draw(
     model: Model,
-    jobs: list[tuple[str, int]],
-    steps: int = 20,
-    guidance: float = 7.5,
-    sampler: str = "dpmsolver++",
-    batch_size: int = 4,
+    wanted: list[Wanted],
+    sampling: Sampling = USUAL,
     negative_prompt: str = "",
     base: bool = False,
-    resolution: int | None = None,
     encode: Encode | None = None,
 ) -> list[Image.Image]:
     """One picture for each (prompt, seed).
@@ -180,24 +177,16 @@ def draw(
     `model.encode_prompts`. Dropout is off inside; the model's mode, gradients and generators are
     as before afterwards.
     """
-    if negative_prompt and guidance == 1:
+    guided = sampling.guidance > 1
+    if negative_prompt and not guided:
         raise UserError("a negative prompt has no effect with guidance 1: raise it or leave it out")
-    resolution, encode = resolution or model.default_resolution, encode or model.encode_prompts
-    images = []
+    encode, images = encode or model.encode_prompts, []
     with torch.no_grad(), model.evaluating(), model.base() if base else contextlib.nullcontext():
-        uncond = encode([negative_prompt]) if guidance > 1 else None
-        for batch in tqdm(batches(jobs, batch_size), "pictures", disable=None, leave=False):
-            texts, numbers = zip(*batch, strict=True)
-            latents = sample_latents(
-                model,
-                encode(list(texts)),
-                list(numbers),
-                resolution,
-                steps,
-                guidance,
-                sampler,
-                uncond,
-            )
+        uncond = encode([negative_prompt]) if guided else None
+        parts = batches(wanted, sampling.batch_size)
+        for batch in tqdm(parts, "pictures", disable=None, leave=False):
+            prompts, seeds = map(list, zip(*batch, strict=True))
+            latents = sample_latents(model, encode(prompts), seeds, sampling, uncond)
             images += to_pil(model.decode(latents))
     return images
 

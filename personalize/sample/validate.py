@@ -12,7 +12,7 @@ from PIL import Image
 
 from personalize.config.train_config import TrainConfig
 from personalize.pipeline.model import Model
-from personalize.sample.sampler import generate, grid, image_seed
+from personalize.sample.sampler import Sampling, generate, grid, image_seed
 from toy2d.runs.files import RunFailure
 
 
@@ -58,15 +58,13 @@ class Validation:
 
     def _draw(self) -> list[Image.Image]:
         c = self.config
-        return generate(
-            self.model,
-            list(c.validation_prompt),
-            self.seeds,
+        sampling = Sampling(
             steps=c.validation_inference_steps,
             guidance=c.validation_guidance,
-            batch_size=c.sample_batch_size,
             resolution=c.resolution,
+            batch_size=c.sample_batch_size,
         )
+        return generate(self.model, list(c.validation_prompt), self.seeds, sampling)
 
     def _files(self) -> list[Path]:
         count = len(self.config.validation_prompt) * len(self.seeds)

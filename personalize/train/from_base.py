@@ -17,6 +17,7 @@ from personalize.data.subjects import Together, as_their_class
 from personalize.drift.fisher import base_fisher, fisher_anchor
 from personalize.pipeline.model import Model
 from personalize.sample.class_images import make_class_images
+from personalize.sample.sampler import Sampling
 from personalize.train.streams import StoredAnswers, Streams
 from toy2d.core.drift import Params, Predict
 from toy2d.core.objectives import Anchor
@@ -58,17 +59,20 @@ def class_images(
 ) -> PictureSet:
     """The base's own pictures of a concept's class: made, completed or found in class_data_dir."""
     dtype = DTYPES[config.prior_generation_precision]
+    sampling = Sampling(
+        config.class_steps,
+        config.class_guidance,
+        config.class_sampler,
+        resolution,
+        config.sample_batch_size,
+    )
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         return make_class_images(
             model,
             concept.class_prompt,
             config.num_class_images,
             concept.class_data_dir,
-            resolution,
-            sampler=config.class_sampler,
-            steps=config.class_steps,
-            guidance=config.class_guidance,
-            batch_size=config.sample_batch_size,
+            sampling,
             seed=config.seed,
             keep=config.class_keep,
         )

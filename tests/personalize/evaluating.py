@@ -9,7 +9,7 @@ from personalize.data.prompts import PromptSet
 from personalize.evaluate.judges import Evaluators
 from personalize.evaluate.model import Evaluation, Plan, evaluate_model
 from personalize.pipeline.model import Model
-from personalize.sample.gallery import Sampling
+from personalize.sample.sampler import Sampling
 
 QUICK = Sampling(steps=2, batch_size=4)
 SEEDS = [11, 22, 33]

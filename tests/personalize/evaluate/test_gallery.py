@@ -7,7 +7,8 @@ import torch
 from evaluating import QUICK, SEEDS, silent
 
 from personalize.sample import gallery
-from personalize.sample.gallery import Sampling, pictures
+from personalize.sample.gallery import pictures
+from personalize.sample.sampler import Sampling
 from toy2d.runs.files import UserError
 
 torch.set_num_threads(1)

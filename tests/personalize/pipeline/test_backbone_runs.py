@@ -24,7 +24,7 @@ from personalize.adapters.trainable import choose
 from personalize.export.write import load_run, save_lora, save_merged, save_pipeline
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
-from personalize.sample.sampler import generate
+from personalize.sample.sampler import Sampling, generate
 from personalize.train.experiment import run
 from toy2d.runs.folder import load_tensors
 
@@ -87,12 +87,12 @@ def trained(tmp_path, kind, objective, train, **more):
     assert 0 < rows[-1]["path_kl"] < 1e6
     assert (out / "figures" / "validation-000003.png").exists()
     opened = load_run(out)
-    before = levels(generate(untouched(kind), ["a dog"], [0], steps=2))
-    assert (levels(generate(opened, ["a dog"], [0], steps=2)) != before).any()
+    before = levels(generate(untouched(kind), ["a dog"], [0], Sampling(steps=2)))
+    assert (levels(generate(opened, ["a dog"], [0], Sampling(steps=2))) != before).any()
     if train != "full":
         # without its adapters: the same function by another route of modules, so rounding may
         # move a value by one level of 255 (seen on one of 12,288 values, on another processor)
-        again = levels(generate(opened, ["a dog"], [0], steps=2, base=True))
+        again = levels(generate(opened, ["a dog"], [0], Sampling(steps=2), base=True))
         assert abs(again - before).max() <= 1
     return out, rows
 
@@ -126,7 +126,7 @@ def test_class_pictures_are_the_official_pipelines_own(tmp_path, kind):
     manifest = json.loads((tmp_path / "class" / "manifest.json").read_text())
     assert manifest["settings"]["model"] == untouched(kind).hash()
     seeds = [manifest["files"][f"{i:05d}.png"]["seed"] for i in range(3)]
-    drawn = generate(untouched(kind), ["a photo of a dog"], seeds, steps=2, guidance=7.5)
+    drawn = generate(untouched(kind), ["a photo of a dog"], seeds, Sampling(steps=2, guidance=7.5))
     kept = [Image.open(tmp_path / "class" / f"{i:05d}.png") for i in range(3)]
     assert abs(levels(drawn) - levels(kept)).max() <= 2
     tensors = load_tensors(out / "lora" / "pytorch_lora_weights.safetensors")

@@ -40,7 +40,7 @@ from personalize.pipeline.families import SDXL, from_diffusers, from_flow_matchi
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model
 from personalize.pipeline.random_pipeline import tiny
-from personalize.sample.sampler import FLOW_SAMPLERS, generate, make_sampler
+from personalize.sample.sampler import FLOW_SAMPLERS, Sampling, generate, make_sampler
 from personalize.train.timesteps import node_weights, timestep_law
 from toy2d.core.objectives import STANDARD, Example
 from toy2d.runs.files import RunFailure, UserError
@@ -83,7 +83,7 @@ def test_pictures_equal_the_official_pipelines(kind, sampler, guidance):
     Unequal seeds differ by far more.
     """
     model = untouched(kind)
-    ours = generate(model, PROMPTS, [3], steps=5, guidance=guidance, sampler=sampler)
+    ours = generate(model, PROMPTS, [3], Sampling(steps=5, guidance=guidance, sampler=sampler))
     scheduler = make_sampler(model, sampler, 5)
     official = OFFICIAL[kind](**{**model.pipeline.components, "scheduler": scheduler})
     official.set_progress_bar_config(disable=True)
@@ -92,7 +92,7 @@ def test_pictures_equal_the_official_pipelines(kind, sampler, guidance):
         PROMPTS, num_inference_steps=5, guidance_scale=guidance, generator=rngs
     ).images
     assert abs(levels(ours) - levels(theirs)).max() <= 1
-    other = generate(model, PROMPTS, [4], steps=5, guidance=guidance, sampler=sampler)
+    other = generate(model, PROMPTS, [4], Sampling(steps=5, guidance=guidance, sampler=sampler))
     assert abs(levels(ours) - levels(other)).max() > 10
 
 
@@ -100,7 +100,7 @@ def test_sd3_refuses_samplers_that_know_no_flow():
     with pytest.raises(
         UserError, match=f"choose one of {', '.join(FLOW_SAMPLERS)}".replace("+", r"\+")
     ):
-        generate(untouched("sd3"), PROMPTS, [0], sampler="ddim", steps=2)
+        generate(untouched("sd3"), PROMPTS, [0], Sampling(sampler="ddim", steps=2))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,14 +16,16 @@ from personalize.pipeline.random_pipeline import tiny
 from personalize.sample import class_images as classimages
 from personalize.sample import store
 from personalize.sample.class_images import make_class_images
-from personalize.sample.sampler import generate, image_seed
+from personalize.sample.sampler import Sampling, generate, image_seed
 from toy2d.runs.files import UserError, write_atomic
 
-HOW = {"prompt": "a dog", "resolution": 64, "steps": 3, "batch_size": 4}
+HOW = Sampling(steps=3, resolution=64, batch_size=4)
 
 
-def make(model, folder, n=5, **changes):
-    return make_class_images(model, n=n, folder=folder, **{**HOW, **changes})
+def make(model, folder, n=5, prompt="a dog", seed=0, keep="png", encode=None, **changes):
+    """Class images of `changes` to HOW."""
+    how = replace(HOW, **changes)
+    return make_class_images(model, prompt, n, folder, how, seed, keep, encode)
 
 
 def contents(folder):
@@ -47,7 +50,7 @@ def sampled(monkeypatch):
 def test_pictures_are_what_generate_makes_from_their_seeds(base, tmp_path):
     make(base, tmp_path / "c", n=2)
     for i in range(2):
-        (expected,) = generate(base, ["a dog"], [image_seed(0, i)], steps=3)
+        (expected,) = generate(base, ["a dog"], [image_seed(0, i)], Sampling(steps=3))
         kept = Image.open(tmp_path / "c" / f"{i:05d}.png")
         difference = torch.tensor(
             [a - b for a, b in zip(kept.tobytes(), expected.tobytes(), strict=True)]
@@ -213,7 +216,7 @@ def test_latents_are_kept_as_the_sampler_left_them(base, tmp_path):
     assert torch.equal(a, b)
     assert prompts == ["a dog", "a dog"]
     pixels = base.decode(a[:1])
-    (expected,) = generate(base, ["a dog"], [image_seed(0, 2)], steps=3)
+    (expected,) = generate(base, ["a dog"], [image_seed(0, 2)], Sampling(steps=3))
     level = ((pixels[0] + 1) * 127.5).round().permute(1, 2, 0).flatten().tolist()
     assert max(abs(x - y) for x, y in zip(level, expected.tobytes(), strict=True)) <= 1
 

@@ -13,6 +13,7 @@ from personalize.pipeline.model import Model
 from personalize.pipeline.random_pipeline import tiny
 from personalize.sample.sampler import (
     SAMPLERS,
+    Sampling,
     batches,
     generate,
     grid,
@@ -33,7 +34,7 @@ def levels(images):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_pictures_equal_the_official_pipelines(sampler, guidance, prediction):
     model = Model(tiny(prediction=prediction), SD15)
-    ours = generate(model, PROMPTS, [3], steps=6, guidance=guidance, sampler=sampler)
+    ours = generate(model, PROMPTS, [3], Sampling(steps=6, guidance=guidance, sampler=sampler))
     scheduler = make_sampler(model, sampler, 6)
     official = StableDiffusionPipeline(
         **{**model.pipeline.components, "scheduler": scheduler}, requires_safety_checker=False
@@ -62,8 +63,8 @@ def test_a_model_that_went_through_a_file_samples_alike(base, model):
 
 
 def test_a_picture_does_not_depend_on_its_batch(base):
-    together = generate(base, PROMPTS, [0, 1, 2], steps=4, batch_size=5)
-    alone = [generate(base, [p], [s], steps=4)[0] for p in PROMPTS for s in (0, 1, 2)]
+    together = generate(base, PROMPTS, [0, 1, 2], Sampling(steps=4, batch_size=5))
+    alone = [generate(base, [p], [s], Sampling(steps=4))[0] for p in PROMPTS for s in (0, 1, 2)]
     # float32 sums in another order, pushed through 4 guided steps: a level or two
     assert abs(levels(together) - levels(alone)).max() <= 2
     assert abs(levels(together[:1]) - levels(together[1:2])).max() > 10
@@ -73,8 +74,8 @@ def test_sampling_leaves_generators_modes_and_gradients_alone(model):
     theta = choose(model, "lora", lora_dropout=0.5)
     model.denoiser.train()
     state = torch.get_rng_state()
-    a = generate(model, PROMPTS, [0], steps=2)
-    b = generate(model, PROMPTS, [0], steps=2)
+    a = generate(model, PROMPTS, [0], Sampling(steps=2))
+    b = generate(model, PROMPTS, [0], Sampling(steps=2))
     assert torch.equal(torch.get_rng_state(), state)
     assert (levels(a) == levels(b)).all()
     assert model.denoiser.training
@@ -86,26 +87,28 @@ def test_base_pictures_are_the_bases(model, base, rng):
     with torch.no_grad():
         for p in theta.values():
             p += 0.1 * torch.randn(p.shape, generator=rng)
-    before = generate(base, PROMPTS, [0], steps=3)
-    assert (levels(generate(model, PROMPTS, [0], steps=3, base=True)) == levels(before)).all()
-    assert abs(levels(generate(model, PROMPTS, [0], steps=3)) - levels(before)).max() > 10
+    how = Sampling(steps=3)
+    before = levels(generate(base, PROMPTS, [0], how))
+    assert (levels(generate(model, PROMPTS, [0], how, base=True)) == before).all()
+    assert abs(levels(generate(model, PROMPTS, [0], how)) - before).max() > 10
 
 
 def test_cached_prompts_and_unloaded_parts_give_the_same_pictures(model, base):
     encode = PromptCache(model).add([*PROMPTS, ""])
     model.unload("vae")
     model.unload("text_encoders")
-    ours = generate(model, PROMPTS, [0], steps=2, encode=encode)
-    assert abs(levels(ours) - levels(generate(base, PROMPTS, [0], steps=2))).max() <= 1
+    ours = generate(model, PROMPTS, [0], Sampling(steps=2), encode=encode)
+    assert abs(levels(ours) - levels(generate(base, PROMPTS, [0], Sampling(steps=2)))).max() <= 1
 
 
 def test_a_negative_prompt_has_an_effect_or_is_refused(base):
     plain, other = (
-        levels(generate(base, PROMPTS, [0], steps=3, negative_prompt=n)) for n in ("", "blurry")
+        levels(generate(base, PROMPTS, [0], Sampling(steps=3), negative_prompt=n))
+        for n in ("", "blurry")
     )
     assert (plain != other).any()
     with pytest.raises(UserError, match="no effect"):
-        generate(base, PROMPTS, [0], guidance=1, negative_prompt="blurry")
+        generate(base, PROMPTS, [0], Sampling(guidance=1), negative_prompt="blurry")
 
 
 @pytest.mark.parametrize(
@@ -121,14 +124,14 @@ def test_a_negative_prompt_has_an_effect_or_is_refused(base):
 )
 def test_what_cannot_be_sampled_is_refused(base, bad):
     with pytest.raises(UserError):
-        generate(base, PROMPTS, [0], **bad)
+        generate(base, PROMPTS, [0], Sampling(**bad))
 
 
 def test_a_diverged_model_is_said_and_not_drawn(model):
     with torch.no_grad():
         model.denoiser.conv_out.bias.fill_(float("nan"))
     with pytest.raises(RunFailure, match="not finite"):
-        generate(model, PROMPTS, [0], steps=2)
+        generate(model, PROMPTS, [0], Sampling(steps=2))
 
 
 def test_seeds_of_pictures_are_all_different():
@@ -139,7 +142,8 @@ def test_seeds_of_pictures_are_all_different():
 
 def test_resolution_is_free_within_the_models_multiples(base):
     cond = base.encode_prompts(PROMPTS)
-    assert sample_latents(base, cond, [0, 1], 96, steps=2, guidance=1).shape == (2, 4, 12, 12)
+    wide = sample_latents(base, cond, [0, 1], Sampling(2, 1.0, resolution=96))
+    assert wide.shape == (2, 4, 12, 12)
 
 
 # ---- grids
