@@ -27,13 +27,15 @@ from toy2d.figures.drift import (
     draw_training,
     draw_weights,
 )
-from toy2d.figures.samples import draw_noising, draw_samples
+from toy2d.figures.samples import draw_noising, draw_paths, draw_samples
 from toy2d.figures.style import plt
+from toy2d.figures.theorems import draw_half_plane
 from toy2d.model import members
 from toy2d.runs.files import read_csv, write_atomic
 from toy2d.runs.folder import load_tensors
 from toy2d.runs.statistics import old_kl
 from toy2d.verify.course import Course
+from toy2d.verify.lab import Lab
 
 HERE = Path(__file__).parent
 FIGURES, DATA = HERE / "_static" / "figures", HERE / "_data"
@@ -71,10 +73,15 @@ def densities(folder: Path, seed: int = 1) -> dict:
     return drawn | {"first_toy": side_by_side(pictures)}
 
 
-def noising():
+def half_plane(folder: Path):
+    lab = Lab(folder, (1,))
+    return draw_half_plane(lab.models("standard").half_plane("standard", 1, 1))[0]
+
+
+def of_the_world() -> dict:
     world = Pentagon(Schedule.log_snr(100, 5.0, -15.0))
-    rng = generator(0, "figure/noising")
-    return draw_noising(world, (0, 25, 45, 99), rng)
+    noised = draw_noising(world, (0, 25, 45, 99), generator(0, "figure/noising"))
+    return {"noising": noised, "paths": draw_paths(world, 1, 5, generator(0, "figure/paths"))}
 
 
 def published():
@@ -187,7 +194,8 @@ def draw_all(folder: Path, out: Path) -> list[str]:
     """
     torch.manual_seed(0)
     drawn = of_course(folder) | densities(folder)
-    drawn |= {"noising": noising(), "published": published(), "differences": differences()}
+    drawn |= of_the_world() | {"half_plane": half_plane(folder)}
+    drawn |= {"published": published(), "differences": differences()}
     drawn["mini_lambda"] = mini(("standard", "l2"))
     drawn["mini_gallery"] = mini(("standard", "prior", "l2", "output"))
     drawn["first_mini"] = first_mini()

@@ -54,6 +54,25 @@ def test_prose_is_wrapped_and_numbers_have_a_leading_zero(page):
         assert not re.search(r"(?<![\w.:%])\.\d", re.sub(r"`[^`]*`", "", line)), line
 
 
+NUMBERED = sorted(LECTURES.glob("[0-9]*.md"))
+
+
+@pytest.mark.parametrize("page", NUMBERED, ids=lambda p: p.stem)
+def test_a_lecture_begins_with_a_picture_and_a_question(page):
+    """Then goals, minutes, difficulty, prerequisites and code; then the idea, before statements."""
+    opening, _, rest = page.read_text().partition("\n## The idea\n")
+    blocks = opening.strip().split("\n\n")
+    assert blocks[0].startswith("# ")
+    assert blocks[1].startswith("![")
+    questions = [b for b in blocks if b.startswith("*") and b.endswith("?*")]
+    assert len(questions) == 1
+    for word in ("You will", "Minutes:", "Difficulty:", "Prerequisites.", "Code."):
+        assert f"**{word}**" in opening, word
+    idea = rest.split("\n## ")[0]
+    assert len(idea.split()) > 40
+    assert ":::" not in idea
+
+
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning_and_ask_the_network_nothing(tmp_path):
     command = ["-m", "sphinx", "-b", "html", "-c", "lectures", "-W", "-n", "--keep-going", "-q"]

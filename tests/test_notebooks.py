@@ -32,7 +32,7 @@ def cells(path: Path) -> list[tuple[str, str, list[str]]]:
 
 def test_every_numbered_lecture_has_its_notebook_and_no_other():
     assert [p.stem for p in sorted(LECTURES.glob("[0-9]*.md"))] == STEMS
-    assert len(STEMS) == 12
+    assert len(STEMS) == 13
 
 
 @pytest.mark.parametrize("stem", STEMS)

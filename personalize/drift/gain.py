@@ -6,7 +6,7 @@ prompt.
     binding   gain - leak: growth of the log-odds of the subject's prompt against its class's
 
 Per picture, of the base's ancestral sampler with `measure_nodes` nodes, as path KL
-(toy2d.core.drift.gain; lectures/06_path_kl.md, Proposition 6.11). Every sample (picture, mirrored
+(toy2d.core.drift.gain; lecture 6b, Proposition 6.11). Every sample (picture, mirrored
 or not; node; noise) is a function of the seed alone: the base, every step and every objective get
 the same ones, and the base is asked once.
 

@@ -200,7 +200,7 @@ def gain(
 
     `noise[t]` is the eps of node t. The sum over T, in the mean over examples, is the gain: by how
     much the ancestral model's evidence bound of the example, noised to t = 0's level, has grown
-    since star; positive means learnt (lectures/06_path_kl.md, Proposition 6.11). Rows within a band
+    since star; positive means learnt (lecture 6b, Proposition 6.11). Rows within a band
     of `log_snr_bands` add up to that band's share. Give every model that is compared the same
     noise. Independent noise at each node makes an example's sum one draw, so the standard error
     over repeated noise is that of independent draws. Raises ValueError for weights that are not
@@ -242,7 +242,7 @@ def fisher_diagonal(
 ) -> dict[str, Tensor]:
     """diag G, where KL(paths of theta || paths of theta + D) = 1/2 D' G D for small D.
 
-    G = sum_t 2 w_t E[J_t' J_t], J = d eps_theta / d theta (lectures/06_path_kl.md, Theorem 6.8).
+    G = sum_t 2 w_t E[J_t' J_t], J = d eps_theta / d theta (lecture 6b, Theorem 6.8).
 
     `samples` yields (x_t, t, cond) with x_t from the model's *own* chains and t uniform on 1..T-1.
     For random signs v, the mean of (J' v)_i^2 is (J' J)_ii (Hutchinson), so one backward pass per

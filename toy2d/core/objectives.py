@@ -298,7 +298,7 @@ def L2(lam: Weight, reduction: Reduction = "sum", decoupled: bool = False) -> Ob
 def OUTPUT(weight: Weight = 1.0) -> Objective:
     """Base-output preservation: + weight * mean (eps_theta - eps_star)^2 on the base's prompts.
 
-    It minimises the third link of the chain of lectures/06_path_kl.md directly.
+    It minimises the third link of the chain of lecture 6b directly.
     """
     return Objective(output=weight)
 

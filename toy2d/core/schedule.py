@@ -268,7 +268,7 @@ class Schedule:
         KL(paths of theta1 || paths of theta2) = sum_t w_t E ||eps_1 - eps_2||^2 (nats), the chain
         rule of KL for Gaussian steps of equal variance. "flow" has the same weights: its chain is
         the variance-preserving one divided by k_t, KL is invariant under that, and eps is the same
-        unit of noise in both (lectures/06_path_kl.md, Proposition 6.10).
+        unit of noise in both (lecture 6b, Proposition 6.10).
         """
         beta, alpha, s2 = self.reverse_chain(variance)
         w = beta[1:] ** 2 / (2 * s2[1:] * alpha[1:] * (1 - self.alpha_bar[1:]))

@@ -1,9 +1,12 @@
 """Figures of points: samples of every prompt, and true points at several noise levels."""
 
 import math
+from dataclasses import replace
 
 import torch
 
+from toy2d.core.likelihood import flow_sample
+from toy2d.core.sample import ancestral
 from toy2d.data import World
 from toy2d.figures.style import CLASS_COLOURS, plt
 from toy2d.runs.statistics import chosen
@@ -65,4 +68,27 @@ def draw_noising(world: World, steps: tuple[int, ...], rng: torch.Generator):
             ax.scatter(*world.sample(c, 300, rng, t=t).T, s=2, color=colour, linewidths=0)
         ax.set_title(f"t = {t}, noise ratio {float(world.schedule.noise_ratio[t]):.2g}")
         ax.set_aspect("equal")
+    return figure
+
+
+def draw_paths(world: World, cond: int, n: int, rng: torch.Generator):
+    """n paths from noise to the prompt `cond` by the ODE (left) and the ancestral chain (right).
+
+    With the world's exact noise prediction, from the same n points of noise.
+    """
+    x_T, at = torch.randn(n, 2, generator=rng), torch.tensor(cond)
+    s = world.schedule
+    downs = range(len(s) - 2, -1, -1)  # the ODE from the noisiest node down to each of these
+    tails = [replace(s, alpha_bar=s.alpha_bar[k:], timesteps=s.timesteps[k:]) for k in downs]
+    smooth = [x_T, *(flow_sample(world.eps, tail, x_T, at) for tail in tails)]
+    rough = ancestral(world.eps, s, x_T, at, rng, chain=True)[::-1]
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.3), sharex=True, sharey=True)
+    titles = ("probability-flow ODE", "ancestral sampler")
+    for ax, path, title in zip(axes, (smooth, rough), titles, strict=True):
+        ax.scatter(*world.sample(cond, 400, rng, t=0).T, s=2, color="#BBBBBB", linewidths=0)
+        for i, line in enumerate(torch.stack(list(path)).unbind(1)):
+            colour = CLASS_COLOURS[i % len(CLASS_COLOURS)]
+            ax.plot(*line.T, color=colour, linewidth=0.8)
+            ax.plot(*line[-1], "o", color=colour, markersize=4)
+        ax.set(title=title, aspect="equal", xlim=(-4.5, 4.5), ylim=(-4.5, 4.5))
     return figure

@@ -1,4 +1,4 @@
-"""Certificate (lecture 6, Theorem 6.9): what the weight lam of L2 guarantees by itself.
+"""Certificate (lecture 6b, Theorem 6.9): what the weight lam of L2 guarantees by itself.
 
     instance(theta) + lam ||theta - theta_star||^2 <= instance(theta_star),  instance >= 0   =>
     lam ||theta - theta_star||^2 <= instance(theta_star)   =>

@@ -1,4 +1,4 @@
-"""Information along a direction of parameters (lecture 6, Theorem 6.8).
+"""Information along a direction of parameters (lecture 6b, Theorem 6.8).
 
 G = sum_t 2 w_t E[J_t' J_t] is the Fisher information of the ancestral paths, F that of their end
 points, and F <= G. The path score along D is

@@ -1,4 +1,4 @@
-"""Theorem 6.7 of lecture 6: path KL <= (sum_t w_t L_t^2) ||theta - theta_star||^2.
+"""Theorem 6.7 of lecture 6b: path KL <= (sum_t w_t L_t^2) ||theta - theta_star||^2.
 
 With theta_s on the segment from theta_star to theta and J = d eps / d theta,
 

@@ -1,4 +1,4 @@
-"""Local law (lecture 6, Theorem 6.8): near the base KL and path KL are quadratic.
+"""Local law (lecture 6b, Theorem 6.8): near the base KL and path KL are quadratic.
 
     KL(p_star || p_star+D) = 1/2 D'FD + O(D^3) <= 1/2 D'GD + O(D^3) = path KL
     G = sum_t 2 w_t E[J_t' J_t],  J = d eps / d theta

@@ -5,7 +5,7 @@
 
 For one pair of models a constant always exists. What can be measured: which constant a *set* of
 models needs, how unevenly it fits them, and where Remark 3 fails. It fails below the distance
-lam / lam', where the KL is quadratic anyway (lecture 6, Theorem 6.8).
+lam / lam', where the KL is quadratic anyway (lecture 6b, Theorem 6.8).
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Theorem 6.9 of lecture 6: while the total loss has not risen, lam bounds distance and drift."""
+"""Theorem 6.9 of lecture 6b: while the total loss has not risen, lam bounds distance and drift."""
 
 import pytest
 import torch

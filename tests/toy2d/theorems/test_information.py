@@ -1,4 +1,4 @@
-"""Theorem 6.8 of lecture 6: E S = 0, E S^2 = D'GD, and D'FD <= D'GD along a direction."""
+"""Theorem 6.8 of lecture 6b: E S = 0, E S^2 = D'GD, and D'FD <= D'GD along a direction."""
 
 import math
 

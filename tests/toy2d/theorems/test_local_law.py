@@ -1,4 +1,4 @@
-"""Theorem 6.8 of lecture 6: near the base both KLs are quadratic; lam* = lambda_max(G) / 2."""
+"""Theorem 6.8 of lecture 6b: near the base both KLs are quadratic; lam* = lambda_max(G) / 2."""
 
 import numpy as np
 import pytest
