@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "lectures" / "package_map.md"
 TOY2D = """
-    core runs data model quadrature train measure config figures sentences report prepare
+    core runs data model quadrature kl train measure config figures sentences report prepare
     records experiment theorems verify sweep bench course __main__
 """
 PERSONALIZE = """

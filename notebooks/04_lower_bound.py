@@ -52,7 +52,7 @@ import torch
 
 from toy2d.config import course
 from toy2d.experiment import run
-from toy2d.measure import truth_points
+from toy2d.kl import truth_points
 from toy2d.model import members
 from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import lower_bound

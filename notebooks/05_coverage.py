@@ -83,7 +83,7 @@ show(figure, f"Class by class: prior replays class 0 only; quadrature errors are
 # cell prints the law of the target prompt against the mixture of all old prompts.
 
 # %%
-from toy2d.measure import truth_points
+from toy2d.kl import truth_points
 from toy2d.model import members
 from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import lower_bound

@@ -55,7 +55,7 @@ for seed in c.seeds:
 # every seed.
 
 # %%
-from toy2d.measure import compare
+from toy2d.kl import compare
 
 for seed in c.seeds:
     (kl,) = compare(

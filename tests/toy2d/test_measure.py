@@ -10,15 +10,8 @@ from toy2d.core.objectives import STANDARD, Objective
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 from toy2d.data import Pentagon, world_pool
-from toy2d.measure import (
-    base_points,
-    kl,
-    log_prob_table,
-    make_probe,
-    measure,
-    truth_points,
-    world_points,
-)
+from toy2d.kl import base_points, kl, log_prob_table, truth_points, world_points
+from toy2d.measure import make_probe, measure
 from toy2d.model import EpsMLP
 from toy2d.quadrature import gauss_hermite, sobol
 from toy2d.train import Group, Streams, fit

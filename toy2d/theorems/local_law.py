@@ -19,7 +19,7 @@ from torch import Tensor
 from toy2d.core.drift import Params, path_kl
 from toy2d.core.likelihood import log_prob_with_error
 from toy2d.core.schedule import Schedule
-from toy2d.measure import Points
+from toy2d.kl import Points
 from toy2d.model import EpsMLP
 from toy2d.theorems.pair import Pair
 from toy2d.theorems.row import Row

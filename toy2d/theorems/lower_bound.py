@@ -18,7 +18,7 @@ from toy2d.core.likelihood import flow_sample, log_prob_with_error
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 from toy2d.data import World
-from toy2d.measure import Points, compare
+from toy2d.kl import Points, compare
 from toy2d.model import Bound, members
 from toy2d.theorems.estimators import Mass, counted_kl
 from toy2d.theorems.row import Row, not_applicable

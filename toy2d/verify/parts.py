@@ -11,7 +11,7 @@ import torch
 
 from toy2d.core.drift import Params, path_kl
 from toy2d.core.rng import generator
-from toy2d.measure import compare, truth_points
+from toy2d.kl import compare, truth_points
 from toy2d.prepare import Setting, make_groups, make_pools, used_pools
 from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import certificate as cert

@@ -20,7 +20,7 @@ from toy2d.core.likelihood import (
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 from toy2d.data import Pentagon
-from toy2d.measure import kl
+from toy2d.kl import kl
 from toy2d.model import EpsMLP
 
 

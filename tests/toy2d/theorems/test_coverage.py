@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toy2d.measure import truth_points
+from toy2d.kl import truth_points
 from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import lower_bound
 

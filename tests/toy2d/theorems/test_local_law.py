@@ -7,7 +7,7 @@ import torch
 from toy2d.core.likelihood import log_prob
 from toy2d.core.schedule import Schedule
 from toy2d.data import Pentagon
-from toy2d.measure import world_points
+from toy2d.kl import world_points
 from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import local_law
 from toy2d.theorems.pair import Pair

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from toy2d.measure import truth_points
+from toy2d.kl import truth_points
 from toy2d.quadrature import gauss_hermite
 from toy2d.theorems import lower_bound
 from toy2d.theorems.estimators import Mass, binary_kl, counted_kl
