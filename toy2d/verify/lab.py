@@ -14,7 +14,7 @@ from toy2d.config import course
 from toy2d.core.drift import Params, path_kl
 from toy2d.experiment import run
 from toy2d.figures.density import on_grid
-from toy2d.measure import Points, compare, truth_points
+from toy2d.kl import Points, compare, truth_points
 from toy2d.model import Bound, members
 from toy2d.quadrature import gauss_hermite
 from toy2d.runs.statistics import old_kl
