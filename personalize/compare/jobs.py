@@ -23,6 +23,7 @@ from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
 from personalize.data.prompts import PromptSet, prompt_set, with_article
 from personalize.data.subjects import scan_subjects
+from personalize.evaluate.model import Plan
 from personalize.mini.shipped import is_mini
 from personalize.sample.sampler import Sampling, image_seed
 from toy2d.runs.files import UserError
@@ -211,6 +212,13 @@ def flags_of(run: str) -> dict:
 
 def image_seeds(c: CompareConfig) -> list[int]:
     return [image_seed(0, i) for i in range(c.images)]
+
+
+def evaluation_plan(c: CompareConfig, subject: ComparedSubject) -> Plan:
+    """What a run of this subject draws and is scored on. Path KL is in the run's own record."""
+    own = [image_seed(0, i) for i in range(c.subject_images or c.images)]
+    prompts, how = evaluation_prompts(c, subject), sampling(c)
+    return Plan(subject.folder, prompts, image_seeds(c), sampling=how, chains=0, subject_seeds=own)
 
 
 def sampling(c: CompareConfig) -> Sampling:

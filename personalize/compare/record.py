@@ -17,6 +17,7 @@ NUMBERS = (
     "dino",
     "clip_i",
     "clip_t",
+    "subject_seen",
     "div",
     "pres",
     "unlearnt",
@@ -28,7 +29,7 @@ NUMBERS = (
     "total_seconds",
 )
 NOTHING = dict.fromkeys(NUMBERS)  # of a run that diverged
-SIMILARITIES = ("dino", "clip_i", "clip_t", "unlearnt", "pres")
+SIMILARITIES = ("dino", "clip_i", "clip_t", "subject_seen", "unlearnt", "pres")
 
 
 def measured(path: Path, class_seconds: float | None, resumed: bool = False) -> dict:
@@ -105,7 +106,7 @@ def mean(part: dict, group: str, name: str) -> float | None:
 
 
 def similarities(part: dict) -> dict:
-    found = {k: mean(part, "subject", k) for k in ("dino", "clip_i", "clip_t")}
+    found = {k: mean(part, "subject", k) for k in ("dino", "clip_i", "clip_t", "subject_seen")}
     away = None if found["dino"] is None else 1 - found["dino"]
     return found | {"unlearnt": away, "pres": mean(part, "class", "dino")}
 

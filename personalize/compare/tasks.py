@@ -19,9 +19,8 @@ import torch
 from personalize.compare.jobs import (
     ComparedSubject,
     Job,
-    evaluation_prompts,
+    evaluation_plan,
     file_name,
-    image_seeds,
     sampling,
     train_config,
 )
@@ -29,7 +28,7 @@ from personalize.compare.record import NOTHING, curve, measured, no_scores, scor
 from personalize.config.compare_config import CompareConfig
 from personalize.evaluate.command import open_model
 from personalize.evaluate.judges import Evaluators, evaluators_of
-from personalize.evaluate.model import Evaluation, Plan, evaluate_model
+from personalize.evaluate.model import Evaluation, evaluate_model
 from personalize.mini.shipped import is_mini
 from personalize.pipeline.libraries import quiet_libraries
 from personalize.pipeline.load import load
@@ -140,8 +139,8 @@ def draw_base(job: Job, subjects: list[ComparedSubject]) -> tuple[str, float]:
     task, a prompt that classes share would depend on which task came first.
     """
     c, began = job.compare, time.perf_counter()
-    prompts = [p for s in subjects for _, p in evaluation_prompts(c, s).jobs()]
-    wanted = dict.fromkeys((p, seed) for p in prompts for seed in image_seeds(c))
+    asked = [job for s in subjects for job in evaluation_plan(c, s).jobs()]
+    wanted = dict.fromkeys((p, seed) for _, p, seeds in asked for seed in seeds)
     pictures(open_base(c), list(wanted), base_folder(c), sampling(c), say=silent)
     return "the base's pictures", time.perf_counter() - began
 
@@ -210,8 +209,7 @@ def evaluated(job: Job, path: Path) -> Evaluation:
     """Draw the tuned model's pictures and score them."""
     c, folder = job.compare, job.folder / "evaluation"
     model, base, _ = open_model(str(path), None, device(), DTYPES[c.each.mixed_precision])
-    prompts = evaluation_prompts(c, job.subject)
-    plan = Plan(job.subject.folder, prompts, image_seeds(c), sampling=sampling(c), chains=0)
+    plan = evaluation_plan(c, job.subject)
     found = evaluate_model(model, plan, judges(c), folder, base, base_folder(c), silent)
     found.write(folder)
     return found

@@ -1,9 +1,9 @@
 """Which measure of learning, in nats, agrees with what pictures show?
 
-For every run of a comparison: each candidate's value at the last step against scores of that run's
-pictures of the subject. Agreement is Spearman's rank correlation, ranks taken within a subject, so
-that an easy subject counts no more than a hard one. Its interval is a percentile bootstrap over the
-runs of each subject.
+For every run of one or more comparisons: each candidate's value at the last step against scores of
+that run's pictures of the subject. Agreement is Spearman's rank correlation, ranks taken within a
+subject, so that an easy subject counts no more than a hard one. Its interval is a percentile
+bootstrap over the runs of each subject.
 """
 
 import json
@@ -19,26 +19,37 @@ from personalize.config.commands import Validate
 from toy2d.runs.files import UserError, write_json
 
 CANDIDATES = ("gain", "gain/detail", "gain/shape", "gain/identity", "binding", "leak")
-WITNESSES = ("dino", "clip_i")
+WITNESSES = ("dino", "clip_i", "subject_seen")
 AT_LEAST, RESAMPLES = 5, 1000  # runs of a subject; resamples of the bootstrap
 
 
 def validate(command: Validate) -> Path:
-    """Print the table and write validation.json into the comparison's folder."""
-    folder = Path(command.full)
-    file = folder / "metrics.json"
-    if not file.is_file():
-        raise UserError(f"{file} is not there; pass the folder of `personalize compare`")
-    found = agreement(json.loads(file.read_text())["runs"])
+    """Print the table and write validation.json into the first comparison's folder.
+
+    Raises UserError for a folder that is none, for several bases, or too few runs.
+    """
+    folder, metrics = Path(command.full[0]), [_metrics(Path(f)) for f in command.full]
+    if len({m["base_hash"] for m in metrics}) > 1:
+        raise UserError(f"{', '.join(command.full)} are comparisons of different base models")
+    runs = [r for m in metrics for r in m["runs"]]
+    found = agreement(runs)
     if not found:
         raise UserError(
-            f"{folder}: no subject has {AT_LEAST} runs with held-out pictures and picture scores; "
+            f"{', '.join(command.full)}: no subject has {AT_LEAST} runs with held-out pictures "
+            "and picture scores; "
             "compare with --held_out, or with a folder of held-out pictures for each subject"
         )
     Console().print(table(found))
     write_json(folder / "validation.json", {"agreement": found, "axis": axis(found)})
     print(f"written: {folder / 'validation.json'}")
     return folder / "validation.json"
+
+
+def _metrics(folder: Path) -> dict:
+    file = folder / "metrics.json"
+    if not file.is_file():
+        raise UserError(f"{file} is not there; pass the folder of `personalize compare`")
+    return json.loads(file.read_text())
 
 
 def agreement(runs: Sequence[dict]) -> list[dict]:

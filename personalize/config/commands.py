@@ -247,11 +247,14 @@ class Validate(Command):
     """Ask which measure of learning agrees with the pictures: rank correlations over all runs.
 
     $ personalize validate --full runs/personalize/compare
+    $ personalize validate --full runs/12-steps runs/48-steps runs/120-steps
 
-    Needs a comparison with held-out pictures; writes validation.json beside its metrics.
+    Needs comparisons with held-out pictures, and runs that differ: in objective, weight, steps.
+    Writes validation.json beside the first one's metrics.
     """
 
-    full: str = "runs/personalize/compare"  # a folder of `personalize compare`
+    # folders of `personalize compare`, of one base; runs of one subject are ranked together
+    full: tuple[str, ...] = ("runs/personalize/compare",)
 
 
 @dataclass(frozen=True)
@@ -271,10 +274,11 @@ class Presets(Command):
     """List the presets of `personalize train --preset`: name, purpose, source."""
 
 
-Part = Literal["vae", "clip", "unet", "dino", "classifier"]
+Part = Literal["vae", "clip", "unet", "dino", "classifier", "subject_judge"]
 
 
-PARTS: tuple[Part, ...] = ("vae", "clip", "unet", "dino", "classifier")
+PARTS: tuple[Part, ...] = ("vae", "clip", "unet", "dino", "classifier", "subject_judge")
+JUDGES: tuple[Part, ...] = ("dino", "classifier", "subject_judge")  # networks that score pictures
 
 
 @dataclass(frozen=True)
@@ -286,9 +290,10 @@ class Pretrain(Command):
     $ personalize pretrain                     all parts, then the folders that `mini` names
     $ personalize pretrain --parts unet        only this one; those it needs must be trained
     $ personalize pretrain --parts unet --start personalize/mini/weights
+    $ personalize pretrain --parts subject_judge --start personalize/mini/weights --anew
 
-    The last form trains the published UNet further and publishes it again. npm fetches the drawings
-    once.
+    The third form trains the published UNet further and publishes it again; the last one makes a
+    judge anew and leaves all other weights as they are. npm fetches the drawings once.
     """
 
     parts: tuple[Part, ...] = PARTS  # what to train

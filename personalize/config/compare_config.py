@@ -70,6 +70,7 @@ class ComparePlan:
     prompts: str | None = None
     prompts_each: int = 4  # number of subject, context and unrelated prompts each; 0: all
     images: int = 4  # for each prompt, from the same seeds for every run
+    subject_images: int | None = None  # for each prompt of the subject; default: --images
     # seeds whose runs draw and score pictures; default: all. On the others, curves alone
     picture_seeds: int | None = None
     inference_steps: int = 25  # steps of dpmsolver++ for these pictures
@@ -136,6 +137,7 @@ def quickened(c: CompareConfig) -> CompareConfig:
     least = {k: min(getattr(c.each, k) or n, n) for k, n in few.items()}
     each = replace(c.each, output_dir=f"{c.each.output_dir}-quick", **least)
     shown = {"prompts_each": min(c.prompts_each or 2, 2), "images": min(c.images, 3)}
+    shown["subject_images"] = min(c.subject_images or c.images, 3)
     return replace(c, each=each, seeds=c.seeds[:1], **shown)
 
 
@@ -157,6 +159,8 @@ def each_run(c: CompareConfig) -> list[tuple[str, tuple[int, ...]]]:
     for name in ("images", "inference_steps", "threads", "sweep_seeds"):
         if getattr(c, name) < 1:
             problems.append(f"--{name} {getattr(c, name)}: at least 1")
+    if c.subject_images is not None and c.subject_images < 1:
+        problems.append(f"--subject_images {c.subject_images}: at least 1")
     if c.picture_seeds is not None and c.picture_seeds < 0:
         problems.append(f"--picture_seeds {c.picture_seeds}: at least 0, no pictures")
     engine, _, address = c.engine.partition(":")

@@ -123,6 +123,26 @@ class Truth(Eye):
         return list(zip(*(_marginal(p, names) for names in self.labels), strict=True))
 
 
+OTHER = "other"  # the subject judge's label of a picture that shows none of its subjects
+
+
+class SubjectJudge(Eye):
+    """A supervised classifier of the mini's subjects: which one does a picture show, if any?"""
+
+    @torch.no_grad()
+    def probabilities(self, images: list[Image.Image]) -> tuple[Tensor, list[str]]:
+        """(N, labels) probabilities, rows sum to 1; and the labels, one of them OTHER."""
+        p = self.network(self.pixels(images)).logits.float().softmax(1).cpu()
+        names = self.network.config.id2label
+        return p, [names[i] for i in range(len(names))]
+
+    def subject_of(self, images: list[Image.Image]) -> str | None:
+        """The subject that these pictures show; None if most of them show none that it knows."""
+        p, labels = self.probabilities(images)
+        found = labels[int(p.argmax(1).mode().values)]
+        return None if found == OTHER else found
+
+
 def _marginal(p: Tensor, names: list[str]) -> list[str]:
     kinds = sorted(set(names))
     membership = torch.tensor([[float(n == k) for k in kinds] for n in names])
@@ -173,10 +193,12 @@ class Evaluators:
     dino: Dino | None = None
     lpips: Lpips | None = None
     truth: Truth | None = None
+    subjects: SubjectJudge | None = None
     left_out: list[str] = field(default_factory=list)
 
     def describe(self) -> dict:
-        there = {"clip": self.clip, "dino": self.dino, "lpips": self.lpips, "truth": self.truth}
+        names = ("clip", "dino", "lpips", "truth", "subjects")
+        there = {name: getattr(self, name) for name in names}
         return {k: v.describe() for k, v in there.items() if v is not None}
 
 
@@ -189,6 +211,7 @@ def load_evaluators(
     truth: Where | None = None,
     lpips: bool = True,
     device="cpu",
+    subjects: Where | None = None,
 ) -> Evaluators:
     """Whatever can be loaded (the local cache serves hub ids offline); `left_out` says what
     could not, why, and the remedy.
@@ -199,6 +222,7 @@ def load_evaluators(
         ("clip", load_clip, clip, "CLIP-T, CLIP-I and identity are", f"{here} with --clip"),
         ("dino", load_dino, dino, "DINO, PRES and memorization are", f"{here} with --dino"),
         ("truth", load_truth, truth, "true class and scene are", "run personalize pretrain"),
+        ("subjects", load_subjects, subjects, "the subject is", "run personalize pretrain"),
         ("lpips", load_lpips, "lpips" if lpips else None, "LPIPS diversity is", install),
     ]
     found = Evaluators()
@@ -224,11 +248,10 @@ def evaluators_of(
     """
     if not mini:
         return load_evaluators(clip or CLIP_ID, dino or DINO_ID, device=device)
-    from personalize.mini.shipped import classifier_folder, clip_folder, dino_folder
+    from personalize.mini import shipped
 
-    return load_evaluators(
-        clip or clip_folder, dino or dino_folder, classifier_folder, False, device
-    )
+    own = clip or shipped.clip_folder, dino or shipped.dino_folder, shipped.classifier_folder
+    return load_evaluators(*own, False, device, shipped.subject_judge_folder)
 
 
 @torch.no_grad()
@@ -270,6 +293,12 @@ def load_dino(name: str, device="cpu") -> Dino:
 
 def load_truth(name: str, device="cpu") -> Truth:
     return Truth(name, _network(AutoModelForImageClassification, name, device), _processor(name))
+
+
+def load_subjects(name: str, device="cpu") -> SubjectJudge:
+    return SubjectJudge(
+        name, _network(AutoModelForImageClassification, name, device), _processor(name)
+    )
 
 
 def load_lpips(name: str, device="cpu") -> Lpips:

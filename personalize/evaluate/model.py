@@ -12,7 +12,7 @@ calls it too.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -77,7 +77,8 @@ class Plan:
 
     reference: folder of the subject's pictures. training: those it was trained on (default: the
     same). chains: base chains for each prompt of path KL, at least 2; 0: no path KL (a run's
-    metrics.json has it already).
+    metrics.json has it already). subject_seeds: of the subject's prompts, if they are drawn with
+    others (more pictures tell more of the subject).
     Raises UserError for a single chain.
     """
 
@@ -87,6 +88,12 @@ class Plan:
     training: Scan | None = None
     sampling: Sampling = USUAL
     chains: int = 4
+    subject_seeds: list[int] = field(default_factory=list)
+
+    def jobs(self) -> list[tuple[str, str, list[int]]]:
+        """(group, prompt, its seeds), each prompt once."""
+        own = {"subject": self.subject_seeds or self.seeds}
+        return [(group, p, own.get(group, self.seeds)) for group, p in self.prompts.jobs()]
 
     def __post_init__(self):
         if self.chains == 1:
@@ -114,13 +121,13 @@ def evaluate_model(
     trained_on = plan.training or subject
     files = ([r.path for r in s.require()] for s in (subject, trained_on))
     references = look_at(*files, evaluators)
-    jobs = [(prompt, seed) for _, prompt in prompts.jobs() for seed in seeds]
+    jobs = [(prompt, seed) for _, prompt, own in plan.jobs() for seed in own]
     of_base = {}
     if base or has_its_base(model):
         kept = Path(base_folder or folder / "base")
         of_base = pictures(base or model, jobs, kept, sampling, base is None, say)
     tuned = pictures(model, jobs, folder / "tuned", sampling, say=say)
-    scores = score(prompts, seeds, tuned, of_base, evaluators, references)
+    scores = score(plan.jobs(), prompts.plain, tuned, of_base, evaluators, references)
     paths = path_kl(model, base, plan) if of_base and plan.chains else {}
     summary = summarise(scores.rows, references.real_images(), scores.dino, paths)
     undecided = undefined(model, prompts, len(subject.records), len(seeds), bool(of_base))
@@ -133,6 +140,7 @@ def evaluate_model(
         **asdict(prompts),
         "prompt_convention": CONVENTION,
         "seeds": seeds,
+        "subject_seeds": plan.subject_seeds or seeds,
         "sampling": asdict(sampling),
         "intervals": INTERVALS,
         "evaluators": evaluators.describe(),

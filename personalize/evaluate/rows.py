@@ -6,6 +6,7 @@ of the tuned model and, where there is one, the base's n pictures from the same 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from personalize.data.photos import open_rgb
-from personalize.data.prompts import PromptSet
-from personalize.evaluate.judges import Clip, Dino, Evaluators, Truth
+from personalize.evaluate.judges import Clip, Dino, Evaluators, SubjectJudge, Truth
 from personalize.evaluate.metrics import cosine, mean_to_others, paired_cosine, pairwise_perceptual
 from personalize.sample.sampler import Wanted
 
@@ -31,6 +31,7 @@ class References:
     clip: Tensor | None = None  # (R, D)
     dino: Tensor | None = None  # (R, D)
     training_dino: Tensor | None = None
+    subject: str | None = None  # by the subject judge; None: none that it knows
 
     def real_images(self) -> dict[str, float | None]:
         """The references among themselves: the most that fidelity can mean ("Real Images" in
@@ -45,6 +46,8 @@ def look_at(reference: list[Path], training: list[Path], evaluators: Evaluators)
     """Raises UserError naming a picture that cannot be read."""
     out = References([p.name for p in reference], [p.name for p in training])
     images = [open_rgb(p) for p in reference]
+    if evaluators.subjects:
+        out.subject = evaluators.subjects.subject_of(images)
     if evaluators.clip:
         out.clip = evaluators.clip.images(images)
     if evaluators.dino:
@@ -67,22 +70,26 @@ class Scores:
 
 
 def score(
-    prompts: PromptSet,
-    seeds: list[int],
+    jobs: list[tuple[str, str, list[int]]],
+    plain: Callable[[str], str],
     tuned: dict[Wanted, Path],
     base: dict[Wanted, Path],
     evaluators: Evaluators,
     references: References,
 ) -> Scores:
-    """`base` may be empty: then nothing is said about drift."""
-    scores, n = Scores(), len(seeds)
+    """Score the pictures of every (group, prompt, seeds); `base` may be empty: then no drift.
+
+    plain: the prompt that CLIP-T compares with (without the identifier).
+    """
+    scores = Scores()
     sides = {"tuned": tuned, "base": base} if base else {"tuned": tuned}
-    for group, prompt in prompts.jobs():
+    for group, prompt, seeds in jobs:
+        n = len(seeds)
         files = [(side, seed, of[prompt, seed]) for side, of in sides.items() for seed in seeds]
         images = [open_rgb(path) for _, _, path in files]
         columns: Columns = {}
         if evaluators.clip:
-            columns |= clip_columns(evaluators.clip, prompts.plain(prompt), images, n, references)
+            columns |= clip_columns(evaluators.clip, plain(prompt), images, n, references)
         if evaluators.dino:
             found, features = dino_columns(evaluators.dino, images, n, references)
             columns |= found
@@ -92,6 +99,8 @@ def score(
             columns |= distance_columns("lpips", evaluators.lpips.pairwise(images), n)
         if evaluators.truth:
             columns |= truth_columns(evaluators.truth, prompt, images)
+        if evaluators.subjects and references.subject:
+            columns |= subject_columns(evaluators.subjects, references.subject, images)
         for i, (side, seed, path) in enumerate(files):
             row = {"model": side, "group": group, "prompt": prompt, "seed": seed, "file": path.name}
             scores.rows.append(row | _cells(columns, i, references))
@@ -160,6 +169,12 @@ def truth_columns(truth: Truth, prompt: str, images: list[Image.Image]) -> Colum
         if asked:
             out[f"{name}_right"] = torch.tensor([float(r[k] == asked[0]) for r in read])
     return out
+
+
+def subject_columns(judge: SubjectJudge, subject: str, images: list[Image.Image]) -> Columns:
+    """The probability that each picture shows the subject of the references."""
+    p, labels = judge.probabilities(images)
+    return {"subject_seen": p[:, labels.index(subject)]}
 
 
 def within(pairwise: Tensor, n: int) -> Tensor:

@@ -43,6 +43,9 @@ METRICS = {
     "clip_t_change": "up; clip_t minus that of the base's picture of the same prompt and seed",
     "class_right": "up; share whose class is the prompt's, by the mini world's classifier",
     "scene_right": "up; share whose scene is the prompt's, by the mini world's classifier",
+    "subject_seen": (
+        "up; probability that the picture shows the subject, by the mini's subject judge"
+    ),
     "pres": (
         "down; `dino` of the class prompt's pictures: does any dog look like this dog? "
         "(DreamBooth, PRES)"

@@ -75,7 +75,7 @@ def usual_guidance(base: str) -> float:
 
 
 def model_folder() -> Path:
-    """The diffusers pipeline. Raises UserError if it is absent or altered; so do the next three."""
+    """The diffusers pipeline. Raises UserError if it is absent or altered; so do the next four."""
     return _folder("model")
 
 
@@ -92,6 +92,11 @@ def dino_folder() -> Path:
 def classifier_folder() -> Path:
     """ResNetForImageClassification, labels "class|scene": the truth that checks the metrics."""
     return _folder("classifier")
+
+
+def subject_judge_folder() -> Path:
+    """ResNetForImageClassification, labels: the eight subjects and "other"."""
+    return _folder("subject_judge")
 
 
 def _folder(name: str) -> Path:

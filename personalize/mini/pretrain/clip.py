@@ -1,12 +1,15 @@
-"""The mini CLIP and the two other judges of pictures.
+"""The mini CLIP and the three other judges of pictures.
 
 CLIP's text tower conditions the UNet, the whole of it compares pictures with prompts. The image
-encoder takes DINO's part: it tells instances apart. The classifier reads class and scene.
+encoder takes DINO's part: it tells instances apart. The classifier reads class and scene. The
+subject judge says which of the shipped subjects a picture shows, or "other".
 """
 
 import random
 
+import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import (
@@ -21,8 +24,10 @@ from transformers import (
     ViTModel,
 )
 
+from personalize.evaluate.judges import OTHER
+from personalize.mini.pretrain.artwork import SUBJECTS
 from personalize.mini.pretrain.data import Data
-from personalize.mini.pretrain.vae import draw, pixels
+from personalize.mini.pretrain.vae import draw, encode, pixels
 from personalize.mini.pretrain.words import LENGTH, tokenizer
 from personalize.mini.pretrain.world import CLASSES, SCENES, Content, caption
 
@@ -34,6 +39,7 @@ TOWER = {
 }
 PICTURE = {"image_size": 64, "patch_size": 8}
 TEMPERATURE = 0.1
+OTHERS = 4096  # pictures of the world that the subject judge learns to call "other"
 PAIRS = 64  # pictures (and captions) in a batch; all of different (class, scene)
 
 
@@ -59,11 +65,18 @@ def build_dino() -> ViTModel:
 
 
 def build_classifier() -> ResNetForImageClassification:
-    labels = [f"{c}|{s}" for c in CLASSES for s in SCENES]
+    return _resnet(32, [f"{c}|{s}" for c in CLASSES for s in SCENES])
+
+
+def build_subject_judge() -> ResNetForImageClassification:
+    return _resnet(16, [*SUBJECTS, OTHER])
+
+
+def _resnet(width: int, labels: list[str]) -> ResNetForImageClassification:
     return ResNetForImageClassification(
         ResNetConfig(
-            embedding_size=32,
-            hidden_sizes=[32, 64, 128],
+            embedding_size=width,
+            hidden_sizes=[width, 2 * width, 4 * width],
             depths=[1, 1, 1],
             layer_type="basic",
             id2label=dict(enumerate(labels)),
@@ -137,3 +150,34 @@ def classifier_terms(world: Data):
         return {"label": cross_entropy(network(x).logits, truth)}
 
     return of
+
+
+def subject_judge_terms(world: Data, drawn: np.ndarray, vae: AutoencoderKL):
+    """The loss of a batch of 32 pictures of subjects and 32 of the world.
+
+    Every second one has passed through the VAE, as the pictures have that it will judge.
+
+    Args:
+        drawn: (subjects x views, 64, 64, 3) composites in the order of SUBJECTS, none of which is
+            among the shipped pictures.
+    """
+    subjects, others = (
+        torch.stack([pixels(p), _through(vae, p)]) for p in (drawn, np.array(world.train[:OTHERS]))
+    )
+    labels = torch.arange(len(drawn)) // (len(drawn) // len(SUBJECTS))
+
+    def of(network: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+        side = torch.arange(32) % 2
+        i, j = (torch.randint(len(p[0]), (32,), generator=rng) for p in (subjects, others))
+        x = torch.cat([subjects[side, i], others[side, j]])
+        truth = torch.cat([labels[i], torch.full((32,), len(SUBJECTS))])
+        return {"label": cross_entropy(network(x).logits, truth)}
+
+    return of
+
+
+@torch.no_grad()
+def _through(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Tensor:
+    """The pictures as the VAE draws them again: (N, 3, 64, 64) in [-1, 1]."""
+    latents = encode(vae, pictures).split(batch)
+    return torch.cat([vae.decode(z).sample.clamp(-1, 1) for z in latents])

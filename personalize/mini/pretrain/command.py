@@ -1,7 +1,7 @@
 """`personalize pretrain`: train the parts of the mini base and publish them.
 
-The VAE, the mini CLIP and the UNet, on cached latents, are the model; the image encoder and the
-classifier check it.
+The VAE, the mini CLIP and the UNet, on cached latents, are the model; the image encoder, the
+classifier and the subject judge check it.
 
 Every part continues from its newest checkpoint; parts do not wait for others that they do not need.
 """
@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from personalize.config.commands import PARTS, Part, Pretrain
+from personalize.config.commands import JUDGES, PARTS, Part, Pretrain
+from personalize.evaluate.judges import load_subjects
 from personalize.mini.pretrain import clip, data, publish, unet, vae
 from personalize.mini.pretrain.artwork import Artwork
 from personalize.mini.pretrain.loop import Terms, fit, has_bf16, trained
 from personalize.mini.pretrain.muon import Muon
-from personalize.mini.pretrain.quality import quality
+from personalize.mini.pretrain.quality import quality, right_on_shipped_pictures
 from personalize.mini.shipped import FOLDER, WEIGHTS
 from toy2d.runs.files import write_json
 from toy2d.runs.folder import environment, hash_tensors, load_tensors, save_tensors
@@ -30,6 +31,7 @@ PLAN = {
     "unet": (7850, 2e-3),
     "dino": (800, 1e-3),
     "classifier": (1200, 2e-3),
+    "subject_judge": (600, 2e-3),
 }
 # trained by Muon, in bfloat16 where the CPU has it; the judges by AdamW in float32
 LARGE = ("vae", "unet")
@@ -39,8 +41,9 @@ BUILD = {
     "unet": unet.build,
     "dino": clip.build_dino,
     "classifier": clip.build_classifier,
+    "subject_judge": clip.build_subject_judge,
 }
-TERMS = {  # the UNet's need other parts: Parts.terms
+TERMS = {  # those of the UNet and of the subject judge need other parts: Parts.terms
     "vae": vae.terms,
     "clip": clip.clip_terms,
     "dino": clip.dino_terms,
@@ -57,8 +60,11 @@ def pretrain(asked: Pretrain) -> None:
     for part in asked.parts:
         steps, peak = parts.plan(part)
         how = {"optimizer": Muon, "bf16": parts.bf16} if part in LARGE else {}
-        fit(part, parts.new(part), parts.terms(part, world), steps, peak, out, asked.seed, **how)
-    if asked.start or set(asked.parts) == set(PARTS):
+        terms = parts.terms(part, world)
+        fit(part, parts.new(part), terms, steps, peak, out, asked.seed, **how)
+    if asked.start and set(asked.parts) <= set(JUDGES):
+        publish_judges(parts, world)
+    elif asked.start or set(asked.parts) == set(PARTS):
         finish(parts, world, artwork)
 
 
@@ -114,11 +120,43 @@ class Parts:
         return load_tensors(path)["mean"]
 
     def terms(self, part: Part, world: data.Data) -> Terms:
+        if part == "subject_judge":
+            folder, artwork = Path(self.asked.out, "data"), Artwork(Path(self.asked.artwork))
+            drawn = data.subject_composites(folder, artwork, self.asked.seed)
+            return clip.subject_judge_terms(world, drawn, self.done("vae"))
         if part == "unet":
             latents, text = self.latents(world), self.done("clip").text_model
             mean, std = (m[:, None, None] for m in vae.moments(latents))
             return unet.terms(world, (latents - mean) / std, text)
         return TERMS[part](world)
+
+
+def publish_judges(parts: Parts, world: data.Data) -> None:
+    """Publish the judges that were trained, and nothing else: the model stays as it is."""
+    asked = parts.asked
+    weights = Path(asked.weights)
+    for part in asked.parts:
+        publish.publish_judge(parts.done(part), weights / part)
+        record = made_record(parts, world)
+        record["losses"] = {part: record["losses"][part]}
+        if part == "subject_judge":
+            judge = load_subjects(str(weights / part))
+            record["right_on_shipped_pictures"] = right_on_shipped_pictures(judge)
+        write_json(weights / f"{part}.json", record)
+        print(f"published: {weights / part}; how it was made: {weights / part}.json")
+
+
+def made_record(parts: Parts, world: data.Data) -> dict:
+    """What made the weights, for made_by.json."""
+    asked = parts.asked
+    return {
+        "asked": _placeless(asdict(asked)),
+        "plan": {part: parts.plan(part) for part in asked.parts},
+        "precision": "bf16" if parts.bf16 and set(asked.parts) & set(LARGE) else "fp32",
+        "drawings": world.digest,
+        "environment": environment(("torch", "diffusers", "transformers")),
+        "losses": publish.losses(Path(asked.out)),
+    }
 
 
 def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
@@ -131,14 +169,7 @@ def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
     out, weights = Path(asked.out), Path(asked.weights)
     made = {part: parts.done(part) for part in PARTS}
     vae.standardize(made["vae"], *vae.moments(parts.latents(world)))
-    record = {
-        "asked": _placeless(asdict(asked)),
-        "plan": {part: parts.plan(part) for part in asked.parts},
-        "precision": "bf16" if parts.bf16 else "fp32",
-        "drawings": world.digest,
-        "environment": environment(("torch", "diffusers", "transformers")),
-        "losses": publish.losses(out),
-    }
+    record = made_record(parts, world)
     before = Path(asked.start or weights, "made_by.json")
     if asked.start and before.exists():
         record["began_with"] = json.loads(before.read_text())

@@ -67,3 +67,13 @@ def _cached(path: Path, jobs: list) -> np.ndarray:
         with appearing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, pictures)
     return np.load(path, mmap_mode="r")
+
+
+def subject_composites(folder: Path, artwork: Artwork, seed: int, views: int = 256) -> np.ndarray:
+    """(subjects x views, 64, 64, 3) uint8 in the order of SUBJECTS, as many in each scene."""
+    jobs = [
+        (drawing, view % 8, f"{seed} judge {name} {view}")
+        for name, drawing in artwork.subjects().items()
+        for view in range(views)
+    ]
+    return _cached(folder / f"judge-{seed}.npy", jobs)

@@ -1,4 +1,4 @@
-"""Publish the mini base: the pipeline and the three judges in fp16, and the subjects' pictures."""
+"""Publish the mini base: the pipeline and its judges in fp16, and the subjects' pictures."""
 
 import json
 import random
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification, ViTModel
 
+from personalize.config.commands import JUDGES
 from personalize.mini.pretrain import clip, unet
 from personalize.mini.pretrain.artwork import SUBJECTS, Artwork
 from personalize.mini.pretrain.words import tokenizer
@@ -30,9 +31,14 @@ def publish(parts: dict[str, nn.Module], record: dict, out: Path) -> None:
     """
     _whole(out / "model", lambda folder: pipeline(parts).save_pretrained(folder))
     _whole(out / "clip", lambda folder: _judge(parts["clip"], folder, tokenizer()))
-    _whole(out / "dino", lambda folder: _judge(parts["dino"], folder))
-    _whole(out / "classifier", lambda folder: _judge(parts["classifier"], folder))
+    for part in JUDGES:
+        publish_judge(parts[part], out / part)
     write_json(out / "made_by.json", record)
+
+
+def publish_judge(network: nn.Module, folder: Path) -> None:
+    """Write a judge's folder whole: fp16 weights, its image processor, a manifest."""
+    _whole(folder, lambda temporary: _judge(network, temporary))
 
 
 def pipeline(parts: dict[str, nn.Module]) -> StableDiffusionPipeline:
@@ -67,6 +73,7 @@ def read(part: str, folder: Path) -> nn.Module:
         "clip": (CLIPModel, "clip"),
         "dino": (ViTModel, "dino"),
         "classifier": (ResNetForImageClassification, "classifier"),
+        "subject_judge": (ResNetForImageClassification, "subject_judge"),
     }
     kind, place = of[part]
     more = {"add_pooling_layer": False} if kind is ViTModel else {}

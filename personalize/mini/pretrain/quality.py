@@ -14,8 +14,9 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from personalize.data.photos import open_rgb
 from personalize.data.prompts import with_article
-from personalize.evaluate.judges import Dino, Truth, load_dino, load_truth
+from personalize.evaluate.judges import Dino, SubjectJudge, Truth, load_dino, load_truth
 from personalize.evaluate.metrics import mean_to_others, pairwise_perceptual
 from personalize.mini.pretrain.vae import pixels
 from personalize.mini.pretrain.world import CLASSES, SCENES, Content, contents, pictures
@@ -84,6 +85,15 @@ def reconstruction(vae: AutoencoderKL, shown: np.ndarray) -> dict[str, float]:
         "mse_se": float(each.std()) / len(each) ** 0.5,
         "decibels": 10 * math.log10(4 / mse),
     }
+
+
+def right_on_shipped_pictures(judge: SubjectJudge) -> dict[str, float]:
+    """Of each subject: the share of its shipped pictures that the judge reads rightly."""
+    right = {}
+    for name, s in subjects().items():
+        p, labels = judge.probabilities([open_rgb(f) for f in sorted(s.folder.rglob("*.png"))])
+        right[name] = float((p.argmax(1) == labels.index(name)).float().mean())
+    return right
 
 
 def held_out_pictures() -> np.ndarray:

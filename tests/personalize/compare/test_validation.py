@@ -4,6 +4,7 @@ covers.
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,14 +78,35 @@ def test_a_diverged_run_and_a_small_subject_do_not_count():
     assert agreement(some)[0]["n"] == 5
 
 
+def written(folder: Path, some: list[dict], base: str = "abc") -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps({"runs": some, "base_hash": base}))
+    return str(folder)
+
+
 def test_the_command(tmp_path, capsys):
     with pytest.raises(UserError, match="pass the folder of"):
-        validate(Validate(str(tmp_path)))
-    (tmp_path / "metrics.json").write_text(json.dumps({"runs": runs(2)}))
+        validate(Validate((str(tmp_path),)))
+    few = written(tmp_path / "few", runs(2))
     with pytest.raises(UserError, match="held-out pictures"):
-        validate(Validate(str(tmp_path)))
-    (tmp_path / "metrics.json").write_text(json.dumps({"runs": runs()}))
-    validate(Validate(str(tmp_path)))
+        validate(Validate((few,)))
+    enough = written(tmp_path / "enough", runs())
+    validate(Validate((enough,)))
     assert "agrees best: gain" in capsys.readouterr().out
-    written = json.loads((tmp_path / "validation.json").read_text())
-    assert written["axis"] == "gain"
+    assert json.loads((tmp_path / "enough" / "validation.json").read_text())["axis"] == "gain"
+
+
+def test_runs_of_several_comparisons_are_ranked_together(tmp_path):
+    """Two halves, each too small for a subject, count as the whole does."""
+    some = runs(8)
+    halves = [written(tmp_path / name, some[i::2]) for i, name in enumerate("ab")]
+    together, whole = (
+        json.loads(validate(Validate(tuple(folders))).read_text())["agreement"]
+        for folders in (halves, [written(tmp_path / "whole", some)])
+    )
+    for a, b in zip(together, whole, strict=True):
+        assert (a["candidate"], a["n"]) == (b["candidate"], b["n"])
+        assert a["rho"] == pytest.approx(b["rho"])
+    other = written(tmp_path / "other", some, base="another")
+    with pytest.raises(UserError, match="different base models"):
+        validate(Validate((halves[0], other)))

@@ -195,6 +195,12 @@ def mini(folders, monkeypatch, tmp_path):
     tiny one.
     """
     (tmp_path / "weights").mkdir()
+    judge = Path(folders["dino"]).with_name("subject_judge")
+    shutil.copytree(folders["truth"], judge, dirs_exist_ok=True)
+    about = json.loads((judge / "config.json").read_text())
+    labels = {"0": "rex", "1": "tom", "2": "kit", "3": "other"}
+    about |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
+    (judge / "config.json").write_text(json.dumps(about))
     (tmp_path / "weights" / "model").symlink_to(workshop() / "sd")
     world = types.SimpleNamespace(
         CLASSES=("dog", "cat", "owl"),
@@ -203,9 +209,11 @@ def mini(folders, monkeypatch, tmp_path):
         clip_folder=lambda: Path(folders["clip"]),
         dino_folder=lambda: Path(folders["dino"]),
         classifier_folder=lambda: Path(folders["truth"]),
+        subject_judge_folder=lambda: judge,
     )
     monkeypatch.setattr("personalize.mini.shipped.WEIGHTS", world.WEIGHTS)  # what is_mini reads
     monkeypatch.setitem(sys.modules, "personalize.mini.shipped", world)
+    monkeypatch.setattr("personalize.mini.shipped", world)
     return world
 
 
@@ -242,7 +250,7 @@ def test_the_mini_is_judged_by_its_own_networks_in_its_own_world(mini, tmp_path)
         "contexts": ["a photo of a dog in the snow", "a photo of a dog on the beach"],
         "unrelated": ["a photo of a cat in the snow", "a photo of an owl on the beach"],
     }
-    assert set(report["evaluators"]) == {"clip", "dino", "truth"}
+    assert set(report["evaluators"]) == {"clip", "dino", "truth", "subjects"}
     assert report["headline"]["div_distance"] == "perceptual"
     assert len(report["left_out"]) == 1
     assert "one pair" in report["left_out"][0]  # of two pictures

@@ -60,6 +60,16 @@ def test_one_reference_and_one_seed(moved, evaluators, tmp_path):
     assert not any(math.isnan(v) for r in found.rows for v in r.values() if isinstance(v, float))
 
 
+def test_the_subject_can_have_more_pictures_than_the_others(still, evaluators, tmp_path):
+    """--subject_images: its prompts are drawn from their own seeds, all others from the usual."""
+    found = run(still, tmp_path, evaluators, seeds=[1, 2], subject_seeds=[1, 2, 3])
+    counts = {r["prompt"]: r["pictures"] for r in found.prompts if r["model"] == "tuned"}
+    groups = {r["prompt"]: r["group"] for r in found.prompts}
+    assert {groups[p]: n for p, n in counts.items()}["subject"] == 3
+    assert all(n == 2 for p, n in counts.items() if groups[p] != "subject")
+    assert found.summary["means"]["tuned"]["subject"]["dino"]["n"] == 3
+
+
 def test_a_prompt_that_is_cut_is_said(still, evaluators, tmp_path):
     long = PromptSet("sks", "dog", {"subject": ("a sks dog" + " and a cat" * 40,)})
     found = run(still, tmp_path, evaluators, long, seeds=[1, 2])

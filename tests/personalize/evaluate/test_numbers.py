@@ -135,9 +135,8 @@ def test_fidelity_is_against_the_references_and_memorization_against_what_traine
     prompts = PromptSet("sks", "dog", {"subject": (prompt,)})
     kept = json.loads((folder / "tuned" / "manifest.json").read_text())["files"]
     files = {(f["prompt"], f["seed"]): folder / "tuned" / name for name, f in kept.items()}
-    rows = score(
-        prompts, SEEDS, files, {}, evaluators, look_at(reference, training, evaluators)
-    ).rows
+    seen = look_at(reference, training, evaluators)
+    rows = score([("subject", prompt, SEEDS)], prompts.plain, files, {}, evaluators, seen).rows
     images = [Image.open(files[prompt, seed]) for seed in SEEDS]
     features, photos = (
         evaluators.dino.features(images)[0],

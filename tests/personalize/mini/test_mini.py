@@ -11,13 +11,14 @@ from discs import disc
 from transformers import AutoModel, AutoModelForImageClassification, CLIPModel
 
 from personalize.config.commands import PARTS, Pretrain
-from personalize.evaluate.judges import load_dino
+from personalize.data.photos import open_rgb
+from personalize.evaluate.judges import load_dino, load_subjects
 from personalize.mini import shipped as mini
 from personalize.mini.pretrain import clip, data, publish, vae, world
 from personalize.mini.pretrain import command as pretrain
 from personalize.mini.pretrain.loop import fit, has_bf16, trained
 from personalize.mini.pretrain.muon import Muon
-from personalize.mini.pretrain.quality import reconstruction
+from personalize.mini.pretrain.quality import reconstruction, right_on_shipped_pictures
 from personalize.mini.pretrain.words import tokenizer
 from personalize.pipeline.load import load
 from toy2d.runs.files import UserError
@@ -187,6 +188,28 @@ def test_only_the_shipped_weights_bring_new_subjects(shipped, published, tmp_pat
     assert str(tmp_path.parent) not in text
     assert "/home" not in text
     assert json.loads(text)["began_with"]["asked"] == {"weights": "weights", "out": "runs/pretrain"}
+
+
+def test_the_subject_judge_learns_from_drawings_it_is_shown(small_world, tmp_path):
+    """Fifteen steps lower the loss of telling flat squares of eight greys from the world."""
+    greys = np.linspace(0, 255, 8).astype(np.uint8).repeat(4)
+    drawn = np.broadcast_to(greys[:, None, None, None], (32, 64, 64, 3)).copy()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        of = clip.subject_judge_terms(small_world, drawn, vae.build())
+        network = clip.build_subject_judge()
+    before = float(of(network, torch.Generator().manual_seed(7))["label"].detach())
+    fit("part", network, of, 15, 2e-2, tmp_path, 0)
+    network.load_state_dict(_last_weights(tmp_path / "part"), strict=False)
+    assert float(of(network, torch.Generator().manual_seed(7))["label"].detach()) < before
+
+
+def test_the_published_subject_judge_knows_every_subject():
+    """It was trained on other composites of the same drawings."""
+    judge = load_subjects(str(mini.subject_judge_folder()))
+    assert min(right_on_shipped_pictures(judge).values()) > 0.9
+    for name, subject in mini.subjects().items():
+        assert judge.subject_of([open_rgb(p) for p in subject.folder.glob("*.png")]) == name
 
 
 def test_running_statistics_are_kept(tmp_path):
