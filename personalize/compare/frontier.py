@@ -5,6 +5,7 @@ Drift is path KL of the old prompts. The statistics are in toy2d/runs/frontier.p
 """
 
 import math
+from collections.abc import Sequence
 
 from rich.table import Table
 
@@ -27,6 +28,30 @@ def trajectories(metrics: dict) -> list[Trajectory]:
             name = r["run"], r["objective"], r["subject"], r["seed"]
             found.append(Trajectory(*name, *columns, stopped=r["stopped"]))
     return found
+
+
+def picture_trajectories(parts: Sequence[dict], score: str = "subject_seen") -> list[Trajectory]:
+    """Curves of what pictures show, from comparisons that differ in --max_train_steps alone.
+
+    Learnt is the score of a run's pictures less that of the base's; drift is path KL. A comparison
+    is one point of each curve, step 0 the base. Runs without the score are left out.
+    """
+    points: dict[tuple, dict[int, tuple[float, float]]] = {}
+    for metrics in parts:
+        for r in metrics["runs"]:
+            seen = r.get(score)
+            if seen is not None and not r["stopped"]:
+                key = r["run"], r["objective"], r["subject"], r["seed"]
+                gained = seen - r["base"][score]
+                at = points.setdefault(key, {0: (0.0, 0.0)})
+                at[metrics["steps"]] = (gained, r["path_kl"][0])
+    return [Trajectory(*key, *curve_of(found)) for key, found in points.items()]
+
+
+def curve_of(points: dict[int, tuple[float, float]]) -> tuple[list, list, list]:
+    """step -> (learnt, drift), as three lists in the order of the steps."""
+    steps = sorted(points)
+    return steps, [points[s][0] for s in steps], [points[s][1] for s in steps]
 
 
 def frontier_header() -> list[str]:
@@ -73,11 +98,14 @@ def power_words(c: Contrast) -> str:
 def frontier_table(metrics: dict) -> Table | None:
     """Drift over standard's at equal learning; None where no learning was measured."""
     runs = trajectories(metrics)
-    if not runs:
-        return None
+    return table_at_equal(runs, metrics.get("learning", "gain")) if runs else None
+
+
+def table_at_equal(runs: Sequence[Trajectory], learning: str) -> Table:
+    """Drift over standard's at equal `learning`, a row for each objective."""
     title = (
         "drift over standard's at equal learning: where 25 to 90 % of standard's peak "
-        f"{metrics.get('learning', 'gain')} is first reached; 95 % interval over subjects"
+        f"{learning} is first reached; 95 % interval over subjects"
     )
     out = table_of(title, tuple(frontier_header()))
     for row in frontier_rows(contrasts(runs)):

@@ -4,6 +4,9 @@ For every run of one or more comparisons: each candidate's value at the last ste
 that run's pictures of the subject. Agreement is Spearman's rank correlation, ranks taken within a
 subject, so that an easy subject counts no more than a hard one. Its interval is a percentile
 bootstrap over the runs of each subject.
+
+Comparisons that differ in their number of steps are points of curves, too: then drift is compared
+at equal learning as pictures show it (`frontier.picture_trajectories`).
 """
 
 import json
@@ -15,10 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
+from personalize.compare.frontier import picture_trajectories, table_at_equal
 from personalize.config.commands import Validate
 from toy2d.runs.files import UserError, write_json
+from toy2d.runs.frontier import HEADLINE, contrasts
 
 CANDIDATES = ("gain", "gain/detail", "gain/shape", "gain/identity", "binding", "leak")
+SEEN = "subject_seen of the pictures"
 WITNESSES = ("dino", "clip_i", "subject_seen")
 AT_LEAST, RESAMPLES = 5, 1000  # runs of a subject; resamples of the bootstrap
 
@@ -40,7 +46,14 @@ def validate(command: Validate) -> Path:
             "compare with --held_out, or with a folder of held-out pictures for each subject"
         )
     Console().print(table(found))
-    write_json(folder / "validation.json", {"agreement": found, "axis": axis(found)})
+    record = {"agreement": found, "axis": axis(found)}
+    if len({m.get("steps") for m in metrics}) > 1:
+        seen = picture_trajectories(metrics)
+        Console().print(table_at_equal(seen, SEEN))
+        record["curves"] = [t._asdict() for t in seen]
+        for o, at in contrasts(seen).items():
+            print(f"{o}: {at[HEADLINE].words()}.")
+    write_json(folder / "validation.json", record)
     print(f"written: {folder / 'validation.json'}")
     return folder / "validation.json"
 

@@ -250,7 +250,8 @@ class Validate(Command):
     $ personalize validate --full runs/12-steps runs/48-steps runs/120-steps
 
     Needs comparisons with held-out pictures, and runs that differ: in objective, weight, steps.
-    Writes validation.json beside the first one's metrics.
+    Comparisons of several --max_train_steps are also read as curves of what pictures show
+    (subject_seen) against drift. Writes validation.json beside the first one's metrics.
     """
 
     # folders of `personalize compare`, of one base; runs of one subject are ranked together

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from personalize.compare.frontier import picture_trajectories
 from personalize.compare.validation import agreement, axis, correlation, validate, within_ranks
 from personalize.config.commands import Validate
 from toy2d.runs.files import UserError
+from toy2d.runs.frontier import contrasts
 
 
 def runs(n: int = 12, subjects=("rex", "tom"), noise: float = 0.1, seed: int = 0) -> list[dict]:
@@ -110,3 +112,36 @@ def test_runs_of_several_comparisons_are_ranked_together(tmp_path):
     other = written(tmp_path / "other", some, base="another")
     with pytest.raises(UserError, match="different base models"):
         validate(Validate((halves[0], other)))
+
+
+def test_budgets_are_points_of_a_curve(tmp_path, capsys):
+    """Twice the drift at every level of what pictures show is read as a ratio of 2, whatever the
+    base's own score; a run without the score is left out.
+    """
+
+    def part(steps: int) -> dict:
+        kept = {"stopped": None, "seed": 0, "base": {"subject_seen": 0.1}, "dino": 0.5}
+        kept |= {"curve": [{"step": steps, "gain": float(steps)}], "objective": "standard"}
+        runs = []
+        for i, subject in enumerate(("rex", "tom", "kit")):
+            seen, drift = 0.1 + steps / 200 * (1 + 0.1 * i), [steps * (1 + i), 0.1, 1]
+            one = kept | {"subject": subject, "subject_seen": seen}
+            runs.append(one | {"run": "standard", "path_kl": drift})
+            double = [2 * drift[0], 0.1, 1]
+            runs.append(one | {"run": "l2:1", "objective": "l2", "path_kl": double})
+        return {"runs": [*runs, runs[0] | {"subject_seen": None}], "steps": steps}
+
+    curves = picture_trajectories([part(100), part(20)])
+    assert [t.step for t in curves] == [[0, 20, 100]] * 6
+    assert curves[0].learnt == pytest.approx([0, 0.1, 0.5])
+    at = contrasts(curves)["l2"][0.75]
+    assert math.exp(at.ratio.log.mean) == pytest.approx(2)
+    assert at.verdict == "more"
+    folders = [tmp_path / "20", tmp_path / "100"]
+    for folder in folders:
+        folder.mkdir()
+        both = part(int(folder.name))
+        both["runs"] *= 3  # enough of a subject
+        (folder / "metrics.json").write_text(json.dumps(both | {"base_hash": "abc"}))
+    validate(Validate(tuple(map(str, folders))))
+    assert "l2: more drift than standard" in " ".join(capsys.readouterr().out.split())
