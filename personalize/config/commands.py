@@ -119,6 +119,10 @@ class Evaluate(Command):
     resolution: int | None = None  # pixels; default: the run's
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # precision in which pictures are made
     chains: int = 4  # sampling chains of the base for path KL, for each prompt; 0: no path KL
+    # points of each prompt (at least 2) for KL(base || tuned) of the deterministic samplers' laws,
+    # by likelihoods; 0: not measured. It costs hundreds of passes a point
+    ode_points: int = 0
+    ode_nodes: int = 100  # timesteps of its ODE; too few, and its stated ODE error is large
     clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
     dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
     out: str | None = None  # a folder; default: evaluation/ in the model's folder
@@ -126,8 +130,20 @@ class Evaluate(Command):
 
     def problems(self) -> list[str]:
         wrong = below(
-            self, images=1, steps=1, guidance=1, sample_batch_size=1, resolution=1, chains=0
+            self,
+            images=1,
+            steps=1,
+            guidance=1,
+            sample_batch_size=1,
+            resolution=1,
+            chains=0,
+            ode_points=0,
+            ode_nodes=7,
         )
+        if self.ode_points == 1:
+            wrong.append("--ode_points 1: one point has no standard error; use at least 2, or 0")
+        if not self.ode_points and self.ode_nodes != Evaluate.ode_nodes:
+            wrong.append("--ode_nodes has no effect without --ode_points")
         if self.chains == 1:
             wrong.append(
                 "--chains 1: one chain has no standard error; use at least 2, or 0 for none"

@@ -80,7 +80,8 @@ def one(
     size = command.resolution or config.get("resolution")
     how = (command.steps, guidance, command.sampler, size, command.sample_batch_size)
     seeds = [image_seed(command.seed, i) for i in range(command.images)]
-    plan = Plan(reference, prompts, seeds, training, Sampling(*how), command.chains)
+    ode = {"ode_points": command.ode_points, "ode_nodes": command.ode_nodes}
+    plan = Plan(reference, prompts, seeds, training, Sampling(*how), command.chains, **ode)
     base_folder = shared and shared / f"{(base or model).hash()}-{size or 'own'}"
     found = evaluate_model(model, plan, judges(mini), folder, base, base_folder, say)
     found.about["model"] = public_name(name)  # as it was asked for, not the folder inside the run

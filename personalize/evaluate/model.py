@@ -21,6 +21,7 @@ from personalize.data.latents import PromptCache
 from personalize.data.photos import Scan, scan
 from personalize.data.prompts import PromptSet
 from personalize.drift import measure
+from personalize.drift.ode_law import ode_kl_of_groups
 from personalize.evaluate.judges import Evaluators
 from personalize.evaluate.rows import look_at, score
 from personalize.evaluate.summary import INTERVALS, METRICS, prompt_rows, summarise
@@ -28,6 +29,7 @@ from personalize.export.model_card import public_name
 from personalize.pipeline.model import Model
 from personalize.sample.gallery import pictures, weights_hash
 from personalize.sample.sampler import USUAL, Sampling
+from toy2d.core.drift import Predict
 from toy2d.runs.files import UserError, write_csv, write_json
 from toy2d.runs.folder import environment
 
@@ -78,7 +80,8 @@ class Plan:
     reference: folder of the subject's pictures. training: those it was trained on (default: the
     same). chains: base chains for each prompt of path KL, at least 2; 0: no path KL (a run's
     metrics.json has it already). subject_seeds: of the subject's prompts, if they are drawn with
-    others (more pictures tell more of the subject).
+    others (more pictures tell more of the subject). ode_points: points of each prompt for KL of the
+    deterministic samplers' laws, on ode_nodes nodes; 0: not measured (it is dear).
     Raises UserError for a single chain.
     """
 
@@ -89,6 +92,8 @@ class Plan:
     sampling: Sampling = USUAL
     chains: int = 4
     subject_seeds: list[int] = field(default_factory=list)
+    ode_points: int = 0
+    ode_nodes: int = 100
 
     def jobs(self) -> list[tuple[str, str, list[int]]]:
         """(group, prompt, its seeds), each prompt once."""
@@ -130,6 +135,8 @@ def evaluate_model(
     scores = score(plan.jobs(), prompts.plain, tuned, of_base, evaluators, references)
     paths = path_kl(model, base, plan) if of_base and plan.chains else {}
     summary = summarise(scores.rows, references.real_images(), scores.dino, paths)
+    for group, kl in (ode_kl(model, base, plan) if of_base and plan.ode_points else {}).items():
+        summary["drift"].setdefault(group, {})["ode_kl"] = kl
     undecided = undefined(model, prompts, len(subject.records), len(seeds), bool(of_base))
     about = {
         "model": public_name(model.source),
@@ -188,15 +195,9 @@ def undefined(
     return out
 
 
-def path_kl(
-    model: Model, base: Model | None, plan: Plan, nodes: int = 10
-) -> dict[str, tuple[float, float, int]]:
-    """group -> (mean, standard error, number of chains) over the evaluation's own prompts.
-
-    Measured as `personalize train` measures it.
-    """
+def predictors(model: Model, base: Model | None) -> tuple[Predict, Predict]:
+    """(x_t, t, texts) -> prediction, of the model and of its base."""
     encode_base, encode = PromptCache(base or model), PromptCache(model)
-    size = plan.sampling.batch_size
 
     def predict_base(x_t, t, texts):
         if base:
@@ -207,10 +208,34 @@ def path_kl(
     def predict(x_t, t, texts):
         return model.predict(x_t, t, encode(texts))
 
+    return predict, predict_base
+
+
+def chain_sampling(model: Model, plan: Plan, chains: int, nodes: int) -> measure.ChainSampling:
+    """Chains of the old prompts among the evaluation's own."""
     wanted = ("class", "contexts", "unrelated")
     groups = {g: plan.prompts.groups[g] for g in wanted if plan.prompts.groups.get(g)}
     shape = model.latent_shape(plan.sampling.resolution or model.default_resolution)
+    return measure.ChainSampling(groups, shape, chains, nodes, batch_size=plan.sampling.batch_size)
+
+
+def path_kl(
+    model: Model, base: Model | None, plan: Plan, nodes: int = 10
+) -> dict[str, tuple[float, float, int]]:
+    """group -> (mean, standard error, number of chains) over the evaluation's own prompts.
+
+    Measured as `personalize train` measures it.
+    """
+    predict, predict_base = predictors(model, base)
     with torch.no_grad(), model.evaluating():
-        sampling = measure.ChainSampling(groups, shape, plan.chains, nodes, batch_size=size)
+        sampling = chain_sampling(model, plan, plan.chains, nodes)
         made = measure.make_chains(predict_base, model.schedule, sampling)
-        return measure.path_drift(predict, made, size)
+        return measure.path_drift(predict, made, sampling.batch_size)
+
+
+def ode_kl(model: Model, base: Model | None, plan: Plan) -> dict[str, dict[str, float]]:
+    """group -> KL(base || tuned) of the deterministic samplers' laws: mean, error, ode_error, n."""
+    with model.evaluating():
+        sampling = chain_sampling(model, plan, plan.ode_points, plan.ode_nodes)
+        found = ode_kl_of_groups(*predictors(model, base), model.schedule, sampling)
+    return {group: kl._asdict() for group, kl in found.items()}

@@ -62,12 +62,18 @@ METRICS = {
         "down; upper bound of KL(base || tuned) along the base's chains, nats; mean, standard "
         "error, chains"
     ),
+    "ode_kl": (
+        "down; KL(base || tuned) of the deterministic samplers' laws, nats; mean, standard error, "
+        "mean ODE error, points (--ode_points)"
+    ),
     "stability": (
         "down; standard deviation over all pictures of subject prompts (the report's Stability:"
         " subject, text)"
     ),
 }
-COLUMNS = [k for k in METRICS if k not in ("pres", "div", "mmd2_dino", "path_kl", "stability")]
+COLUMNS = [
+    k for k in METRICS if k not in ("pres", "div", "mmd2_dino", "path_kl", "ode_kl", "stability")
+]
 # whose rows are means to the prompt's other pictures, and so share pairs; all others are
 # independent between seeds
 PAIRED = dict.fromkeys(("pairwise_clip", "lpips", "perceptual"), pairs_over_seeds)

@@ -70,6 +70,18 @@ def test_the_subject_can_have_more_pictures_than_the_others(still, evaluators, t
     assert found.summary["means"]["tuned"]["subject"]["dino"]["n"] == 3
 
 
+def test_the_odes_law_is_measured_beside_path_kl(still, moved, evaluators, tmp_path):
+    """--ode_points: 0 to the bit for adapters that have not moved; nats with errors for others."""
+    asked = {"ode_points": 2, "ode_nodes": 8, "seeds": [1]}
+    unmoved = run(still, tmp_path / "a", evaluators, **asked).drift
+    found = run(moved, tmp_path / "b", evaluators, **asked).drift
+    for group in ("class", "unrelated"):
+        assert unmoved[group]["ode_kl"] == {"mean": 0, "error": 0, "ode_error": 0, "n": 2}
+        assert found[group]["ode_kl"]["n"] == 2
+        assert found[group]["ode_kl"]["error"] > 0
+    assert "ode_kl" not in run(still, tmp_path / "a", evaluators, seeds=[1]).drift["class"]
+
+
 def test_a_prompt_that_is_cut_is_said(still, evaluators, tmp_path):
     long = PromptSet("sks", "dog", {"subject": ("a sks dog" + " and a cat" * 40,)})
     found = run(still, tmp_path, evaluators, long, seeds=[1, 2])
