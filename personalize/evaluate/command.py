@@ -161,10 +161,11 @@ def table(found: Evaluation) -> Table:
         out.add_section()
         for name in ("moved_dino", "moved_clip", "clip_t_change"):
             out.add_row(f"{group}: {name}", *_cells(drift.get(name)))
-        if path := drift["path_kl"]:
-            out.add_row(
-                f"{group}: path KL (nats)", f"{path['mean']:.4g}", f"+- {path['error']:.2g}"
-            )
+        for key, title in (("path_kl", "path KL"), ("ode_kl", "KL of the ODE's law")):
+            if kl := drift.get(key):
+                numerical = f", ODE {kl['ode_error']:.2g}" if "ode_error" in kl else ""
+                error = f"+- {kl['error']:.2g}{numerical}"
+                out.add_row(f"{group}: {title} (nats)", f"{kl['mean']:.4g}", error)
     return out
 
 
