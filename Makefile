@@ -68,6 +68,7 @@ twins: .venv/ready  ## after editing a notebook or its .py twin: the newer one w
 figures: course  ## redraw the lectures' figures from the runs (lectures/_static/figures, committed)
 	@test -d runs/toy2d/course/verify || $(BIN)/toy2d verify
 	@$(BIN)/python lectures/figures.py
+	@$(BIN)/python lectures/frontier.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
