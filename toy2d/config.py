@@ -9,6 +9,7 @@ from toy2d.core.schedule import Schedule
 from toy2d.data import Pentagon, Prompts, World
 from toy2d.model import EpsMLP
 from toy2d.runs.files import UserError
+from toy2d.runs.layers import parse_layers
 from toy2d.runs.spec import grid, parse_run
 
 
@@ -60,6 +61,9 @@ class ToyConfig:
     """points a step and role, drawn with replacement"""
     learning_rate: float = 5e-4
     """Adam's, constant"""
+    l2_layers: tuple[str, ...] = ()
+    """where l2 holds, e.g. layer0:1 other:0.1; layers: words, time, layer0, layer1, ..., or regular
+    expressions for names of parameters; what no entry names is free; default: all alike"""
     carry_moments: bool = False
     """start from pretraining's Adam moments, as the paper's toy does"""
     prior_from: Literal["base", "world"] = "base"
@@ -104,11 +108,15 @@ class ToyConfig:
             )
         if not self.name or set(self.name) - set(NAME_CHARACTERS) or self.name[0] == ".":
             raise UserError(f"--name {self.name!r}: use letters, digits, '.', '_' and '-' only")
-        for spec in self.runs:
-            parse_run(spec)
+        objectives = [parse_run(spec).value for spec in self.runs]
+        if parse_layers(self.l2_layers) and not any(o.uses("l2") for o in objectives):
+            raise UserError("--l2_layers has no effect: no run has an l2 term, such as l2:0.03")
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        """Fields newer than 0.1 are left out where they do nothing: older run folders hold the
+        same configuration.
+        """
+        return {k: v for k, v in asdict(self).items() if v or k not in NEWER}
 
     def make_schedule(self) -> Schedule:
         if self.schedule == "log_snr":
@@ -131,6 +139,7 @@ class ToyConfig:
         )
 
 
+NEWER = ("l2_layers",)
 COUNTS = (
     *("num_timesteps", "width", "depth", "pretrain_samples", "pretrain_steps"),
     *("pretrain_batch_size", "shots", "steps", "batch_size", "prior_samples", "fisher_samples"),

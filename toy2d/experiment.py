@@ -227,7 +227,7 @@ def write_results(setting: Setting, path: Path, bases: Bases, probe: Probe, tune
     for group, records in zip(groups, measured, strict=True):
         terms = {"instance": group.last_loss}
         rows += history_rows(group, steps, terms, records, tuned.seconds)
-    runs = run_records(groups, measured, tuned.seconds)
+    runs = run_records(groups, measured, probe, tuned.seconds)
     save_tensors(path / "finetuned.safetensors", all_parameters(groups))
     save_tensors(path / "samples.safetensors", samples_of(setting, bases.theta, groups))
     write_csv(path / "history.csv", rows)

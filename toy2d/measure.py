@@ -133,13 +133,15 @@ def _kls_of_chunk(world: World, group: Group, probe: Probe, which: list[int]) ->
     return records
 
 
-def drift_on_chains(group: Group, probe: Probe) -> list[dict]:
+def drift_on_chains(group: Group, probe: Probe, theta: Params | None = None) -> list[dict]:
     """path_kl, delta_eps and delta_theta of every run, from one pass over the base's chains.
+
+    `theta`: other parameters (M, ...) than the group's own.
 
     delta_eps is the root mean square over all nodes 1 .. T-1 and all chains. Errors are standard
     errors over chains, stratified by prompt.
     """
-    theta = {k: v.detach() for k, v in group.theta.items()}
+    theta = theta or {k: v.detach() for k, v in group.theta.items()}
     predict, cond = group.net.bind(theta), probe.chain_cond
     errors = []
     with torch.no_grad():

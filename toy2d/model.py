@@ -122,6 +122,13 @@ class EpsMLP:
         return along_x[..., :1] + along_y[..., 1:]
 
     @property
+    def layers(self) -> dict[str, str]:
+        """Kinds of layers -> regular expression for their parameters' names (runs/layers.py)."""
+        own = {f"layer{i}": rf"^(weight|bias){i}$" for i in range(self.depth + 1)}
+        time = {"time": "^time$"} if self.time == "table" else {}
+        return {"words": "^token$"} | time | own
+
+    @property
     def smooth_in_time(self) -> bool:
         """May it be called with fractional t? A learned table has rows for the steps only."""
         return self.time == "cosine"

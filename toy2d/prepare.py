@@ -21,13 +21,16 @@ from toy2d.measure import Probe, make_probe
 from toy2d.model import EpsMLP, members
 from toy2d.quadrature import gauss_hermite, sobol
 from toy2d.runs.files import UserError
+from toy2d.runs.layers import layer_weights
 from toy2d.runs.spec import RunSpec, SeededRun, parse_run
 from toy2d.train import Group
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A configuration and what follows from it alone. Raises UserError for an unusable device."""
+    """A configuration and what follows from it alone. Raises UserError for an unusable device,
+    or layers that the network does not have.
+    """
 
     config: ToyConfig
 
@@ -39,6 +42,7 @@ class Setting:
             raise UserError(
                 f"--device {self.config.device!r} cannot be used here ({why}); try cpu"
             ) from e
+        _ = self.layers  # refused now if an entry fits no parameter
 
     @cached_property
     def world(self) -> World:
@@ -47,6 +51,14 @@ class Setting:
     @cached_property
     def net(self) -> EpsMLP:
         return self.config.make_net(self.world)
+
+    @cached_property
+    def layers(self) -> dict[str, float] | None:
+        """What each parameter counts in the l2 distance; None: all alike."""
+        if not self.config.l2_layers:
+            return None
+        names = self.net.init([generator(0, "init")])
+        return layer_weights(self.config.l2_layers, names, self.net.layers)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -169,6 +181,7 @@ def make_groups(setting: Setting, theta_star: Params, probe: Probe) -> list[Grou
                 {"instance": "instance", "prior": replay, "output": "all"},
                 setting.config.learning_rate,
                 members(fisher, seed_index) if "fisher" in active else None,
+                setting.layers,
             )
         )
     return groups

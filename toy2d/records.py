@@ -10,11 +10,12 @@ from toy2d.core.objectives import STANDARD, Objective
 from toy2d.core.rng import generator
 from toy2d.data import world_pool
 from toy2d.figures.frontier import toy_trajectories
-from toy2d.measure import Probe, measure
+from toy2d.measure import Probe, drift_on_chains, measure
 from toy2d.model import members
 from toy2d.prepare import Setting, clean_samples, finer_probe
 from toy2d.runs.folder import hash_tensors
 from toy2d.runs.frontier import HEADLINE, contrasts
+from toy2d.runs.layers import layer_of
 from toy2d.train import Group
 
 KL_TABLES = ("kl_truth", "kl_base", "kl_truth_group", "kl_base_group", "kl_composed")
@@ -75,9 +76,25 @@ def _is_loose(record: dict) -> bool:
     return any(mean is not None and mean < 1 and error > 0.01 for mean, error, _ in triples)
 
 
-def run_records(groups: list[Group], measured: list[list[dict]], seconds: float) -> list[dict]:
+def drift_by_layer(group: Group, probe: Probe) -> list[dict[str, dict]]:
+    """Per run, {kind of layer: delta_theta and path_kl of theta_star + delta_b}: the change of
+    that layer alone.
+    """
+    kinds, found = group.net.layers, [{} for _ in range(len(group))]
+    for kind in kinds:
+        mine = [k for k in group.theta if layer_of(k, kinds) == kind]
+        theta = group.theta_star | {k: group.theta[k].detach() for k in mine}
+        for layers, drift in zip(found, drift_on_chains(group, probe, theta), strict=True):
+            layers[kind] = {k: drift[k] for k in ("delta_theta", "path_kl")}
+    return found
+
+
+def run_records(
+    groups: list[Group], measured: list[list[dict]], probe: Probe, seconds: float
+) -> list[dict]:
     """One record of metrics.json for each run; the training's `seconds` are shared out evenly."""
     count = sum(len(g) for g in groups)
+    layers = [drift_by_layer(g, probe) for g in groups]
     return [
         {
             "run": run.spec.spec,
@@ -85,11 +102,12 @@ def run_records(groups: list[Group], measured: list[list[dict]], seconds: float)
             "weight": run.spec.weight,
             "seed": run.seed,
             **record,
+            "layers": None if m in group.stopped else by_layer,
             "seconds": seconds / count,
             "stopped": group.stopped.get(m),
         }
-        for group, records in zip(groups, measured, strict=True)
-        for m, (run, record) in enumerate(zip(group.runs, records, strict=True))
+        for group, records, of in zip(groups, measured, layers, strict=True)
+        for m, (run, record, by_layer) in enumerate(zip(group.runs, records, of, strict=True))
     ]
 
 

@@ -37,12 +37,16 @@ class Group:
     pools: Mapping[str, str]  # role -> name of the pool that its examples come from
     learning_rate: float = 1e-3
     fisher: Params | None = None  # M ...
+    layers: Mapping[str, float] | None = None  # what each parameter counts in the l2 distance
     stopped: dict[int, str] = field(default_factory=dict)  # member -> why it stopped
 
     def __post_init__(self):
         self.theta = {k: v.detach().clone().requires_grad_() for k, v in self.theta.items()}
+        held = self.layers and {
+            k: torch.tensor(self.layers[k], device=p.device) for k, p in self.theta.items()
+        }
         self.anchors = {
-            "l2": Anchor(self.theta, self.theta_star, None, self.objective.reduction, runs=1)
+            "l2": Anchor(self.theta, self.theta_star, held, self.objective.reduction, runs=1)
         }
         if self.fisher is not None:
             self.anchors["fisher"] = Anchor(self.theta, self.theta_star, self.fisher, runs=1)

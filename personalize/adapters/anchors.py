@@ -6,7 +6,7 @@ larger than the weight is formed. The formulas are in deltas.py.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,20 +25,27 @@ class AdapterAnchor:
 
     Nothing is stored: the base is delta W = 0, where `choose` starts. Products of one shape are
     stacked, so that the cost is a few dozen small kernels. "tensor_mean" divides each layer's
-    square by its number of weights, as for full training.
+    square by its number of weights, as for full training. `layers` gives each change's square a
+    weight, by its name (default: 1).
     """
 
-    def __init__(self, changed: list[Change], reduction: Reduction = "sum"):
+    def __init__(
+        self,
+        changed: list[Change],
+        reduction: Reduction = "sum",
+        layers: Mapping[str, float] | None = None,
+    ):
         self.groups = _by_shape(changed)
-        self.reduction = reduction
+        self.reduction, self.layers = reduction, layers
         self._s2 = {}  # per group, on the factors' device: no copy from the host in a step
 
     def of(self, ids: Collection[int]) -> "AdapterAnchor":
         """The anchor of only those changes whose factors have these ids."""
-        return AdapterAnchor([c for g in self.groups for c in among(g, ids)], self.reduction)
+        own = [c for g in self.groups for c in among(g, ids)]
+        return AdapterAnchor(own, self.reduction, self.layers)
 
     def squared_distance(self) -> Float[Tensor, ""]:
-        """sum over layers of ||delta W||^2; differentiable."""
+        """sum over layers of ||delta W||^2, weighted by `layers`; differentiable."""
         return torch.stack([self._square(g) for g in self.groups]).sum()
 
     def add_gradient_(self, weight: Weight) -> None:
@@ -51,7 +58,8 @@ class AdapterAnchor:
 
     @torch.no_grad()
     def pull_(self, strength: Weight) -> None:
-        """delta W <- delta W / (1 + 2 strength): the proximal step of the effective weights.
+        """delta W <- delta W / (1 + 2 strength): the proximal step of the effective weights, the
+        strength times a layer's weight.
 
         One factor is divided. delta W is linear in it, so this is the proximal step exactly,
         however delta W is split, and the subspace that the other factors span stays. Raises
@@ -67,7 +75,7 @@ class AdapterAnchor:
                 )
             if change.law.prepare is not None:
                 change.law.prepare(change)
-            factor.div_(1 + 2 * strength / self._count(change))
+            factor.div_(1 + 2 * strength * self._weight(change) / self._count(change))
 
     def _square(self, group: list[Change]) -> Float[Tensor, ""]:
         return (self._squared_scales(group) * squares_of(group)).sum()
@@ -76,11 +84,14 @@ class AdapterAnchor:
         like = next(iter(group[0].factors.values()))
         key = (id(group), like.device, like.dtype)
         if key not in self._s2:
-            s2 = [c.scale**2 / self._count(c) for c in group]
+            s2 = [c.scale**2 * self._weight(c) / self._count(c) for c in group]
             self._s2[key] = torch.tensor(s2, dtype=like.dtype, device=like.device)
         return self._s2[key]
 
-    def _count(self, change):
+    def _weight(self, change: Change) -> float:
+        return 1.0 if self.layers is None else self.layers[change.name]
+
+    def _count(self, change: Change) -> int:
         return 1 if self.reduction == "sum" else change.weight.numel()
 
 
@@ -133,8 +144,11 @@ def anchors_for(
     reduction: Reduction = "sum",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    layers: Mapping[str, float] | None = None,
 ) -> dict[str, AdapterAnchor | Anchor | AnchorSum]:
     """{"l2": distance of theta from where it is now}. Call it right after `choose`.
+
+    `layers`: the weight of each name of `effective_names` in the squared distance (default: 1).
 
     Adapters store nothing. For other parameters a copy in `dtype` on `device` (default: where they
     are) is kept. A bfloat16 copy is off by up to 2^-9 of each weight, so the distance starts above
@@ -142,10 +156,21 @@ def anchors_for(
     """
     parts = []
     if changed := changes(model.parts):
-        parts.append(AdapterAnchor(changed, reduction))
+        parts.append(AdapterAnchor(changed, reduction, layers))
     if plain := plain_parameters(theta):
-        parts.append(Anchor(plain, copy_of(plain, dtype, device), reduction=reduction))
+        importance = None if layers is None else _as_tensors(layers, plain)
+        parts.append(Anchor(plain, copy_of(plain, dtype, device), importance, reduction))
     return {"l2": parts[0] if len(parts) == 1 else AnchorSum(tuple(parts))}
+
+
+def _as_tensors(layers: Mapping[str, float], theta: Params) -> Params:
+    """The importance of each parameter as one number, where the parameter is."""
+    return {n: torch.tensor(layers[n], device=p.device) for n, p in theta.items()}
+
+
+def effective_names(model: Model, theta: Params) -> list[str]:
+    """Names of what the distance is measured on: adapted weights, and parameters that train."""
+    return [c.name for c in changes(model.parts)] + list(plain_parameters(theta))
 
 
 def plain_parameters(theta: Params) -> dict[str, Tensor]:
@@ -170,29 +195,6 @@ def copy_of(
     return copies
 
 
-@torch.no_grad()
-def effective_delta_theta(
-    model: Model, theta: Params, theta_star: Mapping[str, Tensor] | None = None
-) -> dict[str, float]:
-    """||delta theta||_2 of the effective weights: "total", and of each block.
-
-    Blocks are named "unet.down_blocks.0", ..., "text_encoder.layers.1"; their squares add up to the
-    square of the total. `theta_star` holds the base of the plain parameters
-    (`copy_of(plain_parameters(theta))`, on any device); adapters need none. One host sync.
-    """
-    squares = defaultdict(list)
-    for c in changes(model.parts):
-        squares[block_of(c.name)].append(c.scale**2 * squares_of([c]).sum())
-    for name, p in plain_parameters(theta).items():
-        star = theta_star[name].to(p.device, p.dtype, non_blocking=True)
-        squares[block_of(name)].append(((p - star) ** 2).sum())
-    names = list(squares)
-    per_block = torch.stack([torch.stack(squares[n]).double().sum() for n in names])
-    per_block = whole(per_block).cpu()
-    total = {"total": float(per_block.sum().clamp(min=0).sqrt())}
-    return total | {n: float(v.clamp(min=0).sqrt()) for n, v in zip(names, per_block, strict=True)}
-
-
 def block_of(name: str) -> str:
     """The block of a parameter.
 
@@ -201,3 +203,30 @@ def block_of(name: str) -> str:
     """
     words = [w for w in name.split(".") if w not in ("encoder", "text_model")]
     return ".".join(words[:3] if len(words) > 2 and words[2].isdigit() else words[:2])
+
+
+@torch.no_grad()
+def effective_delta_theta(
+    model: Model,
+    theta: Params,
+    theta_star: Mapping[str, Tensor] | None = None,
+    part_of: Callable[[str], str] = block_of,
+) -> dict[str, float]:
+    """||delta theta||_2 of the effective weights: "total", and of each part, by default each block.
+
+    Blocks are named "unet.down_blocks.0", ..., "text_encoder.layers.1"; their squares add up to the
+    square of the total. `part_of` names the part of a parameter's name. `theta_star` holds the base
+    of the plain parameters (`copy_of(plain_parameters(theta))`, on any device); adapters need none.
+    One host sync.
+    """
+    squares = defaultdict(list)
+    for c in changes(model.parts):
+        squares[part_of(c.name)].append(c.scale**2 * squares_of([c]).sum())
+    for name, p in plain_parameters(theta).items():
+        star = theta_star[name].to(p.device, p.dtype, non_blocking=True)
+        squares[part_of(name)].append(((p - star) ** 2).sum())
+    names = list(squares)
+    per_block = torch.stack([torch.stack(squares[n]).double().sum() for n in names])
+    per_block = whole(per_block).cpu()
+    total = {"total": float(per_block.sum().clamp(min=0).sqrt())}
+    return total | {n: float(v.clamp(min=0).sqrt()) for n, v in zip(names, per_block, strict=True)}

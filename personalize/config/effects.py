@@ -85,6 +85,7 @@ RULES = (
         "the objective has no fisher term; add --objective fisher",
     ),
     Rule("reg_reduction", _uses("l2"), "it is the unit of --l2_reg_weight; add --objective l2"),
+    Rule("l2_layers", _uses("l2"), "it says where l2 holds; add --objective l2"),
     Rule(
         "reg_decoupled",
         _uses("l2", "fisher"),

@@ -13,6 +13,7 @@ from personalize.config.kinds import wrong_words
 from personalize.config.train_config import TrainConfig
 from personalize.mini.shipped import WEIGHTS, is_mini
 from toy2d.runs.files import UserError
+from toy2d.runs.layers import parse_layers
 
 OBJECTIVES = ("standard", "prior", "l2", "output", "fisher")
 CONTEXTS = ("in the snow", "on the beach", "in the jungle")
@@ -86,6 +87,10 @@ def _wrong_values(c: TrainConfig) -> list[str]:
     unknown = [p for p in c.parts if p not in OBJECTIVES]
     if unknown:
         bad.append(f"--objective {c.objective}: {unknown[0]!r} is none of {', '.join(OBJECTIVES)}")
+    try:
+        parse_layers(c.l2_layers)
+    except UserError as e:
+        bad.append(str(e))
     if c.uses("l2") and c.uses("fisher") and c.reg_reduction != "sum":
         bad.append(
             "--reg_reduction tensor_mean cannot be combined with fisher, whose unit is the sum"

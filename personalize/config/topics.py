@@ -107,6 +107,10 @@ class Loss:
     fisher_weight: float = 1e-3  # of the distance weighted by the base's Fisher information
     # sum over all weights, or the paper's mean per tensor, summed (e.g. 500 for SD-1.5)
     reg_reduction: Literal["sum", "tensor_mean"] = "sum"
+    # where l2 holds, each with a weight, e.g. cross_attn:1 conv:0.1: kinds of layers (cross_attn
+    # self_attn feed_forward conv norm time text_encoder; other: the rest) or regular expressions
+    # for names; what no entry names is free. Default: all alike
+    l2_layers: tuple[str, ...] = ()
     # take a proximal step toward the base after Adam's, instead of adding a gradient
     reg_decoupled: bool = False
     anchor_dtype: Literal["fp32", "bf16"] = "fp32"  # precision of the stored base weights
@@ -207,6 +211,8 @@ class Measuring:
     measure_nodes: int = 10  # ancestral steps of each chain
     # of those, how many are evaluated in a measurement, drawn by importance; all: the exact sum
     nodes_per_chain: int = 1
+    # at the end measure path KL of each kind of layer alone: its change kept, all else as the base
+    measure_layers: bool = False
     # pictures of each subject that do not train, but show in nats what is learnt (gain)
     held_out: int = 0
     held_out_data_dir: str | None = None  # a folder of such pictures, instead of --held_out

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from personalize.adapters.anchors import effective_delta_theta
+from personalize.adapters.layers import LAYERS
 from personalize.config.train_config import TrainConfig
 from personalize.drift.allocation import (
     even_starts,
@@ -300,7 +301,8 @@ def evaluations(config: TrainConfig) -> int:
     more = 0 if not c.path_kl_steps else (c.max_train_steps - 1) // c.path_kl_steps
     between = len(steps) - len(full)
     first = -(-pairs // 2) + FEW * (between - 1) if between else 0
-    return pairs * (1 + more) + first
+    layers = len(LAYERS) if c.measure_layers else 0
+    return pairs * (1 + more + layers) + first
 
 
 def path_columns(paths: Paths) -> dict[str, float]:

@@ -41,7 +41,13 @@ from personalize.train.assembly import (
     make_predictors,
     make_streams,
 )
-from personalize.train.from_base import DTYPES, make_anchors, make_pools, resolution_of
+from personalize.train.from_base import (
+    DTYPES,
+    held_layers,
+    make_anchors,
+    make_pools,
+    resolution_of,
+)
 from personalize.train.loop import TrainingLoop, fit
 from personalize.train.measurements import Measurements, Observer, OnRow
 from personalize.train.setup import Clock, make_accelerator, make_state, peak_memory, with_steps
@@ -107,8 +113,11 @@ def read(config: TrainConfig, processes: int = 1) -> tuple[TrainConfig, Scan]:
 
 
 def recorded(config: TrainConfig) -> dict:
-    """What config.json holds. Without held-out pictures nothing is said of them, as before 0.2."""
+    """What config.json holds. Flags newer than 0.1 are left out where they do nothing, so that
+    older folders still hold the same configuration.
+    """
     unused = () if config.holds_out else ("held_out", "held_out_data_dir", "gain_samples")
+    unused += tuple(n for n in ("l2_layers", "measure_layers") if not getattr(config, n))
     return {k: v for k, v in asdict(config).items() if k not in (*NOT_OF_THE_RUN, *unused)}
 
 
@@ -224,6 +233,7 @@ class Experiment:
     def choose_what_trains(self, model: Model) -> Params:
         c = self.config
         theta = choose_as(model, c)
+        held_layers(c, model, theta)  # refused here if it fits no weight
         if c.gradient_checkpointing:
             model.denoiser.enable_gradient_checkpointing()
             for encoder in self.trained_parts(model)[1:]:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import torch
 
-from personalize.adapters.anchors import AnchorSum, anchors_for, copy_of, plain_parameters
+from personalize.adapters.anchors import (
+    AnchorSum,
+    anchors_for,
+    copy_of,
+    effective_names,
+    plain_parameters,
+)
+from personalize.adapters.layers import LAYERS
 from personalize.config.concepts import Concept
 from personalize.config.train_config import TrainConfig
 from personalize.data.latents import PictureSet, instance_set
@@ -22,6 +29,7 @@ from personalize.train.streams import StoredAnswers, Streams
 from toy2d.core.drift import Params, Predict
 from toy2d.core.objectives import Anchor
 from toy2d.runs.folder import load_tensors, save_tensors
+from toy2d.runs.layers import layer_weights
 
 DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -112,7 +120,8 @@ def make_anchors(
     dtype, anchors, star = DTYPES[config.anchor_dtype], {}, None
     device = model.device if config.anchor_device == "train" else torch.device("cpu")
     if config.uses("l2"):
-        anchors = anchors_for(model, theta, config.reg_reduction, dtype, device)
+        layers = held_layers(config, model, theta)
+        anchors = anchors_for(model, theta, config.reg_reduction, dtype, device, layers)
         star = _theta_star(anchors["l2"])
     if config.uses("fisher"):
         F = importance(config, model, theta, predict, cache)
@@ -121,6 +130,16 @@ def make_anchors(
     if star is None or dtype != torch.float32:
         star = copy_of(plain_parameters(theta), torch.float32, "cpu")
     return anchors, star
+
+
+def held_layers(config: TrainConfig, model: Model, theta: Params) -> dict[str, float] | None:
+    """--l2_layers as the weight of each effective weight; None where the flag is not given.
+
+    Raises UserError for entries that fit no weight that trains, or contradict each other.
+    """
+    if not config.l2_layers:
+        return None
+    return layer_weights(config.l2_layers, effective_names(model, theta), LAYERS)
 
 
 def _theta_star(anchor) -> Params | None:

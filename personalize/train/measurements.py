@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from personalize.config.train_config import TrainConfig
 from personalize.drift import gain, measure
+from personalize.drift.by_layer import layers_table
 from personalize.parallel.sharding import whole
 from personalize.sample.validate import Validation
 from personalize.train.loop import TrainingLoop
@@ -109,6 +110,7 @@ class Measurements:
             "base_hash": self.drift.model.hash(),
             "delta_theta": blocks.pop("total"),
             "delta_theta_blocks": blocks,
+            "layers": layers_table(self.drift, state.step, c.measure_layers),
             "delta_eps": eps,
             "path_kl": measure.path_columns(paths)["path_kl"],
             "path_kl_groups": paths,

@@ -69,6 +69,7 @@ SEEN = {
     "output_weight": (OUTPUT, {"output_weight": 10.0}, "weights"),
     "fisher_weight": (FISHER, {"fisher_weight": 100.0}, "weights"),
     "reg_reduction": (L2, {"reg_reduction": "tensor_mean"}, "weights"),
+    "l2_layers": (L2, {"l2_layers": ("cross_attn:1",)}, "weights"),
     "reg_decoupled": (L2, {"reg_decoupled": True}, "weights"),
     "anchor_dtype": (FULL | L2, {"anchor_dtype": "bf16"}, "weights"),
     "snr_gamma": ({}, {"snr_gamma": 0.01}, "weights"),
@@ -170,6 +171,7 @@ ELSEWHERE = {
     "sample_batch_size": "pictures do not depend on it (test_sample.py)",
     "gradient_checkpointing": "test_gradient_checkpointing_recomputes, below",
     "anchor_device": "test_the_anchor_waits_where_it_is_told_to, below",
+    "measure_layers": "drift/test_by_layer.py",
     "dry_run": "test_cli.py",
     "preset": "test_presets.py",
 }

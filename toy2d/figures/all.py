@@ -11,6 +11,7 @@ from toy2d.figures.drift import (
     draw_training,
     draw_weights,
 )
+from toy2d.figures.layers import draw_layers
 from toy2d.figures.samples import draw_samples
 from toy2d.figures.style import save
 from toy2d.runs.files import read_csv, write_json
@@ -35,6 +36,8 @@ def draw_all(path: Path) -> dict[str, str]:
         "tradeoff": draw_tradeoff(metrics, config),
         "training": draw_training(rows, metrics, config),
     }
+    if all("layers" in r for r in metrics["runs"]):  # not recorded before 0.2
+        figures["layers"] = draw_layers(metrics, config)
     if metrics.get("groups"):
         figures["groups"] = draw_groups(metrics, config)
     for stem, (figure, _) in figures.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from toy2d.config import ToyConfig
+from toy2d.config import NEWER, ToyConfig
 from toy2d.core.drift import Params
 from toy2d.core.schedule import Schedule
 from toy2d.data import World, world_pool
@@ -45,8 +45,8 @@ class Course:
     def __post_init__(self):
         saved = json.loads((self.path / "config.json").read_text())
         known = {f.name for f in fields(ToyConfig)}
-        if set(saved) != known:
-            differs = ", ".join(sorted(set(saved) ^ known))
+        if differing := (set(saved) ^ known) - set(NEWER):
+            differs = ", ".join(sorted(differing))
             raise UserError(
                 f"{self.path}/config.json is of another version (differs in {differs}); "
                 "run it anew under another name"

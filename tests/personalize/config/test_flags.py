@@ -120,6 +120,7 @@ SENSELESS = {
     "output_weight": {"output_weight": 2.0},
     "fisher_weight": {"fisher_weight": 2.0},
     "reg_reduction": {"reg_reduction": "tensor_mean"},
+    "l2_layers": {"l2_layers": ("conv:1",)},
     "reg_decoupled": {"reg_decoupled": True},
     "anchor_dtype": {"anchor_dtype": "bf16", "objective": "l2"},
     "anchor_device": {"anchor_device": "cpu", "objective": "l2"},
@@ -249,7 +250,7 @@ def test_the_anchor_waits_where_it_is_told_to(base, monkeypatch):
     monkeypatch.setattr(
         prepare,
         "anchors_for",
-        lambda m, theta, reduction, dtype, device: asked.append(device) or {"l2": None},
+        lambda m, theta, reduction, dtype, device, layers: asked.append(device) or {"l2": None},
     )
     monkeypatch.setattr(prepare, "_theta_star", lambda anchor: None)
     for where in ("train", "cpu"):
