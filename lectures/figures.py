@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import layers
 import torch
 from PIL import Image, ImageDraw
 
@@ -196,6 +197,8 @@ def draw_all(folder: Path, out: Path) -> list[str]:
     drawn = of_course(folder) | densities(folder)
     drawn |= of_the_world() | {"half_plane": half_plane(folder)}
     drawn |= {"published": published(), "differences": differences()}
+    if layers.ROWS.exists():
+        drawn["layers"] = layers.draw(json.loads(layers.ROWS.read_text()))
     drawn["mini_lambda"] = mini(("standard", "l2"))
     drawn["mini_gallery"] = mini(("standard", "prior", "l2", "output"))
     drawn["first_mini"] = first_mini()

@@ -104,11 +104,13 @@ def path_bounds(c: Course) -> list[Row]:
         some = int((c.cond == cond).nonzero()[0])
         rows += path_bound.from_a_point(pair, c.chain(seed)[:, some], cond)
         rows += lipschitz.lipschitz_bound(pair, c.chain(seed), c.cond)
+        rows += lipschitz.by_layer(pair, c.chain(seed), c.cond)
     for seed in c.seeds:
         pair = next(c.pair(i) for i, _, s in c.which() if s == seed)
         for n in (1, len(c.schedule) // 2):
             x, cond = c.chain(seed)[n, 0], int(c.cond[0])
             rows.append(lipschitz.worst_direction(pair, x, n, cond))
+            rows += lipschitz.worst_by_layer(pair, x, n, cond)
     return rows
 
 
