@@ -42,7 +42,15 @@ def test_the_folder_holds_what_is_promised(done):
     assert json.loads((done / "config.json").read_text())["runs"] == list(TINY.runs)
     assert {"commit", "versions", "threads"} <= set(json.loads((done / "env.json").read_text()))
     figures = {p.stem for p in (done / "figures").glob("*.png")}
-    assert {"samples", "kl_per_class", "chain", "weights", "tradeoff", "training"} <= figures
+    assert {
+        "samples",
+        "kl_per_class",
+        "chain",
+        "weights",
+        "tradeoff",
+        "training",
+        "layers",
+    } <= figures
     assert not (done / "checkpoints").exists()
 
 
@@ -91,8 +99,8 @@ def test_the_report_stands_alone(done):
     assert "<script" not in page
     assert "http://" not in page
     assert "https://" not in page
-    assert page.count("data:image/png;base64,") == 6
-    assert page.count('alt="') == 6
+    assert page.count("data:image/png;base64,") == 7
+    assert page.count('alt="') == 7
 
 
 def test_the_same_command_says_done(done):

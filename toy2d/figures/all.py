@@ -36,7 +36,7 @@ def draw_all(path: Path) -> dict[str, str]:
         "tradeoff": draw_tradeoff(metrics, config),
         "training": draw_training(rows, metrics, config),
     }
-    if all("layers" in r for r in metrics["runs"]):  # not recorded before 0.2
+    if any(r.get("layers") for r in metrics["runs"]):  # not recorded before 0.2
         figures["layers"] = draw_layers(metrics, config)
     if metrics.get("groups"):
         figures["groups"] = draw_groups(metrics, config)

@@ -27,7 +27,7 @@ def draw_layers(metrics: dict, config: dict):
 
 def layer_panels(axes, shown: dict[str, list[dict]]) -> None:
     """Two axes: delta theta and path KL by layer, for every objective of `shown`."""
-    names = list(next(iter(shown.values()))[0]["layers"])
+    names = list(next(iter(shown.values()))[0]["layers"]) if shown else []
     for ax, (key, title) in zip(axes, PANELS, strict=True):
         conditions_panel(ax, shown, names, lambda r, n, key=key: _number(r["layers"][n][key]))
         ax.set_title(title, fontsize=9)
