@@ -96,9 +96,11 @@ class Evaluate(Command):
 
     $ personalize evaluate --model runs/rex --reference photos/ --prompts dreambooth
     $ personalize evaluate --model runs/bench --reference dreambooth/
+    $ personalize evaluate --model mini --ip_adapter mini --reference photos/ --class_word dog
 
     Scores: DINO, CLIP, PRES, DIV, memorization; drift: of pictures, and path KL. The second form
-    scores all subjects of the DreamBooth benchmark that have a run in runs/bench.
+    scores all subjects of the DreamBooth benchmark that have a run in runs/bench. The third trains
+    nothing: the subject's pictures are an image prompt.
     """
 
     model: str  # run folder, pipeline folder, hub id or mini; for the benchmark a folder of runs
@@ -125,21 +127,21 @@ class Evaluate(Command):
     ode_nodes: int = 100  # timesteps of its ODE; too few, and its stated ODE error is large
     clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
     dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
+    # an IP-Adapter for the base named by --model: mini, a folder or its *.safetensors, or one of
+    # the hub, OWNER/REPO/SUBFOLDER/x.safetensors. Prompts with the identifier are asked with the
+    # pictures of --training (default: --reference) and without the identifier; others as text
+    ip_adapter: str | None = None
+    ip_adapter_scale: float = 1.0  # what the image prompt counts beside the text; above 0
+    # a folder of pictures of the subject that nothing was trained on: gain on them, in nats
+    held_out_data_dir: str | None = None
+    gain_samples: int = 64  # noisy versions of those pictures, under each prompt
     out: str | None = None  # a folder; default: evaluation/ in the model's folder
     json: bool = False  # print the result as JSON, for scripts
 
     def problems(self) -> list[str]:
-        wrong = below(
-            self,
-            images=1,
-            steps=1,
-            guidance=1,
-            sample_batch_size=1,
-            resolution=1,
-            chains=0,
-            ode_points=0,
-            ode_nodes=7,
-        )
+        least = {"images": 1, "steps": 1, "guidance": 1, "sample_batch_size": 1, "resolution": 1}
+        least |= {"chains": 0, "ode_points": 0, "ode_nodes": 7, "gain_samples": 1}
+        wrong = below(self, **least) + _wrong_image_prompt(self)
         if self.ode_points == 1:
             wrong.append("--ode_points 1: one point has no standard error; use at least 2, or 0")
         if not self.ode_points and self.ode_nodes != Evaluate.ode_nodes:
@@ -149,6 +151,19 @@ class Evaluate(Command):
                 "--chains 1: one chain has no standard error; use at least 2, or 0 for none"
             )
         return wrong
+
+
+def _wrong_image_prompt(c: Evaluate) -> list[str]:
+    wrong = []
+    if not 0 < c.ip_adapter_scale < math.inf:
+        wrong.append(f"--ip_adapter_scale {c.ip_adapter_scale}: above 0 (0 would be the base)")
+    if c.ip_adapter is None and c.ip_adapter_scale != Evaluate.ip_adapter_scale:
+        wrong.append("--ip_adapter_scale has no effect without --ip_adapter")
+    if c.ip_adapter is not None and c.base:
+        wrong.append("--base has no effect with --ip_adapter: --model is the base itself")
+    if c.held_out_data_dir is None and c.gain_samples != Evaluate.gain_samples:
+        wrong.append("--gain_samples has no effect without --held_out_data_dir")
+    return wrong
 
 
 @dataclass(frozen=True)
@@ -291,11 +306,13 @@ class Presets(Command):
     """List the presets of `personalize train --preset`: name, purpose, source."""
 
 
-Part = Literal["vae", "clip", "unet", "dino", "classifier", "subject_judge"]
+Part = Literal["vae", "clip", "unet", "dino", "classifier", "subject_judge", "ip_adapter"]
 
 
+# the base and its judges
 PARTS: tuple[Part, ...] = ("vae", "clip", "unet", "dino", "classifier", "subject_judge")
 JUDGES: tuple[Part, ...] = ("dino", "classifier", "subject_judge")  # networks that score pictures
+ADAPTER: Part = "ip_adapter"
 
 
 @dataclass(frozen=True)
@@ -308,12 +325,14 @@ class Pretrain(Command):
     $ personalize pretrain --parts unet        only this one; those it needs must be trained
     $ personalize pretrain --parts unet --start personalize/mini/weights
     $ personalize pretrain --parts subject_judge --start personalize/mini/weights --anew
+    $ personalize pretrain --parts ip_adapter --start personalize/mini/weights --anew
 
-    The third form trains the published UNet further and publishes it again; the last one makes a
-    judge anew and leaves all other weights as they are. npm fetches the drawings once.
+    The third form trains the published UNet further and publishes it again; the last two make a
+    judge or an IP-Adapter anew and leave all other weights as they are. npm fetches the drawings
+    once.
     """
 
-    parts: tuple[Part, ...] = PARTS  # what to train
+    parts: tuple[Part, ...] = (*PARTS, ADAPTER)  # what to train
     out: str = "runs/pretrain"  # folder of checkpoints, losses and data
     artwork: str = "runs/pretrain/artwork"  # folder of the npm packages; fetched if absent
     weights: str = str(WEIGHTS)  # folder for the fp16 weights, once all parts are trained

@@ -116,6 +116,11 @@ class HeldOut:
             found.append(noise_error(predict, self.schedule, x0, t, eps, prompts))
         return torch.cat(found)
 
+    @torch.no_grad()
+    def asking(self, predict: Predict) -> dict[str, Float[Tensor, " S"]]:
+        """The errors of every group of prompts."""
+        return {group: self.errors(predict, group) for group in self.pictures.prompts}
+
     def _draw(self, samples: list[int]) -> tuple[Tensor, Tensor]:
         """(x0, eps) of these samples, each from a generator of its own."""
         x0, eps = [], []
@@ -172,8 +177,7 @@ def ask_the_base(
     """
     drawn = HeldOut.draw(pictures, schedule, config)
     if not file.exists():
-        with torch.no_grad():
-            save_tensors(file, {group: drawn.errors(predict, group) for group in pictures.prompts})
+        save_tensors(file, drawn.asking(predict))
     base = {g: e.to(schedule.alpha_bar.device) for g, e in load_tensors(file).items()}
     return replace(drawn, base=base)
 

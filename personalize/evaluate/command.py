@@ -12,10 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from personalize.config.commands import Evaluate
+from personalize.config.train_config import TrainConfig
 from personalize.data.benchmark import benchmark_class, read_benchmark
+from personalize.data.photos import Scan, open_rgb, scan
 from personalize.data.prompts import PromptSet, prompt_set, subject_words
 from personalize.data.subjects import training_pictures
+from personalize.evaluate.image_prompt import Prompted, with_image_prompt
 from personalize.evaluate.judges import Evaluators, evaluators_of
+from personalize.evaluate.learning import held_out_config
 from personalize.evaluate.metrics import interval
 from personalize.evaluate.model import Evaluation, Plan, evaluate_model, has_its_base
 from personalize.export.model_card import public_name
@@ -41,7 +45,7 @@ def evaluate(command: Evaluate, say: Callable[[str], None] = print) -> Path:
     if (Path(command.reference) / LIST).is_file():
         file = benchmark(command, judges, say)
     else:
-        folder = Path(command.out) if command.out else default_folder(command.model)
+        folder = Path(command.out) if command.out else default_folder(command)
         found = one(command, command.model, Path(command.reference), folder, judges, say)
         file = folder / "evaluation.json"
         if not command.json:
@@ -75,13 +79,19 @@ def one(
     training, unsure = training_pictures(
         command.training, config, Path(name).expanduser(), reference
     )
+    if command.ip_adapter:
+        if config:
+            raise UserError(f"--ip_adapter is for a base, and {name} is a run; name its base")
+        pictures = training or scan(reference, captions=False)
+        model, base = image_prompt(command, model, pictures, prompts.identifier)
     named = command.base or config.get("pretrained_model_name_or_path") or name
     guidance = command.guidance or usual_guidance(named)
     size = command.resolution or config.get("resolution")
     how = (command.steps, guidance, command.sampler, size, command.sample_batch_size)
     seeds = [image_seed(command.seed, i) for i in range(command.images)]
-    ode = {"ode_points": command.ode_points, "ode_nodes": command.ode_nodes}
-    plan = Plan(reference, prompts, seeds, training, Sampling(*how), command.chains, **ode)
+    more = {"chains": command.chains, "held_out": held_out_of(command, config, prompts)}
+    more |= {"ode_points": command.ode_points, "ode_nodes": command.ode_nodes}
+    plan = Plan(reference, prompts, seeds, training, Sampling(*how), **more)
     base_folder = shared and shared / f"{(base or model).hash()}-{size or 'own'}"
     found = evaluate_model(model, plan, judges(mini), folder, base, base_folder, say)
     found.about["model"] = public_name(name)  # as it was asked for, not the folder inside the run
@@ -89,8 +99,35 @@ def one(
         command.base or config.get("pretrained_model_name_or_path")
     )
     found.about["left_out"] += unsure
+    if command.ip_adapter:
+        asked = {"ip_adapter": public_name(command.ip_adapter), "scale": command.ip_adapter_scale}
+        found.about["image_prompt"] = asked | {"pictures": [r.path.name for r in pictures.records]}
+        found.about["base_model"] = public_name(name)
     found.write(folder)
     return found
+
+
+def image_prompt(command: Evaluate, model: Model, pictures: Scan, identifier: str) -> Prompted:
+    shown = [open_rgb(r.path) for r in pictures.require()]
+    scale = command.ip_adapter_scale
+    return with_image_prompt(model, command.ip_adapter, shown, identifier, scale)
+
+
+def held_out_of(command: Evaluate, config: dict, prompts: PromptSet) -> TrainConfig | None:
+    """How the held-out pictures are asked about: under the run's own prompts where it has them."""
+    if not command.held_out_data_dir:
+        return None
+    subject = f"a photo of {prompts.identifier} {prompts.class_word}"
+    more = {"gain_samples": command.gain_samples, "seed": command.seed}
+    size = {"resolution": command.resolution or config.get("resolution")}
+    return held_out_config(
+        command.held_out_data_dir,
+        config.get("instance_prompt") or subject,
+        prompts.groups["class"][0],
+        sample_batch_size=command.sample_batch_size,
+        **more,
+        **size,
+    )
 
 
 def prompts_of(command: Evaluate, config: dict, reference: Path, mini: bool) -> PromptSet:
@@ -123,16 +160,15 @@ def open_model(
     return model, None, config
 
 
-def default_folder(name: str) -> Path:
+def default_folder(command: Evaluate) -> Path:
     """evaluation/ inside a run or pipeline folder is found again by the same command; hub ids
-    get one under runs/.
+    get one under runs/. With an IP-Adapter: evaluation-ip_adapter/.
     """
-    folder = Path(name).expanduser()
-    return (
-        folder / "evaluation"
-        if folder.is_dir()
-        else Path("runs/personalize") / f"evaluation-{name.replace('/', '-')}"
-    )
+    kind = "evaluation-ip_adapter" if command.ip_adapter else "evaluation"
+    folder = Path(command.model).expanduser()
+    if folder.is_dir():
+        return folder / kind
+    return Path("runs/personalize") / f"{kind}-{command.model.replace('/', '-')}"
 
 
 # ---- what one sees
@@ -166,6 +202,12 @@ def table(found: Evaluation) -> Table:
                 numerical = f", ODE {kl['ode_error']:.2g}" if "ode_error" in kl else ""
                 error = f"+- {kl['error']:.2g}{numerical}"
                 out.add_row(f"{group}: {title} (nats)", f"{kl['mean']:.4g}", error)
+    if learnt := found.summary.get("learning"):
+        out.add_section()
+        for name in ("gain", "binding", "leak"):
+            if name in learnt:
+                error = learnt[f"{name}_error"]
+                out.add_row(f"{name} (nats)", f"{learnt[name]:.4g}", f"+- {error:.2g}")
     return out
 
 
@@ -178,28 +220,29 @@ def _cells(value: dict | None) -> tuple[str, str]:
 
 # ---- the whole benchmark
 def benchmark(command: Evaluate, judges: Judges, say) -> Path:
-    """Each subject of the benchmark whose run lies in --model under the subject's name;
-    benchmark.json holds the means over subjects.
+    """Each subject of the benchmark whose run lies in --model under the subject's name, or with
+    --ip_adapter every subject; benchmark.json holds the means over subjects.
 
     Runs of one base share its pictures. A subject that fails stops no other: RunFailure names all
     of them at the end.
     """
     root, runs = Path(command.reference), Path(command.model).expanduser()
     subjects = read_benchmark(root / LIST).classes
-    ready = [s for s in subjects if (root / s).is_dir() and (runs / s / "config.json").is_file()]
+    there = [s for s in subjects if (root / s).is_dir()]
+    ready = [s for s in there if command.ip_adapter or (runs / s / "config.json").is_file()]
     if not ready:
         raise UserError(
             f"{runs} holds no run named as a subject of {root} (e.g. {next(iter(subjects))}); "
             f"train into {runs}/SUBJECT, or pass one subject's folder as --reference"
         )
-    out = Path(command.out) if command.out else runs / "evaluation"
+    out = Path(command.out) if command.out else default_folder(command)
     headlines, failed, notes = {}, {}, {}
     for i, subject in enumerate(ready):
         say(f"{subject} ({i + 1} of {len(ready)})")
         try:
             found = one(
                 command,
-                str(runs / subject),
+                command.model if command.ip_adapter else str(runs / subject),
                 root / subject,
                 out / subject,
                 judges,

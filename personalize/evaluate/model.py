@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from personalize.data.latents import PromptCache
+from personalize.config.train_config import TrainConfig
 from personalize.data.photos import Scan, scan
 from personalize.data.prompts import PromptSet
 from personalize.drift import measure
 from personalize.drift.ode_law import ode_kl_of_groups
 from personalize.evaluate.judges import Evaluators
+from personalize.evaluate.learning import gain_of, predictor
 from personalize.evaluate.rows import look_at, score
 from personalize.evaluate.summary import INTERVALS, METRICS, prompt_rows, summarise
 from personalize.export.model_card import public_name
@@ -81,7 +82,8 @@ class Plan:
     same). chains: base chains for each prompt of path KL, at least 2; 0: no path KL (a run's
     metrics.json has it already). subject_seeds: of the subject's prompts, if they are drawn with
     others (more pictures tell more of the subject). ode_points: points of each prompt for KL of the
-    deterministic samplers' laws, on ode_nodes nodes; 0: not measured (it is dear).
+    deterministic samplers' laws, on ode_nodes nodes; 0: not measured (it is dear). held_out: of
+    pictures that did not train, for gain (learning.py).
     Raises UserError for a single chain.
     """
 
@@ -94,6 +96,7 @@ class Plan:
     subject_seeds: list[int] = field(default_factory=list)
     ode_points: int = 0
     ode_nodes: int = 100
+    held_out: TrainConfig | None = None
 
     def jobs(self) -> list[tuple[str, str, list[int]]]:
         """(group, prompt, its seeds), each prompt once."""
@@ -137,6 +140,8 @@ def evaluate_model(
     summary = summarise(scores.rows, references.real_images(), scores.dino, paths)
     for group, kl in (ode_kl(model, base, plan) if of_base and plan.ode_points else {}).items():
         summary["drift"].setdefault(group, {})["ode_kl"] = kl
+    if plan.held_out and of_base:
+        summary["learning"] = gain_of(model, base, plan.held_out)
     undecided = undefined(model, prompts, len(subject.records), len(seeds), bool(of_base))
     about = {
         "model": public_name(model.source),
@@ -197,18 +202,7 @@ def undefined(
 
 def predictors(model: Model, base: Model | None) -> tuple[Predict, Predict]:
     """(x_t, t, texts) -> prediction, of the model and of its base."""
-    encode_base, encode = PromptCache(base or model), PromptCache(model)
-
-    def predict_base(x_t, t, texts):
-        if base:
-            return base.predict(x_t, t, encode_base(texts))
-        with model.base():
-            return model.predict(x_t, t, encode_base(texts))
-
-    def predict(x_t, t, texts):
-        return model.predict(x_t, t, encode(texts))
-
-    return predict, predict_base
+    return predictor(model), predictor(base or model, is_base=base is None)
 
 
 def chain_sampling(model: Model, plan: Plan, chains: int, nodes: int) -> measure.ChainSampling:

@@ -66,13 +66,19 @@ METRICS = {
         "down; KL(base || tuned) of the deterministic samplers' laws, nats; mean, standard error, "
         "mean ODE error, points (--ode_points)"
     ),
+    "learning": (
+        "up; gain on held-out pictures under the subject's prompt, nats per picture; leak: under "
+        "the class prompt; binding: gain - leak; each with its standard error"
+    ),
     "stability": (
         "down; standard deviation over all pictures of subject prompts (the report's Stability:"
         " subject, text)"
     ),
 }
 COLUMNS = [
-    k for k in METRICS if k not in ("pres", "div", "mmd2_dino", "path_kl", "ode_kl", "stability")
+    k
+    for k in METRICS
+    if k not in ("pres", "div", "mmd2_dino", "path_kl", "ode_kl", "learning", "stability")
 ]
 # whose rows are means to the prompt's other pictures, and so share pairs; all others are
 # independent between seeds

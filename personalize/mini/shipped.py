@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
 # of its pictures; with more they are less diverse, and more often of the right class (quality.json)
 GUIDANCE = 1.25
+ADAPTER_FILE = "ip_adapter.safetensors"
 CLASSES = (
     "dog",
     "cat",
@@ -97,6 +98,11 @@ def classifier_folder() -> Path:
 def subject_judge_folder() -> Path:
     """ResNetForImageClassification, labels: the eight subjects and "other"."""
     return _folder("subject_judge")
+
+
+def ip_adapter_folder() -> Path:
+    """The IP-Adapter: ADAPTER_FILE and image_encoder/, as diffusers' loader wants them."""
+    return _folder("ip_adapter")
 
 
 def _folder(name: str) -> Path:

@@ -34,11 +34,17 @@ Cond = dict[str, Tensor]  # batch first; only the family knows its keys
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' word -> ours
 
 
+def as_many(uncond: Cond, cond: Cond) -> Cond:
+    """One row of `uncond` for each of `cond`: what guidance goes away from."""
+    return {k: uncond[k].expand_as(v) for k, v in cond.items()}
+
+
 @dataclass(frozen=True)
 class Family:
     """What differs between backbones.
 
-    `encode(pipeline, prompts) -> cond`; `call(denoiser, x_t, t, cond) -> its output`.
+    `encode(pipeline, prompts) -> cond`; `call(denoiser, x_t, t, cond) -> its output`;
+    `unconditional(uncond of one row, cond) -> uncond of as many rows as cond`.
     """
 
     name: str
@@ -63,6 +69,7 @@ class Family:
     embeddings: dict[str, str] = field(
         default_factory=dict
     )  # part -> key in a file of learnt words
+    unconditional: Callable[[Cond, Cond], Cond] = as_many
 
 
 # ---- text -> cond, and cond -> the denoiser's answer

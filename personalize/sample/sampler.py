@@ -136,7 +136,8 @@ def sample_latents(
     x = torch.stack(noise).to(model.device) * getattr(scheduler, "init_noise_sigma", 1.0)
     scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
     if guidance > 1:
-        both = {k: torch.cat([uncond[k].expand_as(v), v]) for k, v in cond.items()}
+        without = model.family.unconditional(uncond, cond)
+        both = {k: torch.cat([without[k], v]) for k, v in cond.items()}
     for t in scheduler.timesteps:
         x_in = scale(x, t)
         if guidance > 1:

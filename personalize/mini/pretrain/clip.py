@@ -3,6 +3,9 @@
 CLIP's text tower conditions the UNet, the whole of it compares pictures with prompts. The image
 encoder takes DINO's part: it tells instances apart. The classifier reads class and scene. The
 subject judge says which of the shipped subjects a picture shows, or "other".
+
+Every word of the world's captions and of the benchmarks' prompts is one token. Rare words such as
+"sks" are tokens that training never uses.
 """
 
 import random
@@ -16,6 +19,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
+    CLIPTokenizer,
     CLIPVisionConfig,
     ResNetConfig,
     ResNetForImageClassification,
@@ -28,9 +32,11 @@ from personalize.evaluate.judges import OTHER
 from personalize.mini.pretrain.artwork import SUBJECTS
 from personalize.mini.pretrain.data import Data
 from personalize.mini.pretrain.vae import draw, encode, pixels
-from personalize.mini.pretrain.words import LENGTH, tokenizer
-from personalize.mini.pretrain.world import CLASSES, SCENES, Content, caption
+from personalize.mini.pretrain.world import CLASSES, SCENES, Content, caption, captions_all
+from personalize.pipeline.tokenizer import WORDS, word_tokenizer
 
+LENGTH = 24  # tokens of a prompt, start and end included
+RARE = "sks zwx xxy ohwx mnk vqd"  # never trained: identifiers for subjects
 TOWER = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -41,6 +47,11 @@ PICTURE = {"image_size": 64, "patch_size": 8}
 TEMPERATURE = 0.1
 OTHERS = 4096  # pictures of the world that the subject judge learns to call "other"
 PAIRS = 64  # pictures (and captions) in a batch; all of different (class, scene)
+
+
+def tokenizer() -> CLIPTokenizer:
+    words = {*WORDS.split(), *RARE.split(), *(w for c in captions_all() for w in c.split())}
+    return word_tokenizer(words, LENGTH)
 
 
 def build_clip() -> CLIPModel:

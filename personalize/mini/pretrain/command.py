@@ -1,7 +1,8 @@
 """`personalize pretrain`: train the parts of the mini base and publish them.
 
 The VAE, the mini CLIP and the UNet, on cached latents, are the model; the image encoder, the
-classifier and the subject judge check it.
+classifier and the subject judge check it. The IP-Adapter comes last: it needs all of them, and
+changes none.
 
 Every part continues from its newest checkpoint; parts do not wait for others that they do not need.
 """
@@ -10,12 +11,13 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from personalize.config.commands import JUDGES, PARTS, Part, Pretrain
+from personalize.config.commands import ADAPTER, JUDGES, PARTS, Part, Pretrain
 from personalize.evaluate.judges import load_subjects
-from personalize.mini.pretrain import clip, data, publish, unet, vae
+from personalize.mini.pretrain import clip, data, ip_adapter, publish, unet, vae
 from personalize.mini.pretrain.artwork import Artwork
 from personalize.mini.pretrain.loop import Terms, fit, has_bf16, trained
 from personalize.mini.pretrain.muon import Muon
@@ -32,10 +34,11 @@ PLAN = {
     "dino": (800, 1e-3),
     "classifier": (1200, 2e-3),
     "subject_judge": (600, 2e-3),
+    "ip_adapter": (1200, 1e-3),
 }
 # trained by Muon, in bfloat16 where the CPU has it; the judges by AdamW in float32
 LARGE = ("vae", "unet")
-BUILD = {
+BUILD = {  # the adapter's needs the UNet: Parts.new
     "vae": vae.build,
     "clip": clip.build_clip,
     "unet": unet.build,
@@ -43,7 +46,7 @@ BUILD = {
     "classifier": clip.build_classifier,
     "subject_judge": clip.build_subject_judge,
 }
-TERMS = {  # those of the UNet and of the subject judge need other parts: Parts.terms
+TERMS = {  # those of the UNet, the subject judge and the adapter need others: Parts.terms
     "vae": vae.terms,
     "clip": clip.clip_terms,
     "dino": clip.dino_terms,
@@ -59,13 +62,17 @@ def pretrain(asked: Pretrain) -> None:
     parts = Parts(asked)
     for part in asked.parts:
         steps, peak = parts.plan(part)
-        how = {"optimizer": Muon, "bf16": parts.bf16} if part in LARGE else {}
+        how = {"optimizer": Muon} if part in LARGE else {}
+        how |= {"bf16": parts.bf16} if part in (*LARGE, ADAPTER) else {}
         terms = parts.terms(part, world)
         fit(part, parts.new(part), terms, steps, peak, out, asked.seed, **how)
-    if asked.start and set(asked.parts) <= set(JUDGES):
+    others = set(asked.parts) - {ADAPTER}
+    if asked.start and others <= set(JUDGES):
         publish_judges(parts, world)
-    elif asked.start or set(asked.parts) == set(PARTS):
+    elif asked.start or others == set(PARTS):
         finish(parts, world, artwork)
+    if ADAPTER in asked.parts and (asked.start or others == set(PARTS)):
+        finish_adapter(parts, world)
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,14 @@ class Parts:
     def new(self, part: Part) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.asked.seed)
-            network = BUILD[part]()
+            mine = part == ADAPTER
+            network = ip_adapter.IPAdapter(self.done("unet")) if mine else BUILD[part]()
         random = self.asked.anew and part in self.asked.parts
         if self.asked.start and not random:
-            network.load_state_dict(publish.read(part, Path(self.asked.start)).state_dict())
+            start = Path(self.asked.start)
+            if mine:
+                return network.load_file(publish.read_adapter(start))
+            network.load_state_dict(publish.read(part, start).state_dict())
         return network
 
     def done(self, part: Part) -> nn.Module:
@@ -107,16 +118,17 @@ class Parts:
         return trained(Path(self.asked.out, part), self.new(part), steps)
 
     def latents(self, world: data.Data) -> Tensor:
-        """The posterior means of the training pictures, (N, CHANNELS, 16, 16).
+        """The posterior means of the training pictures, (N, CHANNELS, 16, 16)."""
+        return self._encoded(world, world.train, "latents")
 
-        They are kept in a file whose name says of which VAE and pictures they are.
-        """
+    def _encoded(self, world: data.Data, pictures: np.ndarray, name: str) -> Tensor:
+        """Posterior means, kept in a file whose name says of which VAE and pictures they are."""
         network = self.done("vae")
         weights = hash_tensors(network.state_dict())
-        name = f"latents-{self.asked.seed}-{world.digest}-{weights}.safetensors"
+        name = f"{name}-{self.asked.seed}-{world.digest}-{weights}.safetensors"
         path = Path(self.asked.out, "data", name)
         if not path.exists():
-            save_tensors(path, {"mean": vae.encode(network, world.train)})
+            save_tensors(path, {"mean": vae.encode(network, pictures)})
         return load_tensors(path)["mean"]
 
     def terms(self, part: Part, world: data.Data) -> Terms:
@@ -124,18 +136,21 @@ class Parts:
             folder, artwork = Path(self.asked.out, "data"), Artwork(Path(self.asked.artwork))
             drawn = data.subject_composites(folder, artwork, self.asked.seed)
             return clip.subject_judge_terms(world, drawn, self.done("vae"))
+        if part not in ("unet", ADAPTER):
+            return TERMS[part](world)
+        latents, words = self.latents(world), self.done("clip")
+        mean, std = (m[:, None, None] for m in vae.moments(latents))
         if part == "unet":
-            latents, text = self.latents(world), self.done("clip").text_model
-            mean, std = (m[:, None, None] for m in vae.moments(latents))
-            return unet.terms(world, (latents - mean) / std, text)
-        return TERMS[part](world)
+            return unet.terms(world, (latents - mean) / std, words.text_model)
+        more = self._encoded(world, world.instances[ip_adapter.unlearnt(world) :], "others")
+        return ip_adapter.terms(world, (latents - mean) / std, (more - mean) / std, words)
 
 
 def publish_judges(parts: Parts, world: data.Data) -> None:
     """Publish the judges that were trained, and nothing else: the model stays as it is."""
     asked = parts.asked
     weights = Path(asked.weights)
-    for part in asked.parts:
+    for part in (p for p in asked.parts if p in JUDGES):
         publish.publish_judge(parts.done(part), weights / part)
         record = made_record(parts, world)
         record["losses"] = {part: record["losses"][part]}
@@ -152,7 +167,7 @@ def made_record(parts: Parts, world: data.Data) -> dict:
     return {
         "asked": _placeless(asdict(asked)),
         "plan": {part: parts.plan(part) for part in asked.parts},
-        "precision": "bf16" if parts.bf16 and set(asked.parts) & set(LARGE) else "fp32",
+        "precision": "bf16" if parts.bf16 and {*asked.parts} & {*LARGE, ADAPTER} else "fp32",
         "drawings": world.digest,
         "environment": environment(("torch", "diffusers", "transformers")),
         "losses": publish.losses(Path(asked.out)),
@@ -182,6 +197,16 @@ def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
         write_json(weights / "quality.json", numbers)
         picture.save(out / "overview.png")
         print(f"every animal in every scene: {out}/overview.png; numbers: {weights}/quality.json")
+
+
+def finish_adapter(parts: Parts, world: data.Data) -> None:
+    """Publish the IP-Adapter beside the base, which stays as it is."""
+    weights = Path(parts.asked.weights)
+    publish.publish_adapter(parts.done(ADAPTER), parts.done("clip"), weights)
+    record = made_record(parts, world)
+    record["losses"] = {ADAPTER: record["losses"][ADAPTER]}
+    write_json(weights / f"{ADAPTER}.json", record)
+    print(f"published: {weights / ADAPTER}; how it was made: {weights / ADAPTER}.json")
 
 
 def _placeless(asked: dict) -> dict:

@@ -27,6 +27,7 @@ class Data:
     instances: np.ndarray
     views: int
     digest: str  # of the drawings
+    scenes: list[int]  # N, of the instances
 
 
 def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views: int = 24) -> Data:
@@ -40,9 +41,10 @@ def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views
         ]
         return _cached(folder / f"{role}-{seed}-{digest(list(drawings.values()))}.npy", jobs)
 
-    scenes = random.Random(f"{seed} instances")
+    rng = random.Random(f"{seed} instances")
+    scenes = [rng.randrange(8) for _ in range(len(others) * views)]
     instances = [
-        (d, scenes.randrange(8), f"{seed} instances {i} {k}")
+        (d, scenes[i * views + k], f"{seed} instances {i} {k}")
         for i, d in enumerate(others)
         for k in range(views)
     ]
@@ -54,6 +56,7 @@ def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views
         _cached(folder / f"instances-{seed}-{digest(others)}.npy", instances),
         views,
         digest(list(drawings.values())),
+        scenes,
     )
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification, ViTModel
 
 from personalize.config.commands import JUDGES
-from personalize.mini.pretrain import clip, unet
+from personalize.mini.pretrain import clip, ip_adapter, unet
 from personalize.mini.pretrain.artwork import SUBJECTS, Artwork
-from personalize.mini.pretrain.words import tokenizer
+from personalize.mini.pretrain.clip import tokenizer
 from personalize.mini.pretrain.world import SCENES, compose
-from personalize.mini.shipped import FOLDER
-from toy2d.runs.files import read_csv, write_atomic, write_json
+from personalize.mini.shipped import ADAPTER_FILE, FOLDER
+from toy2d.runs.files import UserError, read_csv, write_atomic, write_json
 from toy2d.runs.folder import whole_folder
 
 VIEWS = 5  # pictures of a subject to train on
@@ -78,6 +79,22 @@ def read(part: str, folder: Path) -> nn.Module:
     kind, place = of[part]
     more = {"add_pooling_layer": False} if kind is ViTModel else {}
     return kind.from_pretrained(folder / place, **more).float()
+
+
+def publish_adapter(network: ip_adapter.IPAdapter, words: CLIPModel, out: Path) -> None:
+    _whole(out / "ip_adapter", lambda folder: ip_adapter.save(network, words, folder))
+
+
+def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """The file that `publish_adapter` wrote, in float32.
+
+    Raises:
+        UserError: it is not there.
+    """
+    file = folder / "ip_adapter" / ADAPTER_FILE
+    if not file.is_file():
+        raise UserError(f"no IP-Adapter in {folder}: add --anew to begin one")
+    return {k: v.float() for k, v in load_file(file).items()}
 
 
 def _judge(network: nn.Module, folder: Path, words=None) -> None:

@@ -10,9 +10,9 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
+from personalize.mini.pretrain.clip import tokenizer
 from personalize.mini.pretrain.data import Data
 from personalize.mini.pretrain.vae import CHANNELS
-from personalize.mini.pretrain.words import tokenizer
 from personalize.mini.pretrain.world import Content, caption
 from personalize.pipeline.families import from_diffusers
 from toy2d.core.objectives import STANDARD, Example

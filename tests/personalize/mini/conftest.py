@@ -25,4 +25,5 @@ def small_world(drawings):
         instances,
         2,
         "discs",
+        [c.scene for c in seen[:80] for _ in range(2)],
     )

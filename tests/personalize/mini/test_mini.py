@@ -16,10 +16,10 @@ from personalize.evaluate.judges import load_dino, load_subjects
 from personalize.mini import shipped as mini
 from personalize.mini.pretrain import clip, data, publish, vae, world
 from personalize.mini.pretrain import command as pretrain
+from personalize.mini.pretrain.clip import tokenizer
 from personalize.mini.pretrain.loop import fit, has_bf16, trained
 from personalize.mini.pretrain.muon import Muon
 from personalize.mini.pretrain.quality import reconstruction, right_on_shipped_pictures
-from personalize.mini.pretrain.words import tokenizer
 from personalize.pipeline.load import load
 from toy2d.runs.files import UserError
 from toy2d.runs.folder import RunFolder

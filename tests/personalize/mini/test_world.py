@@ -13,9 +13,9 @@ from personalize.evaluate.judges import load_dino
 from personalize.mini import shipped as mini
 from personalize.mini.pretrain import unet, world
 from personalize.mini.pretrain.artwork import FACES, OTHERS, SUBJECTS
+from personalize.mini.pretrain.clip import RARE, tokenizer
 from personalize.mini.pretrain.loop import rate
 from personalize.mini.pretrain.quality import diversity, prompt
-from personalize.mini.pretrain.words import RARE, tokenizer
 from personalize.pipeline.families import from_diffusers
 
 
