@@ -21,6 +21,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.data.latents import instance_set
 from personalize.data.photos import Scan
 from personalize.drift import measure
+from personalize.drift.chains import prompt_groups
 from personalize.parallel.processes import processes_here
 from personalize.pipeline.model import Model
 from personalize.sample.sampler import Sampling, generate
@@ -147,7 +148,7 @@ def forward_seconds(config: TrainConfig, predictors: Predictors) -> float:
     model, n = predictors.model, config.sample_batch_size
     x_t = torch.zeros(n, *model.latent_shape(resolution_of(config, model)), device=model.device)
     t = model.schedule.timesteps[torch.zeros(n, dtype=torch.long, device=model.device)]
-    prompts = [next(iter(measure.prompt_groups(config).values()))[0]] * n
+    prompts = [next(iter(prompt_groups(config).values()))[0]] * n
     with torch.no_grad(), model.evaluating():
         return _seconds(lambda: predictors.live(x_t, t, prompts), model.device) / n
 
@@ -187,7 +188,7 @@ def measuring_forwards(c: TrainConfig) -> int:
 
 
 def _chains(c: TrainConfig) -> int:
-    return c.measure_chains * sum(len(g) for g in measure.prompt_groups(c).values())
+    return c.measure_chains * sum(len(g) for g in prompt_groups(c).values())
 
 
 def memory(config: TrainConfig, model: Model, theta) -> dict[str, int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from personalize.adapters.anchors import AnchorSum, among, copy_of, plain_parameters
 from personalize.adapters.deltas import LORA, Change, changes
 from personalize.config.train_config import TrainConfig
-from personalize.drift.measure import base_chain, in_chunks, prompt_groups
+from personalize.drift.chains import base_chain, in_chunks, prompt_groups
 from personalize.parallel.sharding import cut
 from personalize.pipeline.model import Model
 from toy2d.core.drift import Params, Predict, fisher_diagonal

@@ -28,7 +28,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.data.latents import instance_set
 from personalize.data.photos import Record
 from personalize.data.subjects import as_their_class
-from personalize.drift.measure import at_once
+from personalize.drift.chains import at_once
 from personalize.pipeline.model import Model
 from toy2d.core.drift import Predict, log_snr_bands, noise_error
 from toy2d.core.rng import generator

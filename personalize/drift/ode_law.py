@@ -7,7 +7,7 @@ bound. Points are the base's own, the same points and the same probes serve both
 
 import torch
 
-from personalize.drift.measure import ChainSampling, in_chunks
+from personalize.drift.chains import ChainSampling, in_chunks
 from toy2d.core.drift import Predict
 from toy2d.core.likelihood import flow_sample, ode_schedule
 from toy2d.core.rng import generator

@@ -21,6 +21,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.data.photos import Scan, scan
 from personalize.data.prompts import PromptSet
 from personalize.drift import measure
+from personalize.drift.chains import ChainSampling, make_chains
 from personalize.drift.ode_law import ode_kl_of_groups
 from personalize.evaluate.judges import Evaluators
 from personalize.evaluate.learning import gain_of, predictor
@@ -205,12 +206,12 @@ def predictors(model: Model, base: Model | None) -> tuple[Predict, Predict]:
     return predictor(model), predictor(base or model, is_base=base is None)
 
 
-def chain_sampling(model: Model, plan: Plan, chains: int, nodes: int) -> measure.ChainSampling:
+def chain_sampling(model: Model, plan: Plan, chains: int, nodes: int) -> ChainSampling:
     """Chains of the old prompts among the evaluation's own."""
     wanted = ("class", "contexts", "unrelated")
     groups = {g: plan.prompts.groups[g] for g in wanted if plan.prompts.groups.get(g)}
     shape = model.latent_shape(plan.sampling.resolution or model.default_resolution)
-    return measure.ChainSampling(groups, shape, chains, nodes, batch_size=plan.sampling.batch_size)
+    return ChainSampling(groups, shape, chains, nodes, batch_size=plan.sampling.batch_size)
 
 
 def path_kl(
@@ -223,7 +224,7 @@ def path_kl(
     predict, predict_base = predictors(model, base)
     with torch.no_grad(), model.evaluating():
         sampling = chain_sampling(model, plan, plan.chains, nodes)
-        made = measure.make_chains(predict_base, model.schedule, sampling)
+        made = make_chains(predict_base, model.schedule, sampling)
         return measure.path_drift(predict, made, sampling.batch_size)
 
 

@@ -22,6 +22,14 @@ from personalize.config.train_config import TrainConfig
 from personalize.data.photos import Scan, hash_of
 from personalize.data.subjects import scan_subjects
 from personalize.drift import gain, measure
+from personalize.drift.chains import (
+    Chains,
+    at_once,
+    chain_sampling,
+    kept_chains,
+    prompt_groups,
+    shared_chains,
+)
 from personalize.export.formats import leave
 from personalize.export.model_card import model_card
 from personalize.parallel.processes import (
@@ -245,7 +253,7 @@ class Experiment:
     ) -> Predictors:
         """Encode every prompt of the run, once; say which are too long for the text encoder."""
         trained = [p for pool in pools.values() for p in pool.prompts]
-        groups = [*measure.prompt_groups(self.config).values()]
+        groups = [*prompt_groups(self.config).values()]
         groups += held_out.prompts.values() if held_out else []
         for prompt in dict.fromkeys(trained):
             if lost := model.lost_text(prompt):
@@ -265,20 +273,16 @@ class Experiment:
             validation.keep_base()
         return validation
 
-    def make_chains(self, predictors: Predictors) -> dict[str, measure.Chains]:
-        """The base's chains and answers, on which drift is measured; runs of one base
-        share them.
-        """
+    def make_chains(self, predictors: Predictors) -> dict[str, Chains]:
+        """The chains of the base on which drift is measured; runs of one base share them."""
         c, model = self.config, predictors.model
-        sampling = measure.chain_sampling(c, model.latent_shape(resolution_of(c, model)))
-        made_from = model.hash(), model.schedule, sampling, c.mixed_precision
-        shared = measure.shared_file(*made_from)
-        file = self.chains or measure.writable(shared, self.cache / "chains.safetensors")
+        sampling = chain_sampling(c, model.latent_shape(resolution_of(c, model)))
+        how = predictors.live, model.schedule, sampling
         with self.one_first(), model.evaluating(), self.clock("chains"):
-            chains = measure.kept_chains(file, predictors.live, model.schedule, sampling)
-            if file == shared:
-                measure.forget_oldest(shared.parent)
-            return chains
+            if self.chains:
+                return kept_chains(self.chains, *how)
+            own = self.cache / "chains.safetensors"
+            return shared_chains(*how, model.hash(), c.mixed_precision, own)
 
     def make_meter(
         self, predictors: Predictors, theta: Params, theta_star: Params, chains: dict
@@ -290,7 +294,7 @@ class Experiment:
             theta_star,
             predictors.live,
             measure.Probes.of(chains, c.nodes_per_chain, c.seed),
-            measure.at_once(c),
+            at_once(c),
             self.cache / "probe.safetensors",
             c.seed,
             self.accelerator.is_main_process,

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from personalize.config.train_config import TrainConfig
 from personalize.drift import gain, measure
 from personalize.drift.by_layer import layers_table
+from personalize.drift.chains import prompt_groups
 from personalize.parallel.sharding import whole
 from personalize.sample.validate import Validation
 from personalize.train.loop import TrainingLoop
@@ -116,7 +117,7 @@ class Measurements:
             "path_kl_groups": paths,
             **gain.peak(rows),
             "path_kl_sampler": f"ancestral, variance beta, {c.measure_nodes} nodes, no guidance",
-            "prompts": measure.prompt_groups(c),
+            "prompts": prompt_groups(c),
         }
 
 

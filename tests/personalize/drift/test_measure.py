@@ -12,20 +12,16 @@ from small import config, workshop
 from personalize.adapters.trainable import choose
 from personalize.config.rules import resolve
 from personalize.data.latents import PromptCache
-from personalize.drift.measure import (
-    DriftMeter,
-    Probes,
+from personalize.drift.chains import (
     chain_sampling,
-    evaluations,
     forget_oldest,
     kept_chains,
     make_chains,
-    path_columns,
-    path_drift,
     prompt_groups,
     shared_file,
     writable,
 )
+from personalize.drift.measure import DriftMeter, Probes, evaluations, path_columns, path_drift
 from personalize.pipeline.load import load
 from toy2d.core import drift
 from toy2d.runs.files import read_csv

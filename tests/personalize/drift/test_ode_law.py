@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from personalize.drift.measure import ChainSampling
+from personalize.drift.chains import ChainSampling
 from personalize.drift.ode_law import ode_kl_of_groups
 from toy2d.core.schedule import Schedule
 

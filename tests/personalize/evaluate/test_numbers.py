@@ -50,6 +50,7 @@ def test_path_kl_is_the_trainers(moved, evaluators, tmp_path):
     """
     from personalize.data.latents import PromptCache
     from personalize.drift import measure
+    from personalize.drift.chains import chain_sampling, make_chains
 
     c = config(
         "unused",
@@ -70,7 +71,7 @@ def test_path_kl_is_the_trainers(moved, evaluators, tmp_path):
             return predict(x_t, t, texts)
 
     with torch.no_grad():
-        chains = measure.make_chains(base, moved.schedule, measure.chain_sampling(c, (4, 8, 8)))
+        chains = make_chains(base, moved.schedule, chain_sampling(c, (4, 8, 8)))
         expected = measure.path_drift(predict, chains, 4)
     found = run(moved, tmp_path, evaluators, chains=2)
     for group, (mean, _, n) in expected.items():

@@ -35,7 +35,8 @@ from small import config, moved, workshop
 from personalize.adapters.trainable import choose
 from personalize.data.latents import PromptCache, frame_of, instance_set, resize_and_crop
 from personalize.data.photos import scan
-from personalize.drift.measure import chain_sampling, make_chains, path_drift
+from personalize.drift.chains import chain_sampling, make_chains
+from personalize.drift.measure import path_drift
 from personalize.pipeline.families import SDXL, from_diffusers, from_flow_matching
 from personalize.pipeline.load import load
 from personalize.pipeline.model import Model

@@ -9,7 +9,7 @@ from small import config, photos, trained
 from personalize.config.concepts import read_concepts
 from personalize.config.rules import resolve
 from personalize.data.subjects import Together, scan_subjects
-from personalize.drift.measure import prompt_groups
+from personalize.drift.chains import prompt_groups
 from toy2d.runs.files import UserError
 
 
