@@ -27,12 +27,16 @@ test: .venv/ready  ## the default test suite
 	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 PORTABLE := tests/toy2d/core tests/toy2d/test_train.py tests/personalize/pipeline/test_model.py
+PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2
 units: .venv/ready  ## a quick part of the tests as if on processors with other vector units
-	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PORTABLE)
-	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n auto --dist loadfile $(PORTABLE)
+	@$(PLAIN) $(BIN)/python -m pytest -n auto --dist loadfile $(PORTABLE)
+	@$(AVX2) $(BIN)/python -m pytest -n auto --dist loadfile $(PORTABLE)
 
-slow: .venv/ready  ## every test, the long ones too
+slow: .venv/ready  ## every test, the long ones too; then the default suite as if on two other processors
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
+	@$(PLAIN) $(BIN)/python -m pytest -n auto --dist loadfile
+	@$(AVX2) $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/ready  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

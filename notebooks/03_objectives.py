@@ -134,7 +134,7 @@ assert abs(small / dense - 1) < 1e-4 and factors[1] > 10 * factors[0]
 # %% [markdown]
 # ## All five, over their weights
 #
-# The course's run: geometric means over three seeds; bands are one standard error.
+# The course's run: geometric means over its seeds; bands are one standard error.
 
 # %%
 from toy2d.figures.display import show
