@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "lectures" / "package_map.md"
 TOY2D = """
     core runs data model quadrature kl train measure config figures sentences report prepare
-    records experiment theorems verify sweep bench course __main__
+    records experiment theorems verify playground leaderboard sweep bench answers
+    course __main__
 """
 PERSONALIZE = """
     mini config parallel pipeline adapters data sample drift export train evaluate cost

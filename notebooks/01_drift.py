@@ -20,7 +20,8 @@
 # points. What becomes of the five?
 #
 # Run the cells in order. The first makes the course's experiment (two minutes, once); everything
-# after it reads that run.
+# after it reads that run. To place the six points yourself, open the
+# [playground](01b_playground.ipynb).
 #
 # A run's name is kind:weight. `prior:10` adds ten times the loss on replayed samples; `l2:0.1` adds
 # a tenth of the squared distance from the base's parameters. [Lecture
@@ -91,30 +92,21 @@ show(draw_kl_per_class(metrics, config))
 # once, in ten seconds, and the slider chooses among them.
 
 # %%
-from toy2d.figures.density import draw_densities, on_grid, total_mass
-from toy2d.model import members
-from toy2d.verify.course import Course
+from toy2d.figures.density import draw_densities, total_mass
+from toy2d.verify.lab import Lab
 
-course_run = Course(folder, seeds=(1,))
-prompts = (*course_run.world.old, course_run.world.new)
+lab = Lab(folder, seeds=(1,))
 lambdas = ("standard", "l2:0.001", "l2:0.01", "l2:0.03", "l2:0.1", "l2:1")
-which = course_run.which(*lambdas)  # (place in the stack, run, seed) of each
-density = on_grid(
-    course_run.net.bind(members(course_run.tuned, [i for i, _, _ in which])),
-    course_run.probe.ode,
-    prompts,
-    n=40,
-)
-before = on_grid(course_run.net.bind(course_run.base(1)), course_run.probe.ode, prompts, n=40)[0]
+models = lab.models(*lambdas)
+density, before = lab.density(models.theta), lab.density(lab.base(1))[0]
 assert (total_mass(density) - 1).abs().max() < 0.01  # densities, so each integrates to one
 
 # %%
-records = [metrics["runs"][i] for i, _, _ in which]
 frames = {}
-for p, r in zip(density, records, strict=True):
+for p, r in zip(density, models.records, strict=True):
     lam, kl = r["weight"] or 0, old_kl(r, "kl_base")
     title = f"lambda {lam:g}: KL(base || tuned) {kl:.3f} nats"
-    frames[f"{lam:g}"] = show(draw_densities(p, title, course_run.shots(1), before), title)
+    frames[f"{lam:g}"] = show(draw_densities(p, title, lab.shots(1), before), title)
 Slider("lambda", frames)
 
 # %% [markdown]
@@ -149,6 +141,32 @@ if mini_lab.available():
 
 # %%
 display(mini_lab.recorded_slider("l2"))
+
+# %% [markdown]
+# ## Task: how far has it moved?
+#
+# KL(base ‖ tuned) above was computed by quadrature. Write the estimate that samples would give: from
+# the log densities of both models at n samples of the base, the mean and its standard error.
+
+# %%
+from toy2d.course import check as check_code
+
+
+def kl_estimate(log_base, log_tuned):
+    return ...  # your code
+
+
+check_code("kl_estimate", kl_estimate)
+
+
+# %% tags=["hide-cell"]
+# solution
+def kl_estimate(log_base, log_tuned):
+    ratio = log_base - log_tuned
+    return ratio.mean(), ratio.std() / len(ratio) ** 0.5
+
+
+check_code("kl_estimate", kl_estimate)
 
 # %% [markdown]
 # ## Exercises

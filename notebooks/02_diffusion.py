@@ -129,22 +129,54 @@ for name, x in draws.items():
 # both samplers after standard fine-tuning (seed 1):
 
 # %%
-from toy2d.config import course
-from toy2d.experiment import run
-from toy2d.verify.course import Course
+from toy2d.verify.lab import open_lab
 
-course_run = Course(run(course(), out="../runs"), seeds=(1,))
-standard = course_run.run(course_run.which("standard")[0][0])
-predict, ode = course_run.net.bind(standard), course_run.probe.ode
+lab = open_lab(seeds=(1,))
+predict = lab.model("standard", seed=1).predict
 x_T = torch.randn(1, 4000, 2, generator=rng)
-flow = flow_sample(predict, ode, x_T, torch.tensor(4), runs=1)
-chain = ancestral(predict, course_run.schedule, x_T, torch.tensor(4), rng, runs=1)
+flow = flow_sample(predict, lab.probe.ode, x_T, torch.tensor(4), runs=1)
+chain = ancestral(predict, lab.schedule, x_T, torch.tensor(4), rng, runs=1)
 for name, x in (("ODE", flow), ("ancestral", chain)):
     print(f"{name:9s} mean of the points {x[0].mean(0).numpy().round(3)}")
 gap = float((flow.mean(1) - chain.mean(1)).norm())
 error = float((flow.var(1).sum() / 4000 + chain.var(1).sum() / 4000) ** 0.5)
 print(f"distance {gap:.3f}, standard error {error:.3f}")
 assert gap > 4 * error
+
+# %% [markdown]
+# Both samplers on their way, from the same noise to class 1 of the world with its exact prediction:
+# the ODE glides, the ancestral sampler staggers.
+
+# %%
+from toy2d.figures.samples import draw_paths
+
+show(draw_paths(world, 1, 5, generator(0, "paths")), "Left the ODE, right the ancestral sampler")
+
+# %% [markdown]
+# ## Task: a density that you can write down
+#
+# A Gaussian stays Gaussian when it is noised, so every class of the world has a density at every noise
+# level. Write the log density at points x (n, 2) of N(mean, std^2 I) noised to the level ab.
+
+# %%
+from toy2d.course import check as check_code
+
+
+def noised_log_density(x, mean, std, ab):
+    return ...  # your code
+
+
+check_code("noised_log_density", noised_log_density)
+
+
+# %% tags=["hide-cell"]
+# solution
+def noised_log_density(x, mean, std, ab):
+    v = ab * std**2 + 1 - ab
+    return -((x - ab.sqrt() * mean) ** 2).sum(-1) / (2 * v) - torch.log(2 * torch.pi * v)
+
+
+check_code("noised_log_density", noised_log_density)
 
 # %% [markdown]
 # ## Exercises

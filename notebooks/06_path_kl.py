@@ -66,25 +66,15 @@ assert all(row.holds for row in rows)
 # each seed, beside the KL of the *ODE's* law.
 
 # %%
-from toy2d.config import course
-from toy2d.core.drift import path_kl
-from toy2d.experiment import run
 from toy2d.runs.statistics import old_kl
-from toy2d.verify.course import Course
+from toy2d.verify.lab import open_lab
 
-c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
-for i, name, seed in c.which("standard", "l2:0.1"):  # i: the place in the stack
-    mean, error = path_kl(
-        c.net.bind(c.run(i)),
-        c.net.bind(c.base(seed)),
-        c.schedule,
-        c.chain(seed)[:, None],
-        c.cond,
-        runs=1,
-    )
-    ode = old_kl(c.metrics["runs"][i], "kl_base")
-    path = f"path KL {float(mean):.3f} +- {float(error):.3f}"
-    print(f"{name}, seed {seed}: {path}; KL of the ODE's law {ode:.3f}")
+c = open_lab(seeds=(0, 1, 2))
+for name in ("standard", "l2:0.1"):
+    for seed, ode in c.drift(name).items():
+        mean, error = c.model(name, seed).path_kl
+        path = f"path KL {mean:.3f} +- {error:.3f}"
+        print(f"{name}, seed {seed}: {path}; KL of the ODE's law {ode:.3f}")
 
 # %% [markdown]
 # **Claim.** Path KL does not bound the KL of the ODE's law: in most seeds of standard
@@ -109,15 +99,34 @@ assert len(above) > len(c.metrics["base"]) / 2
 # %%
 from toy2d.theorems import path_bound
 
-i, name, seed = next(w for w in c.which("standard") if w[2] == 1)
-pair = c.pair(i)
+pair = c.pair(c.model("standard", seed=1).place)
 rows = [path_bound.path_bound(pair, path_bound.base_law(pair, cond)) for cond in (0, 2)]
-rows += path_bound.from_a_point(pair, c.chain(seed)[:, 0], int(c.cond[0]))[:1]
+rows += path_bound.from_a_point(pair, c.chain(pair.seed)[:, 0], int(c.cond[0]))[:1]
 for row in rows:
     used = f"{row.lhs / row.rhs:.3f} of the bound"
     print(f"{row.condition}: {row.lhs:.4f} <= {row.rhs:.4f} nats, {used}")
 assert all(row.holds for row in rows)
 assert all(row.lhs > 0.5 * row.rhs for row in rows) and rows[-1].lhs > 0.9 * rows[-1].rhs
+
+# %% [markdown]
+# Where along the chain does path KL arise? The cell draws the terms of the sum, node by node, for
+# standard and for `output:1`, seed 1.
+
+# %%
+from toy2d.figures.display import show
+from toy2d.figures.style import plt, style
+
+figure, ax = plt.subplots(figsize=(5.2, 2.8))
+for name in ("standard", "output:1"):
+    terms = c.path_kl_terms(c.model(name, seed=1).theta, seed=1)
+    ax.plot(
+        terms,
+        label=f"{name}: {float(terms.sum()):.3g} nats",
+        **style(name.split(":")[0]) | {"marker": ""},
+    )
+ax.set(yscale="log", xlabel="node t (0: least noise)", ylabel="w_t E |eps_star - eps|^2 (nats)")
+ax.legend(fontsize=7)
+show(figure, "The terms of path KL along the base's chains")
 
 # %% [markdown]
 # ## Task: the sum of path KL

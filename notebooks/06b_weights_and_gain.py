@@ -24,7 +24,6 @@
 # *Recorded with the course's run; the cells below compute and draw yours.*
 
 # %%
-from toy2d.core.drift import path_kl
 from toy2d.verify.lab import open_lab
 
 c = open_lab(seeds=(0, 1, 2))
@@ -48,23 +47,30 @@ show(draw_chain(c.metrics, {"seeds": c.config.seeds}))
 # Along the direction of the standard run, seed 0:
 
 # %%
-star, i = c.base(0), c.which("standard")[0][0]
-towards = {k: p - star[k] for k, p in c.run(i).items()}
-found = []
-for scale in (0.02, 0.01, 0.005):
-    theta = {k: p + scale * towards[k] for k, p in star.items()}
-    found.append(
-        float(
-            path_kl(
-                c.net.bind(theta), c.net.bind(star), c.schedule, c.chain(0)[:, None], c.cond, runs=1
-            )[0]
-        )
-    )
+standard = c.model("standard", seed=0)
+scales = (0.02, 0.01, 0.005)
+found = [c.path_kl_of(standard.towards(scale), seed=0)[0] for scale in scales]
 ratios = [found[0] / found[1], found[1] / found[2]]
 print(
     f"path KL {', '.join(f'{v:.3g}' for v in found)} nats; ratios {ratios[0]:.3f}, {ratios[1]:.3f}"
 )
 assert all(abs(r - 4) < 0.1 for r in ratios)
+
+# %% [markdown]
+# The same as a picture: on logarithmic axes the points lie on a line of slope 2 near the base, and
+# leave it far away, where the theorem says nothing.
+
+# %%
+from toy2d.figures.style import plt, style
+
+shares = [0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0]
+along = [c.path_kl_of(standard.towards(share), seed=0)[0] for share in shares]
+figure, ax = plt.subplots(figsize=(4.4, 3))
+ax.plot(shares, along, "o", label="path KL")
+ax.plot(shares, [along[0] * (s / shares[0]) ** 2 for s in shares], color="#999999", label="slope 2")
+ax.set(xscale="log", yscale="log", xlabel="share of the way to the standard run", ylabel="nats")
+ax.legend(fontsize=7)
+show(figure, "Path KL from the base towards the standard run, seed 0")
 
 # %% [markdown]
 # ## What lambda guarantees
@@ -73,24 +79,90 @@ assert all(abs(r - 4) < 0.1 for r in ratios)
 # lambda = 1 it promises more than ten nats where less than a tenth was measured.
 
 # %%
+from toy2d.core.drift import squared_distance
 from toy2d.core.rng import generator
 from toy2d.theorems.certificate import instance_losses
 from toy2d.theorems.lipschitz import lipschitz_constant
 
-i, name, seed = c.which("l2:1")[0]
-theta = c.run(i)
-few = [j for p in c.world.old for j in (c.cond == p).nonzero().flatten()[:12].tolist()]
+model = c.model("l2:1", seed=0)
+star, theta = model.theta_star, model.theta
+few = (
+    c.cond.argsort(stable=True).reshape(len(c.world.old), -1)[:, :12].flatten()
+)  # 12 chains a prompt
 constant, _ = lipschitz_constant(c.net, star, theta, c.schedule, c.chain(0)[:, few], c.cond[few])
 start, now = (
-    instance_losses(c.net, p, c.schedule, c.shots(0), c.world.new, generator(0, "loss")).mean()
+    float(
+        instance_losses(c.net, p, c.schedule, c.shots(0), c.world.new, generator(0, "loss")).mean()
+    )
     for p in (star, theta)
 )
-square = sum(float(((p - star[k]) ** 2).sum()) for k, p in theta.items())
-assert float(now) + 1.0 * square <= float(start)  # the condition: the total loss has not risen
-promised, measured = constant * float(start), c.metrics["runs"][i]["path_kl"][0]
+assert (
+    now + 1.0 * squared_distance(theta, star) <= start
+)  # the condition: the total loss has not risen
+promised, measured = constant * start, model.record["path_kl"][0]
 print(f"constant {constant:.0f} nats per squared distance")
 print(f"promised {promised:.1f} nats, measured {measured:.3f}")
 assert promised > 10 > 0.1 > measured
+
+# %% [markdown]
+# ## Gain: what has been learnt
+#
+# **Claim** (Proposition 6.11). On 200 new points of the new class, which no run has seen, every run
+# has learnt: the gain is positive, in the unit in which drift is measured.
+
+# %%
+points = c.world.sample(c.world.new, 200, generator(0, "held out"))
+learnt = {}
+for name in ("standard", "l2:1", "l2:0.1", "output:10", "fisher:100"):
+    learnt[name] = [c.gain_of(c.model(name, seed).theta, seed, points) for seed in c.seeds]
+    print(
+        f"{name:10s}",
+        ", ".join(f"{mean:.2f} +- {error:.2f}" for mean, error in learnt[name]),
+        "nats",
+    )
+assert all(mean > 4 * error for values in learnt.values() for mean, error in values)
+
+# %%
+figure, ax = plt.subplots(figsize=(4.8, 3.2))
+for name, values in learnt.items():
+    drifts = [c.model(name, seed).record["path_kl"][0] for seed in c.seeds]
+    ax.plot(
+        [mean for mean, _ in values],
+        drifts,
+        label=name,
+        **style(name.split(":")[0]) | {"linestyle": "none"},
+    )
+ax.set(
+    yscale="log", xlabel="gain on held-out points (nats)", ylabel="path KL of old classes (nats)"
+)
+ax.legend(fontsize=7)
+show(figure, "Learning to the right, forgetting upwards, in one unit; a marker a seed")
+
+# %% [markdown]
+# ## Task: gain
+#
+# `eps` is the noise that was really mixed in; `eps_star` and `eps_tuned` are the two models' answers,
+# all (T, N, D); `weights` are the T weights w_t. Write the gain: a mean over the N examples.
+
+# %%
+from toy2d.course import check as check_code
+
+
+def gain(eps, eps_star, eps_tuned, weights):
+    return ...  # your code
+
+
+check_code("gain", gain)
+
+
+# %% tags=["hide-cell"]
+# solution
+def gain(eps, eps_star, eps_tuned, weights):
+    less = ((eps - eps_star) ** 2 - (eps - eps_tuned) ** 2).sum(-1)
+    return (weights[:, None] * less).sum(0).mean()
+
+
+check_code("gain", gain)
 
 # %% [markdown]
 # ## Exercises

@@ -26,12 +26,12 @@
 # %%
 import torch
 
-from toy2d.config import course
-from toy2d.experiment import run
+from toy2d.figures.display import show
+from toy2d.figures.style import plt, style
 from toy2d.theorems import counterexamples
-from toy2d.verify.course import Course
+from toy2d.verify.lab import open_lab
 
-c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
+c = open_lab(seeds=(0, 1, 2))
 
 # %% [markdown]
 # ## Far away without drift
@@ -40,35 +40,40 @@ c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
 # whatever the distance.
 
 # %%
-learnt = {}
-for seed in c.seeds:
-    star = c.base(seed)
-    learnt[seed] = counterexamples.train_new_row(c.world, c.net, star, c.shots(seed), seed)
-    (row,) = counterexamples.new_row_only(
-        c.world, c.net, star, learnt[seed], c.chain(seed), c.cond, seed
-    )
-    print(f"seed {seed}: {row.condition}, path KL {row.lhs:g} nats")
-    assert row.lhs == 0.0
+new_row = {seed: c.train_new_row(seed) for seed in c.seeds}
+for seed, theta in new_row.items():
+    path, _ = c.path_kl_of(theta, seed)
+    print(f"seed {seed}: distance {c.distance(theta, seed):.3g}, path KL {path:g} nats")
+    assert path == 0.0
+
+# %%
+from toy2d.figures.density import draw_densities
+
+before = c.density(c.base(1))[0]
+now = c.density(new_row[1])[0]
+show(
+    draw_densities(now, "only the new word's row, seed 1", c.shots(1), before),
+    "Every old class covers its grey contour exactly; the new class (pink) sits on the six points",
+)
 
 # %% [markdown]
 # **Claim.** And it learns the new class, here better than standard fine-tuning of everything, in
 # every seed.
 
 # %%
-from toy2d.kl import compare
-
+row_only = {seed: c.new_class_kl(theta) for seed, theta in new_row.items()}
+standard = {seed: c.model("standard", seed).record["kl_new"][0] for seed in c.seeds}
 for seed in c.seeds:
-    (kl,) = compare(
-        c.net.bind(learnt[seed]),
-        c.probe.ode,
-        c.probe.new,
-        torch.zeros(1, dtype=torch.long),
-        c.world,
-    )
-    ((i, *_),) = (w for w in c.which("standard") if w[2] == seed)
-    standard = c.metrics["runs"][i]["kl_new"][0]
-    print(f"seed {seed}: new class {kl['new class'][0]:.3f} nats; standard {standard:.3f}")
-    assert kl["new class"][0] < standard
+    print(f"seed {seed}: new class {row_only[seed]:.3f} nats; standard {standard[seed]:.3f}")
+    assert row_only[seed] < standard[seed]
+
+# %%
+figure, ax = plt.subplots(figsize=(4.6, 2.6))
+for name, values, place in (("standard", standard, -0.2), ("new row only", row_only, 0.2)):
+    ax.bar([s + place for s in values], values.values(), width=0.4, label=name)
+ax.set(xticks=c.seeds, xlabel="seed", ylabel="KL(world || model), new class (nats)")
+ax.legend(fontsize=7)
+show(figure, "The new class is learnt better by its own row alone; drift of that row: exactly zero")
 
 # %% [markdown]
 # **Claim** (Proposition 7.2). Symmetries move the parameters far and the function not at all.
@@ -84,17 +89,22 @@ assert all(row.holds for row in rows)
 # drifted at least ten times less in all three.
 
 # %%
-from toy2d.runs.statistics import old_kl
-
 for seed in c.seeds:
-    standard, output = (
-        next(r for r in c.metrics["runs"] if r["run"] == name and r["seed"] == seed)
-        for name in ("standard", "output:0.1")
-    )
-    ratio = old_kl(standard, "kl_base") / old_kl(output, "kl_base")
+    standard, output = (c.model(name, seed).record for name in ("standard", "output:0.1"))
+    ratio = c.drift("standard")[seed] / c.drift("output:0.1")[seed]
     moved, before = output["delta_theta"], standard["delta_theta"]
     print(f"seed {seed}: distance {moved:.2f} against {before:.2f}, drift {ratio:.0f} times less")
     assert ratio > 10 and (moved > before or seed == 2)
+
+# %%
+figure, ax = plt.subplots(figsize=(4.8, 3.2))
+for name in ("standard", "output:0.1", "output:1", "fisher:10", "l2:0.1"):
+    distances = [c.model(name, seed).record["delta_theta"] for seed in c.seeds]
+    drifts = [c.drift(name)[seed] for seed in c.seeds]
+    ax.plot(distances, drifts, label=name, **style(name.split(":")[0]) | {"linestyle": "none"})
+ax.set(yscale="log", xlabel="distance from the base", ylabel="KL(base || tuned) (nats)")
+ax.legend(fontsize=7)
+show(figure, "One distance, drifts decades apart; a marker a seed")
 
 # %% [markdown]
 # ## LoRA's factors
@@ -140,6 +150,15 @@ for omega in (1.0, 4.0, 16.0):
     print(f"omega = {omega:g}: change of ln p(0) per unit of theta {found[omega]:.3f}")
 assert abs(found[16.0] / found[1.0] - 16) < 0.1
 
+# %%
+figure, ax = plt.subplots(figsize=(4.2, 2.6))
+ax.plot(list(found), [abs(v) for v in found.values()], "o-")
+ax.set(xlabel="omega", ylabel="|change of ln p(0)| per unit of theta")
+show(
+    figure,
+    "The Lipschitz constant in theta is 1 for every omega; the ODE's log density changes in proportion to omega",
+)
+
 # %% [markdown]
 # ## The published lambda sweep
 #
@@ -166,6 +185,42 @@ for one, more in itertools.pairwise(sweep):
 gain, without = l2["clip_t"] - prior["clip_t"], none["clip_t"] - prior["clip_t"]
 print(f"of the main table's CLIP-T gain of {gain:.4f}, {without:.4f} is there without L2")
 assert without > 0.75 * gain
+
+# %%
+figure, ax = plt.subplots(figsize=(4.6, 3.2))
+ax.plot([r["dino"] for r in sweep], [r["clip_t"] for r in sweep], "^-", label="L2 along lambda")
+ax.plot(prior["dino"], prior["clip_t"], "s", label="prior preservation")
+ax.set(xlabel="DINO (subject)", ylabel="CLIP-T (prompt)")
+ax.legend(fontsize=7)
+show(
+    figure,
+    "The sweep is one curve; its start, without any objective, lies above and right of the prior row",
+)
+
+# %% [markdown]
+# ## Task: the distance that a LoRA update really goes
+#
+# The cells above say that the factors' penalty is not a distance. Write the squared norm of
+# scale * B A, for B (o, r) and A (r, i), from r by r matrices.
+
+# %%
+from toy2d.course import check as check_code
+
+
+def lora_distance(B, A, scale):
+    return ...  # your code
+
+
+check_code("lora_distance", lora_distance)
+
+
+# %% tags=["hide-cell"]
+# solution
+def lora_distance(B, A, scale):
+    return scale**2 * ((B.mT @ B) * (A @ A.mT)).sum()
+
+
+check_code("lora_distance", lora_distance)
 
 # %% [markdown]
 # ## Exercises

@@ -171,6 +171,21 @@ assert (
     and last["l2"]["path_kl"] < last["standard"]["path_kl"]
 )
 
+# %%
+from toy2d.figures.display import show
+from toy2d.figures.style import plt, style
+
+figure, axes = plt.subplots(1, 2, figsize=(7, 2.6))
+for name, mine in rows.items():
+    steps = [r["step"] for r in mine]
+    for ax, column in zip(axes, ("delta_theta", "path_kl"), strict=True):
+        ax.plot(steps, [r[column] for r in mine], label=name, **style(name))
+        ax.set(xlabel="step", ylabel=column)
+axes[0].legend(fontsize=7)
+show(
+    figure, "Twelve steps on a random network: distance and path KL from history.csv, as in the toy"
+)
+
 # %% [markdown]
 # ## What class images cost
 #
@@ -185,6 +200,21 @@ for name, steps in (("default sampler, 51 evaluations", 51), ("20-step DPM-Solve
     times = (made + trained) / training
     print(f"prior, {name:32s}: {made:5d} + {trained} forwards, {times:.1f} times standard or L2")
 assert 10 < (200 * 51 * 2 + 4800) / training < 11
+
+# %%
+figure, ax = plt.subplots(figsize=(6, 2.2))
+costs = {
+    "standard, L2": (0, 2400),
+    "prior, 51 evaluations": (20_400, 4800),
+    "prior, 20": (8000, 4800),
+    "prior, images kept": (0, 4800),
+}
+made, trained = zip(*costs.values(), strict=True)
+ax.barh(list(costs), made, label="making class images")
+ax.barh(list(costs), trained, left=made, label="training")
+ax.set(xlabel="forward passes of the denoiser")
+ax.legend(fontsize=7)
+show(figure, "What 200 class images and 800 steps cost, in forward passes")
 
 # %% [markdown]
 # ## The mini model
@@ -209,6 +239,54 @@ if mini_lab.available():
 for r in mini_lab.recorded():
     path = f"path KL {r['path_kl'][0]:8.3g} +- {r['path_kl'][1]:.2g} nats"
     print(f"{r['objective']:9s} {r['weight'] or '':>8} {path}, delta theta {r['delta_theta']:.3g}")
+
+# %%
+figure, ax = plt.subplots(figsize=(4.6, 3))
+for name in dict.fromkeys(r["objective"] for r in mini_lab.recorded()):
+    mine = [r for r in mini_lab.recorded() if r["objective"] == name]
+    path, error = zip(*(r["path_kl"][:2] for r in mine), strict=True)
+    ax.errorbar(
+        [r["delta_theta"] for r in mine],
+        path,
+        error,
+        label=name,
+        **style(name) | {"linestyle": "none"},
+    )
+ax.set(yscale="log", xlabel="distance from the base", ylabel="path KL (nats)")
+ax.legend(fontsize=7)
+show(figure, "The mini model, one seed: distance does not order the objectives here either")
+
+# %% [markdown]
+# **Learning beside it.** Several subjects, along training: what was learnt (gain on held-out
+# pictures, right) against what was lost (path KL of old prompts, up). The left panel is the toy.
+
+# %%
+mini_lab.frontier()
+
+# %% [markdown]
+# ## Task: noise from velocity
+#
+# SD-3 predicts a velocity u = eps - x_0 on the path x_t = (1 - s) x_0 + s eps. Write the noise from
+# x_t (n, d), u and the s of each sample: with it everything of this course applies.
+
+# %%
+from toy2d.course import check as check_code
+
+
+def eps_from_flow(x_t, u, s):
+    return ...  # your code
+
+
+check_code("eps_from_flow", eps_from_flow)
+
+
+# %% tags=["hide-cell"]
+# solution
+def eps_from_flow(x_t, u, s):
+    return x_t + (1 - s)[:, None] * u
+
+
+check_code("eps_from_flow", eps_from_flow)
 
 # %% [markdown]
 # ## Exercises

@@ -67,30 +67,45 @@ scores = {
 assert scores["copied"] > scores["varied"]
 assert metrics.mean_to_others(metrics.cosine(copied, copied)).mean() > 0.99
 
+# %%
+from toy2d.figures.display import show
+from toy2d.figures.style import plt, style
+
+figure, ax = plt.subplots(figsize=(4.4, 2.8))
+for name, made in (("varied", varied), ("copied", copied)):
+    to_photos = metrics.cosine(made, photos).mean(1)
+    to_others = metrics.mean_to_others(metrics.cosine(made, made))
+    ax.plot(to_photos, to_others, "o", label=name, markersize=4)
+ax.set(xlabel="similarity to the photos (fidelity)", ylabel="similarity to each other")
+ax.legend(fontsize=7)
+show(figure, "Fidelity alone prefers the copies; the second axis tells them apart")
+
 # %% [markdown]
 # ## How many seeds?
 #
 # The toy's truth is exact, so the spread over training seeds is pure training noise: standard
 # fine-tuning, KL(base ‖ tuned).
 #
-# **Claim.** Over three seeds the largest drift is more than ten times the smallest. One run gives
+# **Claim.** Over eight seeds the largest drift is more than ten times the smallest. One run gives
 # the order of magnitude at best.
 
 # %%
-from toy2d.config import course
-from toy2d.experiment import run
-from toy2d.runs.statistics import old_kl
-from toy2d.verify.course import Course
+from toy2d.verify.lab import open_lab
 
-c = Course(run(course(), out="../runs"), seeds=(0, 1, 2))
-drift = {
-    name: [old_kl(r, "kl_base") for r in c.metrics["runs"] if r["run"] == name]
-    for name in ("standard", "prior:10", "l2:0.1")
-}
+c = open_lab(seeds=tuple(range(8)))
+drift = {name: list(c.drift(name).values()) for name in ("standard", "prior:10", "l2:0.1")}
 for name, values in drift.items():
     ratio = max(values) / min(values)
     print(f"{name:9s} {', '.join(f'{v:.3g}' for v in values)} nats; largest / smallest {ratio:.1f}")
 assert max(drift["standard"]) > 10 * min(drift["standard"])
+
+# %%
+figure, ax = plt.subplots(figsize=(4.6, 2.8))
+for name, values in drift.items():
+    ax.plot(c.seeds, values, label=name, **style(name.split(":")[0]))
+ax.set(yscale="log", xlabel="training seed", ylabel="KL(base || tuned) (nats)")
+ax.legend(fontsize=7)
+show(figure, "Seeds differ by decades, and the objectives differ alike in each: pair by seed")
 
 # %% [markdown]
 # **Claim.** Paired by seed (same base, same shots, same noise) the comparison is sharper than
@@ -100,8 +115,8 @@ assert max(drift["standard"]) > 10 * min(drift["standard"])
 import numpy as np
 
 a, b = (np.log(drift[name]) for name in ("standard", "l2:0.1"))
-paired = (a - b).std(ddof=1) / 3**0.5
-unpaired = (a.var(ddof=1) / 3 + b.var(ddof=1) / 3) ** 0.5
+paired = (a - b).std(ddof=1) / len(a) ** 0.5
+unpaired = ((a.var(ddof=1) + b.var(ddof=1)) / len(a)) ** 0.5
 print(f"mean log ratio {np.mean(a - b):.2f}")
 print(f"its standard error: paired {paired:.2f}, unpaired {unpaired:.2f}")
 assert paired < unpaired
@@ -129,6 +144,13 @@ for _ in range(200):
 print({name: f"{100 * n / 200:.0f} %" for name, n in caught.items()})
 assert caught["over pictures"] < 120 < caught["over seeds"] < 190
 
+# %%
+figure, ax = plt.subplots(figsize=(5, 1.6))
+ax.barh(list(caught), [100 * n / 200 for n in caught.values()])
+ax.axvline(95, color="black", linewidth=1)
+ax.set(xlabel="repetitions in which the 95 % interval holds the truth (%)", xlim=(0, 100))
+show(figure, "An interval over pictures is too narrow; the line is what it promises")
+
 # %% [markdown]
 # ## Reading a table
 #
@@ -144,6 +166,16 @@ for base, ours in pairs:
         f"{base['backbone']:7s} {base['method']:17s}",
         "  ".join(f"{k} {ours[k] - base[k]:+.4f}" for k in ("dino", "clip_t", "clip_i")),
     )
+
+# %%
+figure, ax = plt.subplots(figsize=(6, 2.8))
+for marker, key in (("o", "dino"), ("s", "clip_t"), ("^", "clip_i")):
+    ax.plot([ours[key] - base[key] for base, ours in pairs], range(len(pairs)), marker, label=key)
+ax.axvline(0, color="#999999", linewidth=1)
+ax.set_yticks(range(len(pairs)), [f"{base['backbone']} {base['method']}" for base, _ in pairs])
+ax.set(xlabel="L2 minus baseline (no errors published)")
+ax.legend(fontsize=7)
+show(figure, "The published differences, one run a row")
 
 # %% [markdown]
 # **Claim.** DINO and CLIP-I rise in every row; CLIP-T falls in three of seven. In those three the
@@ -179,6 +211,15 @@ for name, values in (("same law", same), ("shifted", shifted)):
     print(f"{name:8s} {np.mean(values):+.4f} +- {np.std(values) / 50**0.5:.4f}")
 assert abs(np.mean(same)) < 4 * np.std(same) / 50**0.5 and min(same) < 0
 assert np.mean(shifted) > 10 * abs(np.mean(same))
+
+# %%
+figure, ax = plt.subplots(figsize=(4.4, 2.6))
+for name, values in (("same law", same), ("shifted", shifted)):
+    ax.hist(values, bins=15, alpha=0.6, label=name)
+ax.axvline(0, color="black", linewidth=1)
+ax.set(xlabel="unbiased squared MMD", ylabel="of 50 repetitions")
+ax.legend(fontsize=7)
+show(figure, "An unbiased estimate of zero is negative about half of the time")
 
 # %% [markdown]
 # ## Task: an interval over few seeds

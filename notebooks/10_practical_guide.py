@@ -157,6 +157,33 @@ assert [along[w] for w in sorted(along)] == sorted(along.values(), reverse=True)
 mini_lab.recorded_slider("l2")
 
 # %% [markdown]
+# ## Task: choose at equal adaptation
+#
+# `learnt` and `lost` hold one number for each weight that was tried, both KLs in nats, so that smaller
+# is better. Write the rule of lecture 10: among the runs with `learnt` at most `limit`, the place of
+# the one that lost least.
+
+# %%
+from toy2d.course import check as check_code
+
+
+def choose(learnt, lost, limit):
+    return ...  # your code
+
+
+check_code("choose", choose)
+
+
+# %% tags=["hide-cell"]
+# solution
+def choose(learnt, lost, limit):
+    fit = [i for i, a in enumerate(learnt) if a <= limit]
+    return min(fit, key=lambda i: lost[i])
+
+
+check_code("choose", choose)
+
+# %% [markdown]
 # ## Before a long run
 #
 # `--dry_run` prints the resolved settings, which picture is seen how often, the time of a step and

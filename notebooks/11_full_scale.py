@@ -115,6 +115,37 @@ else:
         run(config)
 
 # %% [markdown]
+# ## Task: compare two methods over seeds
+#
+# Before the GPU is warm, write what will judge its numbers. `ours` and `theirs` are {seed: path KL}.
+# Return (low, high) of Student's 95 % interval of the geometric mean of ours / theirs, paired by
+# seed.
+
+# %%
+import numpy as np
+from scipy import stats
+
+from toy2d.course import check as check_code
+
+
+def paired_ratio(ours, theirs):
+    return ...  # your code
+
+
+check_code("paired_ratio", paired_ratio)
+
+
+# %% tags=["hide-cell"]
+# solution
+def paired_ratio(ours, theirs):
+    x = np.log([ours[seed] / theirs[seed] for seed in ours])
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    return np.exp(x.mean() - half), np.exp(x.mean() + half)
+
+
+check_code("paired_ratio", paired_ratio)
+
+# %% [markdown]
 # ## What was recorded
 #
 # Results of such runs belong into `lectures/_data/full_scale.csv` (columns: run, seed, dino,

@@ -11,7 +11,9 @@ from pathlib import Path
 from personalize.mini.shipped import GUIDANCE, model_folder
 from personalize.pipeline.libraries import quiet_libraries
 from toy2d.figures.display import Picture, Slider, show
+from toy2d.figures.frontier import draw_frontiers
 from toy2d.runs.files import UserError
+from toy2d.runs.frontier import Trajectory
 
 quiet_libraries()  # before anything else opens them
 from personalize.sample.sampler import image_seed  # noqa: E402
@@ -65,6 +67,19 @@ def picture(record: dict) -> Picture:
     kl = record["path_kl"]
     caption = f"{title}: path KL {kl[0]:.3g} +- {kl[1]:.2g} nats. {provenance()}"
     return Picture((RECORDED / record["file"]).read_bytes(), caption)
+
+
+def frontier() -> Picture:
+    """Learning against drift along training, the toy beside the mini, from frontier.json."""
+    scales = json.loads((RECORDED / "frontier.json").read_text())
+    curves = {k: [Trajectory(**r) for r in scales[k]["runs"]] for k in ("toy", "full")}
+    names = ("toy", "mini model, full fine-tuning")
+    subjects = len({t.unit for t in curves["full"]})
+    return show(
+        draw_frontiers(curves["toy"], curves["full"], names),
+        f"{len(curves['full'])} runs of {subjects} subjects on the mini model, commit "
+        f"{scales['full']['commit']}",
+    )
 
 
 def recorded_slider(objective: str) -> Slider | Picture:

@@ -2,8 +2,7 @@
 
 A task left open (a function that returns None or ...) prints its hint and raises nothing, so that a
 notebook runs from top to bottom as it is handed out. A wrong answer raises AssertionError, which
-says
-on which input it differs and repeats the hint.
+says by how much it differs and repeats the hint.
 """
 
 from collections.abc import Callable
@@ -12,14 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toy2d.core.drift import path_kl
-from toy2d.core.objectives import Anchor
-from toy2d.core.rng import generator
-from toy2d.core.sample import ddim
-from toy2d.core.schedule import Schedule
-from toy2d.runs.statistics import estimate
-
-SCHEDULE = Schedule.log_snr(100, 5.0, -15.0)
+from toy2d import answers
 
 
 @dataclass(frozen=True)
@@ -62,67 +54,9 @@ def _compare(name: str, task: Task, given, wanted) -> None:
 
 
 def _copied(value):
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def _normal(name: str, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(0, f"course/{name}"))
-
-
-# ---- the right answers, by the package's own functions
-def _add_noise(x0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    return SCHEDULE.add_noise(x0, t, eps)
-
-
-def _ddim_step(x_t: Tensor, eps: Tensor, ab: Tensor, ab_before: Tensor) -> Tensor:
-    """`core.sample.ddim` on the two nodes."""
-    two = Schedule(torch.stack([ab_before, ab]))
-    return ddim(lambda x, t, cond: eps, two, x_t, None)
-
-
-def _l2_gradient(theta: Tensor, theta_star: Tensor, weight: float) -> Tensor:
-    moved = theta.clone().requires_grad_()
-    moved.grad = torch.zeros_like(moved)
-    Anchor({"p": moved}, {"p": theta_star}).add_gradient_(weight)
-    return moved.grad
-
-
-def _path_kl(eps: Tensor, eps_star: Tensor, weights: Tensor) -> Tensor:
-    """`core.drift.path_kl` on a chain whose states carry their own two predictions."""
-    chain = torch.stack([eps, eps_star], -1).transpose(-1, -2).flatten(-2)  # T N (2 D)
-    half = eps.shape[-1]
-    mean, _ = path_kl(
-        lambda x, t, cond: x[..., :half],
-        lambda x, t, cond: x[..., half:],
-        SCHEDULE,
-        chain,
-        torch.zeros(eps.shape[1], dtype=torch.long),
-    )
-    return mean
-
-
-def _interval(values: list[float]) -> tuple[float, float]:
-    found = estimate(values)
-    return found.mean - found.half, found.mean + found.half
-
-
-def _noising() -> list[tuple]:
-    t = torch.tensor([0, 7, 40, 99])
-    return [(_normal("x0", 4, 2), t, _normal("eps", 4, 2), SCHEDULE.alpha_bar)]
-
-
-def _two_nodes() -> list[tuple]:
-    ab = SCHEDULE.alpha_bar
-    return [(_normal("x_t", 5, 2), _normal("eps", 5, 2), ab[n], ab[n - 1]) for n in (1, 30, 99)]
-
-
-def _two_sets_of_weights() -> list[tuple]:
-    return [(_normal("theta", 6), _normal("star", 6), weight) for weight in (0.1, 3.0)]
-
-
-def _predictions() -> list[tuple]:
-    shape = (len(SCHEDULE), 8, 2)
-    return [(_normal("new", *shape), _normal("old", *shape), SCHEDULE.path_weights())]
 
 
 TASKS = {
@@ -130,33 +64,100 @@ TASKS = {
         "x_t from x_0, the step t of each sample, noise and the table alpha_bar",
         "x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps, where ab = alpha_bar[t] has one value a sample: "
         "give it a last dimension before you multiply",
-        _add_noise,
-        _noising,
+        answers.add_noise,
+        answers.noising,
     ),
     "ddim_step": Task(
         "x at the node before, from x_t, the predicted noise and the two values of alpha_bar",
         "solve x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps for x_0, then noise it to ab_before with the "
         "same eps",
-        _ddim_step,
-        _two_nodes,
+        answers.ddim_step,
+        answers.two_nodes,
     ),
     "l2_gradient": Task(
         "the gradient of weight * ||theta - theta_star||^2 with respect to theta",
         "differentiate a square: the 2 does not go away",
-        _l2_gradient,
-        _two_sets_of_weights,
+        answers.l2_gradient,
+        answers.two_sets_of_weights,
     ),
     "path_kl": Task(
         "path KL from the two predictions along the base's chains (T, N, D) and the weights w_t",
         "square the difference, add over D, weigh by w_t, add over T, take the mean over N",
-        _path_kl,
-        _predictions,
+        answers.path_kl,
+        answers.predictions,
     ),
     "interval": Task(
         "Student's 95 % interval (low, high) of a mean over a few seeds",
         "mean +- t * s / sqrt(n), with the sample standard deviation (n - 1) and Student's t for "
         "n - 1 degrees of freedom: scipy.stats.t.ppf(0.975, n - 1)",
-        _interval,
+        answers.interval,
         lambda: [([3.1, 0.6, 1.7],), ([0.2, 0.25, 0.1, 0.31, 0.22],)],
+    ),
+    "kl_estimate": Task(
+        "(mean, standard error) of KL(base || tuned) from log densities at n samples of the base",
+        "the mean of log_base - log_tuned; its sample standard deviation over sqrt(n)",
+        answers.kl_estimate,
+        answers.log_densities,
+    ),
+    "noised_log_density": Task(
+        "the log density at x (n, 2) of N(mean, std^2 I) noised to the level ab",
+        "sqrt(ab) x_0 + sqrt(1 - ab) eps is Gaussian: its mean is sqrt(ab) mean, its variance "
+        "ab std^2 + 1 - ab; in the plane ln N = -|x - m|^2 / (2 v) - ln(2 pi v)",
+        answers.noised_log_density,
+        answers.noised_class,
+    ),
+    "counted_bound": Task(
+        "kl(p || q) in nats from two lists of booleans: is each sample in D?",
+        "shrink each count to (k + 1/2) / (n + 1), then p ln(p/q) + (1 - p) ln((1 - p)/(1 - q))",
+        answers.counted_bound,
+        answers.counted,
+    ),
+    "prior_loss": Task(
+        "DreamBooth's loss from the predictions and the noises of both roles",
+        "the mean over all entries of (prediction - noise)^2, for the new examples, plus weight "
+        "times the same for the replayed ones; predictions go with the noise of their own role",
+        answers.prior_loss,
+        answers.replayed,
+    ),
+    "gain": Task(
+        "the gain in nats from the noise and both models' answers (T, N, D) and the weights w_t",
+        "the base's squared error minus the tuned model's: learning is positive; add over D, weigh "
+        "by w_t, add over T, take the mean over N",
+        answers.gain,
+        answers.three_answers,
+    ),
+    "lora_distance": Task(
+        "||scale B A||^2 (squared Frobenius norm) of a LoRA update",
+        "scale^2 tr((B'B)(A A')): two small matrices; not ||B||^2 + ||A||^2",
+        answers.lora_distance,
+        answers.factors,
+        1e-4,
+    ),
+    "eps_from_flow": Task(
+        "the noise from x_t = (1 - s) x_0 + s eps and the velocity u = eps - x_0, s one a sample",
+        "add (1 - s) times u to x_t (Proposition 2.2), and give s a last dimension",
+        answers.eps_from_flow,
+        answers.flow,
+    ),
+    "choose": Task(
+        "the place of the run with the least `lost` among those with `learnt` at most `limit`",
+        "first leave out what has not learnt (learnt is a KL: smaller is better), then take the "
+        "smallest loss of the rest, and return its place in the lists",
+        answers.choose,
+        answers.weights_tried,
+    ),
+    "paired_ratio": Task(
+        "(low, high) of the geometric mean of ours / theirs; both are {seed: value}",
+        "take ln(ours[s] / theirs[s]) for each seed s, Student's 95 % interval of their mean, and "
+        "exp of both ends",
+        answers.paired_ratio,
+        answers.two_methods,
+    ),
+    "l2_penalty": Task(
+        "sum of all squared differences, one number for each run of the stack (M,)",
+        "square p - theta_star[k], flatten(1) keeps the runs apart, sum over the rest, add up over "
+        "the tensors",
+        answers.l2_penalty,
+        answers.two_stacks,
     ),
 }

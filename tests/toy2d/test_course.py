@@ -34,7 +34,64 @@ def interval(values):
     return float(x.mean()) - half, float(x.mean()) + half
 
 
-RIGHT = {f.__name__: f for f in (add_noise, ddim_step, l2_gradient, path_kl, interval)}
+def kl_estimate(log_base, log_tuned):
+    ratio = log_base - log_tuned
+    return ratio.mean(), ratio.std() / len(ratio) ** 0.5
+
+
+def noised_log_density(x, mean, std, ab):
+    v = ab * std**2 + 1 - ab
+    return -((x - ab.sqrt() * mean) ** 2).sum(-1) / (2 * v) - torch.log(2 * torch.pi * v)
+
+
+def counted_bound(inside_true, inside_tuned):
+    p, q = ((x.sum() + 0.5) / (len(x) + 1) for x in (inside_true, inside_tuned))
+    return p * torch.log(p / q) + (1 - p) * torch.log((1 - p) / (1 - q))
+
+
+def prior_loss(new_hat, new_eps, old_hat, old_eps, weight):
+    return ((new_hat - new_eps) ** 2).mean() + weight * ((old_hat - old_eps) ** 2).mean()
+
+
+def gain(eps, eps_star, eps_tuned, weights):
+    less = ((eps - eps_star) ** 2 - (eps - eps_tuned) ** 2).sum(-1)
+    return (weights[:, None] * less).sum(0).mean()
+
+
+def lora_distance(B, A, scale):
+    return scale**2 * ((B.mT @ B) * (A @ A.mT)).sum()
+
+
+def eps_from_flow(x_t, u, s):
+    return x_t + (1 - s)[:, None] * u
+
+
+def choose(learnt, lost, limit):
+    fit = [i for i, a in enumerate(learnt) if a <= limit]
+    return min(fit, key=lambda i: lost[i])
+
+
+def paired_ratio(ours, theirs):
+    logs = torch.tensor([ours[s] / theirs[s] for s in ours], dtype=torch.float64).log().tolist()
+    return torch.tensor(interval(logs)).exp()
+
+
+def l2_penalty(theta, theta_star):
+    return sum(((p - theta_star[k]) ** 2).flatten(1).sum(1) for k, p in theta.items())
+
+
+SOLUTIONS = (add_noise, ddim_step, l2_gradient, path_kl, interval, kl_estimate)
+SOLUTIONS += (noised_log_density, counted_bound, prior_loss, gain, lora_distance, eps_from_flow)
+SOLUTIONS += (choose, paired_ratio, l2_penalty)
+RIGHT = {f.__name__: f for f in SOLUTIONS}
+
+
+def unpaired_ratio(ours, theirs):
+    pairs = zip(ours.values(), theirs.values(), strict=True)  # in the order in which they stand
+    logs = torch.tensor([a / b for a, b in pairs], dtype=torch.float64).log().tolist()
+    return torch.tensor(interval(logs)).exp()
+
+
 WRONG = {
     "noise level not square-rooted": (
         "add_noise",
@@ -59,6 +116,41 @@ WRONG = {
         ),
     ),
     "wrong shape": ("interval", lambda v: sum(v) / len(v)),
+    "the other direction": ("kl_estimate", lambda p, q: kl_estimate(q, p)),
+    "deviation, not error": ("kl_estimate", lambda p, q: ((p - q).mean(), (p - q).std())),
+    "the mean is not scaled": (
+        "noised_log_density",
+        lambda x, m, s, ab: noised_log_density(x, m / ab.sqrt(), s, ab),
+    ),
+    "a density on the line": (
+        "noised_log_density",
+        lambda x, m, s, ab: (
+            noised_log_density(x, m, s, ab) + torch.log(2 * torch.pi * (ab * s**2 + 1 - ab)) / 2
+        ),
+    ),
+    "the counts are swapped": ("counted_bound", lambda p, q: counted_bound(q, p)),
+    "one outcome of two": ("counted_bound", lambda p, q: p.float().mean() - q.float().mean()),
+    "the pairing is crossed": (
+        "prior_loss",
+        lambda a, b, c, d, w: prior_loss(a, d[: len(a)], c[: len(b)], b, w),
+    ),
+    "the weight on both": (
+        "prior_loss",
+        lambda a, b, c, d, w: w * prior_loss(a, b, c, d, 1.0),
+    ),
+    "learning is negative": ("gain", lambda e, s, n, w: -gain(e, s, n, w)),
+    "distance of the answers": ("gain", lambda e, s, n, w: path_kl(s, n, w)),
+    "the factors' penalty": ("lora_distance", lambda B, A, s: (B**2).sum() + (A**2).sum()),
+    "the scale is not squared": ("lora_distance", lambda B, A, s: lora_distance(B, A, s**0.5)),
+    "the other share": ("eps_from_flow", lambda x, u, s: x + s[:, None] * u),
+    "the least loss of all": ("choose", lambda a, b, limit: b.index(min(b))),
+    "the best learner": ("choose", lambda a, b, limit: a.index(min(a))),
+    "all runs in one sum": ("l2_penalty", lambda p, s: l2_penalty(p, s).sum()),
+    "mean of each tensor": (
+        "l2_penalty",
+        lambda p, s: sum(((v - s[k]) ** 2).flatten(1).mean(1) for k, v in p.items()),
+    ),
+    "not paired by seed": ("paired_ratio", unpaired_ratio),
 }
 
 
@@ -80,6 +172,10 @@ def test_a_wrong_solution_is_refused_with_the_hint(why):
     with pytest.raises(AssertionError) as refused:
         check(name, answer)
     assert TASKS[name].hint in str(refused.value)
+
+
+def test_every_task_has_a_wrong_solution():
+    assert {name for name, _ in WRONG.values()} == set(TASKS)
 
 
 def test_a_task_that_does_not_exist():

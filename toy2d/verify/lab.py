@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from toy2d.config import course
-from toy2d.core.drift import Params, path_kl
+from toy2d.core.drift import Params, delta_theta, gain, path_kl, squared_error
+from toy2d.core.rng import generator
 from toy2d.experiment import run
 from toy2d.figures.density import on_grid
 from toy2d.kl import Points, compare, truth_points
@@ -19,6 +20,7 @@ from toy2d.model import Bound, members
 from toy2d.quadrature import gauss_hermite
 from toy2d.runs.statistics import old_kl
 from toy2d.theorems import lower_bound as bound
+from toy2d.theorems.counterexamples import train_new_row
 from toy2d.theorems.estimators import Mass, counted_kl
 from toy2d.theorems.row import Row
 from toy2d.verify.course import Course
@@ -59,11 +61,36 @@ class Lab(Course):
         mean, error = path_kl(*ask, self.schedule, self.chain(seed)[:, None], self.cond, runs=1)
         return float(mean), float(error)
 
+    def path_kl_terms(self, theta: Params, seed: int) -> Tensor:
+        """(T,): w_t E ||eps_star - eps_theta||^2 at every node of the base's chains; 0 at t = 0."""
+        ask = self.net.bind(theta), self.net.bind(self.base(seed)), self.schedule
+        rows = [torch.zeros(())]
+        for n, x_t in enumerate(self.chain(seed)[1:], 1):
+            t = torch.full((1, len(x_t)), n)
+            rows.append(squared_error(*ask, x_t[None], t, self.cond).mean())
+        return self.schedule.path_weights() * torch.stack(rows)
+
+    def gain_of(self, theta: Params, seed: int, points: Tensor) -> tuple[float, float]:
+        """(gain, standard error) in nats on points (n, 2) of the new class (Proposition 6.11)."""
+        rng, x0 = generator(seed, "lab/gain"), points[None].float()
+        noise = [torch.randn(x0.shape, generator=rng) for _ in range(len(self.schedule))]
+        ask = self.net.bind(theta), self.net.bind(self.base(seed)), self.schedule
+        rows = gain(*ask, x0, noise, torch.tensor(self.world.new), runs=1).sum(0)[0]
+        return float(rows.mean()), float(rows.std() / len(rows) ** 0.5)
+
     def new_class_kl(self, theta: Params) -> float:
         """KL(world || model) of the new class, in nats."""
         first = torch.zeros(1, dtype=torch.long)
         (kl,) = compare(self.net.bind(theta), self.probe.ode, self.probe.new, first, self.world)
         return kl[self.world.names[self.world.new]][0]
+
+    def distance(self, theta: Params, seed: int) -> float:
+        """||theta - theta_star||, not squared."""
+        return float(delta_theta(theta, self.base(seed)))
+
+    def train_new_row(self, seed: int) -> Params:
+        """The base with only the new word's embedding trained, on the six points (Prop. 7.1)."""
+        return train_new_row(self.world, self.net, self.base(seed), self.shots(seed), seed)
 
     def density(self, theta: Params, n: int = 40) -> Tensor:
         """p(x | prompt) of the ODE's law at the points of a grid: (M, prompts, n, n)."""
