@@ -69,9 +69,7 @@ from personalize.__main__ import main
 
 runs = Path(tempfile.mkdtemp(prefix="driftlab-"))
 common = f"--pretrained_model_name_or_path mini --max_train_steps {STEPS} --checkpointing_steps 0"
-common += (
-    f" --log_every {STEPS // 2} --path_kl_steps {STEPS} --measure_nodes 6 --validation_steps 0"
-)
+common += f" --log_every {STEPS // 2} --path_kl_steps {STEPS} --measure_nodes 6"
 for name, objective in (("standard", "standard"), ("l2", "l2 --l2_reg_weight 0.1")):
     command = f"train {common} --objective {objective} --output_dir {runs / name}"
     print("personalize", command.replace(str(runs), "runs"))
