@@ -104,7 +104,7 @@ labels = [f"{row.curve['run']}, seed {row.seed}" for row in target]
 ax.barh(labels, [row.lhs for row in target], color="#BBBBBB", label="KL")
 ax.barh(labels, [row.rhs for row in target], height=0.4, label="counted bound")
 ax.set(xlabel="nats", xscale="symlog")
-ax.legend(fontsize=7)
+ax.legend(fontsize=7, loc="center right")
 show(
     figure, "Corollary 5.1: what is not covered gives a bound; with all replayed it is nearly empty"
 )

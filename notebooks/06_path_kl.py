@@ -120,7 +120,8 @@ figure, ax = plt.subplots(figsize=(5.2, 2.8))
 for name in ("standard", "output:1"):
     terms = c.path_kl_terms(c.model(name, seed=1).theta, seed=1)
     ax.plot(
-        terms,
+        range(1, len(terms)),
+        terms[1:],
         label=f"{name}: {float(terms.sum()):.3g} nats",
         **style(name.split(":")[0]) | {"marker": ""},
     )

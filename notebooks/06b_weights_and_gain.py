@@ -57,8 +57,8 @@ print(
 assert all(abs(r - 4) < 0.1 for r in ratios)
 
 # %% [markdown]
-# The same as a picture: on logarithmic axes the points lie on a line of slope 2 near the base, and
-# leave it far away, where the theorem says nothing.
+# The same as a picture: on logarithmic axes the points lie on a line of slope 2. Here they do so
+# nearly all the way to the trained model; the theorem promises it near the base only.
 
 # %%
 from toy2d.figures.style import plt, style
