@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from toy2d.runs.frontier import HEADLINE, Trajectory, contrasts
+from toy2d.runs.statistics import estimate
+
 ROOT = Path(__file__).parent.parent
 LECTURES = ROOT / "lectures"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -85,21 +88,34 @@ def test_the_pages_build_without_a_warning_and_ask_the_network_nothing(tmp_path)
     assert not [p for p in built if re.search(remote, p.read_text())]
 
 
-def geometric_of_old_classes() -> dict[str, float]:
-    """Run -> geometric mean over seeds of the old classes' mean KL, from the recorded course."""
+def readme() -> str:
+    return " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_readmes_first_numbers_are_those_of_the_recorded_course():
+    """Seed 1, mean over old classes of KL(base || tuned), in the first figure's caption."""
     toy = json.loads((LECTURES / "_data" / "explorer" / "toy.json").read_text())
-    logs = {}
-    for run in toy["runs"]:
-        kls = [kl for kl, _ in run["along"][-1]["kl"]]
-        logs.setdefault(run["run"], []).append(math.log(sum(kls) / len(kls)))
-    return {name: math.exp(sum(values) / len(values)) for name, values in logs.items()}
+    last = {r["run"]: r["along"][-1]["kl"] for r in toy["runs"] if r["seed"] == 1}
+    measured = [sum(kl for kl, _ in last[r]) / len(last[r]) for r in ("standard", "l2:0.1")]
+    caption = re.search(r"moves the old classes by ([\d.]+) nats .*?: ([\d.]+) nats", readme())
+    assert [float(n) for n in caption.groups()] == pytest.approx(measured, rel=0.02)
 
 
-def test_readmes_numbers_are_those_of_the_recorded_runs():
-    """Best weight of each objective: here prior:10, l2:1, fisher:100, output:10."""
-    text = " ".join((ROOT / "README.md").read_text().split())
-    sentence = re.search(r"standard fine-tuning moves the old classes by .*? output.*?\. ", text)[0]
-    promised = [float(n) for n in re.findall(r"\d+\.\d+", sentence)]
-    measured = geometric_of_old_classes()
-    runs = ("standard", "prior:10", "l2:1", "fisher:100", "output:10")
-    assert promised == pytest.approx([measured[r] for r in runs], rel=0.02)
+def test_readmes_table_is_that_of_the_recorded_comparison():
+    """Drift over standard's at the headline level, and L2 over prior preservation."""
+    kept = json.loads((LECTURES / "_data" / "mini" / "frontier.json").read_text())["full"]
+    found = {
+        o: at[HEADLINE] for o, at in contrasts([Trajectory(**r) for r in kept["runs"]]).items()
+    }
+    number = r"([\d.]+) \(([\d.]+)\u2013([\d.]+)\)"
+    row = re.search(rf"\| {number} \| {number} \| {number} \| {number} \|", readme())
+    promised = [float(n) for n in row.groups()]
+    for i, name in enumerate(("output", "fisher", "prior", "l2")):
+        mean, half, _ = found[name].ratio.log
+        measured = [math.exp(v) for v in (mean, mean - half, mean + half)]
+        assert promised[3 * i : 3 * i + 3] == pytest.approx(measured, abs=0.006)
+    l2, prior = found["l2"].by_unit, found["prior"].by_unit
+    mean, half, _ = estimate([l2[u] - prior[u] for u in l2])
+    more = re.search(r"\(([\d.]+) times, ([\d.]+) to ([\d.]+)\)", readme())
+    measured = [math.exp(v) for v in (mean, mean - half, mean + half)]
+    assert [float(n) for n in more.groups()] == pytest.approx(measured, abs=0.006)

@@ -45,7 +45,7 @@ TOWER = {
 }
 PICTURE = {"image_size": 64, "patch_size": 8}
 TEMPERATURE = 0.1
-OTHERS = 4096  # pictures of the world that the subject judge learns to call "other"
+OTHERS = 2048  # pictures of the world that the subject judge learns to call "other"
 PAIRS = 64  # pictures (and captions) in a batch; all of different (class, scene)
 
 
@@ -166,19 +166,22 @@ def classifier_terms(world: Data):
 def subject_judge_terms(world: Data, drawn: np.ndarray, vae: AutoencoderKL):
     """The loss of a batch of 32 pictures of subjects and 32 of the world.
 
-    Every second one has passed through the VAE, as the pictures have that it will judge.
+    A quarter has passed through the VAE, as the pictures have that it will judge, and a half with
+    noise in the latents: pictures of a model that was trained too long are smeared and spotted, and
+    what they show counts, not how cleanly they are drawn.
 
     Args:
         drawn: (subjects x views, 64, 64, 3) composites in the order of SUBJECTS, none of which is
             among the shipped pictures.
     """
     subjects, others = (
-        torch.stack([pixels(p), _through(vae, p)]) for p in (drawn, np.array(world.train[:OTHERS]))
+        torch.stack([pixels(p), _through(vae, p), *(_through(vae, p, 0.8) for _ in range(2))])
+        for p in (drawn, np.array(world.train[:OTHERS]))
     )
     labels = torch.arange(len(drawn)) // (len(drawn) // len(SUBJECTS))
 
     def of(network: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
-        side = torch.arange(32) % 2
+        side = torch.arange(32) % 4
         i, j = (torch.randint(len(p[0]), (32,), generator=rng) for p in (subjects, others))
         x = torch.cat([subjects[side, i], others[side, j]])
         truth = torch.cat([labels[i], torch.full((32,), len(SUBJECTS))])
@@ -188,7 +191,14 @@ def subject_judge_terms(world: Data, drawn: np.ndarray, vae: AutoencoderKL):
 
 
 @torch.no_grad()
-def _through(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Tensor:
-    """The pictures as the VAE draws them again: (N, 3, 64, 64) in [-1, 1]."""
-    latents = encode(vae, pictures).split(batch)
-    return torch.cat([vae.decode(z).sample.clamp(-1, 1) for z in latents])
+def _through(vae: AutoencoderKL, pictures: np.ndarray, noise: float = 0.0) -> Tensor:
+    """The pictures as the VAE draws them again: (N, 3, 64, 64) in [-1, 1].
+
+    noise: most that is added to the latents, in their standard deviations; each picture has its
+    own share of it.
+    """
+    latents = encode(vae, pictures)
+    if noise:
+        share = noise * torch.rand(len(latents), 1, 1, 1)
+        latents = latents + share * latents.std((0, 2, 3), keepdim=True) * torch.randn_like(latents)
+    return torch.cat([vae.decode(z).sample.clamp(-1, 1) for z in latents.split(64)])

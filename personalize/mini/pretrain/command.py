@@ -135,7 +135,9 @@ class Parts:
         if part == "subject_judge":
             folder, artwork = Path(self.asked.out, "data"), Artwork(Path(self.asked.artwork))
             drawn = data.subject_composites(folder, artwork, self.asked.seed)
-            return clip.subject_judge_terms(world, drawn, self.done("vae"))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.asked.seed)
+                return clip.subject_judge_terms(world, drawn, self.done("vae"))
         if part not in ("unet", ADAPTER):
             return TERMS[part](world)
         latents, words = self.latents(world), self.done("clip")
