@@ -1,6 +1,6 @@
 """Record the mini model's runs that lectures, notebooks and the explorer show.
 
-    python lectures/mini_figures.py     11 runs of 100 steps; then `make figures`
+    python lectures/mini_figures.py     11 runs of 200 steps; then `make figures`
 
 One subject, one training seed. The base and each run leave a grid of pictures (a row for each of
 `prompts`, a column for each of SEEDS) in lectures/_data/mini, and each run its drift, with their
@@ -28,8 +28,8 @@ OUT, RUNS = HERE / "_data" / "mini", HERE.parent / "runs" / "personalize"
 SUBJECT = "polar_bear"
 SETTINGS = {
     "train": "full",
-    "learning_rate": 2e-4,
-    "max_train_steps": 100,
+    "learning_rate": 5e-5,
+    "max_train_steps": 200,
     "train_batch_size": 2,
     "center_crop": True,
     "seed": 0,
@@ -80,7 +80,7 @@ def config(subject: Subject, objective: str, weight: float | None) -> TrainConfi
         output_dir=str(RUNS / f"lecture-{objective}-{weight or 0:g}"),
         unrelated_prompts=("a photo of a panda", "a pig at night"),
         measure_chains=16,
-        checkpointing_steps=50,
+        checkpointing_steps=100,
         **SETTINGS,
         **flags,
     )

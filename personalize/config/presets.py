@@ -13,7 +13,7 @@ from personalize.config.recipes.paper import PAPER
 from personalize.config.recipes.regimes import REGIMES
 from personalize.mini.shipped import FOLDER, GUIDANCE
 
-MINI_LEARNING_RATES = {"full": 2e-4, "lora": 2e-3, "custom_diffusion": 2e-4}
+MINI_LEARNING_RATES = {"full": 5e-5, "lora": 2e-3, "custom_diffusion": 2e-4}
 MINI_SUBJECT = {
     "instance_data_dir": str(FOLDER / "subjects" / "polar_bear"),
     "instance_prompt": "a photo of sks bear",
@@ -23,7 +23,7 @@ MINI_CLASS_IMAGES = {"num_class_images": 32, "class_steps": 12, "class_guidance"
 
 
 def mini() -> Settings:
-    """The mini base and its polar bear, about a minute on two cores.
+    """The mini base and its polar bear, a minute or two on two cores.
 
     Applied by itself where the base is mini.
 
@@ -34,10 +34,10 @@ def mini() -> Settings:
         "train": "full",
         "objective": "standard",
         "learning_rate": MINI_LEARNING_RATES["full"],
-        "max_train_steps": 100,
+        "max_train_steps": 200,
         "train_batch_size": 2,
         "center_crop": True,
-        "checkpointing_steps": 50,
+        "checkpointing_steps": 100,
         "unrelated_prompts": ("a photo of a panda", "a pig at night"),
         "validation_prompt": (MINI_SUBJECT["instance_prompt"], MINI_SUBJECT["class_prompt"]),
         "validation_guidance": GUIDANCE,

@@ -177,12 +177,12 @@ def test_the_mini_brings_a_preset_that_is_named(tmp_path, capsys):
     _, c, notes = parse(KINDS, ["train", *MINI])
     assert (c.preset, c.learning_rate, c.max_train_steps, c.train_batch_size) == (
         "mini",
-        2e-4,
-        100,
+        5e-5,
+        200,
         2,
     )
     assert (c.validation_guidance, c.instance_prompt) == (1.25, "a photo of sks bear")
-    assert "learning_rate 0.0002" in notes[0]
+    assert "learning_rate 5e-05" in notes[0]
     assert "guidance 1.25" in notes[0]
 
 
@@ -191,7 +191,7 @@ def test_flags_beside_the_mini_win_and_your_pictures_bring_your_prompts(tmp_path
     _, c, notes = parse(KINDS, ["train", *MINI, "--train", "lora", "--max_train_steps", "3", *mine])
     assert (c.train, c.max_train_steps, c.class_prompt) == ("lora", 3, None)
     assert c.validation_prompt == ("a sks cat",)
-    assert c.learning_rate != 2e-4  # LoRA's own
+    assert c.learning_rate != 5e-5  # LoRA's own
     assert "max_train_steps" not in notes[0]
 
 
