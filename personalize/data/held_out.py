@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageOps
 
-from personalize.data.photos import Record, Scan, open_rgb
+from personalize.data.decode import open_rgb
+from personalize.data.photos import Record, Scan
 from toy2d.runs.files import UserError
 
 AT_LEAST = 3  # pictures that must train

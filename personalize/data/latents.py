@@ -15,7 +15,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from personalize.data.photos import Record, open_rgb
+from personalize.data.decode import open_rgb
+from personalize.data.photos import Record
 from personalize.pipeline.families import Cond
 from personalize.pipeline.model import Model
 from toy2d.runs.files import UserError

@@ -1,39 +1,32 @@
 """A folder of photographs and captions: what is usable, what is not and why, all at once.
 
-Content decides what a file is, never its extension. Orientation is applied, transparency goes onto
-white, 16 bits are scaled. Embedded colour profiles are not applied. Nothing here needs a model.
+Content decides what a file is, never its extension (decode.py). Nothing here needs a model.
 """
 
-import functools
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from personalize.config.commands import Check
+from personalize.data.decode import Unusable, open_picture, to_rgb
 from toy2d.runs.files import UserError, file_digest
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # phones' MPO is a JPEG with a second picture behind it
 PICTURE_SUFFIXES = {
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".heic", ".heif", ".avif", ".jxl"),
 }
-HEIC = re.compile(rb"....ftyp(heic|heix|heim|heis|hevc|mif1|msf1)", re.DOTALL)  # how one begins
 # CLIP's own splitting of text; each piece is one token or more
 PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|[^\s\w]+|_")
 CLIP_READS = 75  # of CLIP's 77 tokens, without its marks of start and end
-MAX_PIXELS = 128_000_000  # a phone's 108 megapixels pass, a picture bomb does not
 MAX_CAPTION_BYTES = 4096
-ORIENTATION = 0x0112  # the EXIF tag
 
 
 # ---- what is in the folder
@@ -169,10 +162,6 @@ def check(command: Check) -> None:
         raise UserError(f"{command.folder}: {len(found.problems)} problem(s), listed above")
 
 
-class Unusable(Exception):
-    """Why a file that claims to be a picture is refused."""
-
-
 def _read_record(path: Path, resolution: int | None, captions: bool) -> Record | None:
     """None for a file that is no picture and does not claim to be."""
     if path.name.startswith(".") or path.is_dir():
@@ -182,7 +171,7 @@ def _read_record(path: Path, resolution: int | None, captions: bool) -> Record |
             raise Unusable("is a broken link or no file; take it away")
         if path.stat().st_size == 0:
             raise Unusable("is empty; copy it again")
-        image = _open(path)
+        image = open_picture(path)
     except Unusable as e:
         return _foreign(path, e)
     except Image.UnidentifiedImageError:
@@ -192,7 +181,7 @@ def _read_record(path: Path, resolution: int | None, captions: bool) -> Record |
         why = Unusable(f"cannot be read ({e.strerror or e}); mend it or take it away")
         return _foreign(path, why)
     with image:
-        rgb, notes = _to_rgb(image)
+        rgb, notes = to_rgb(image)
         notes += _size_notes(*rgb.size, resolution)
         caption = _caption(path) if captions else None
         notes += _caption_notes(caption)
@@ -252,77 +241,3 @@ def _caption_notes(caption: str | None) -> list[str]:
     if pieces <= CLIP_READS:
         return []
     return [f"caption of at least {pieces} tokens: CLIP reads {CLIP_READS}, its end is lost"]
-
-
-# ---- a picture
-NO_HEIC = (
-    "is a HEIC photo: pip install pillow-heif, or convert it "
-    "(on a Mac: sips -s format jpeg NAME.heic --out NAME.jpg; elsewhere: heif-convert)"
-)
-
-
-@functools.cache
-def _more_formats() -> tuple[str, ...]:
-    """HEIF, where pillow-heif is installed."""
-    try:
-        import pillow_heif
-    except ImportError:
-        return ()
-    pillow_heif.register_heif_opener()
-    return ("HEIF",)
-
-
-def _open(path: Path) -> Image.Image:
-    """Opened but not decoded. Raises Unusable for a header that is not to be trusted."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is below
-            image = Image.open(path, formats=(*FORMATS, *_more_formats()))
-    except Image.UnidentifiedImageError:
-        with open(path, "rb") as f:
-            if HEIC.match(f.read(12)):
-                raise Unusable(NO_HEIC) from None
-        raise
-    except (Image.DecompressionBombError, ValueError, SyntaxError, EOFError) as e:
-        raise Unusable(f"cannot be opened ({e}); take it away") from e
-    return image
-
-
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Decoded, upright, on white, 8 bits; and what was done. Raises Unusable for bombs,
-    animations and broken data.
-    """
-    notes = []
-    if image.width * image.height > MAX_PIXELS:
-        raise Unusable(
-            f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million; "
-            "make it smaller"
-        )
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise Unusable("is an animation; save the frame you mean as PNG")
-    try:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-    except Exception as e:  # truncated, or broken in any of the ways a decoder knows
-        raise Unusable(f"is broken ({type(e).__name__}: {e}); copy it again") from e
-    if image.getexif().get(ORIENTATION) in range(2, 9):
-        notes.append("turned by EXIF")
-    if upright.mode.startswith("I"):  # 16-bit gray; convert() would saturate it
-        notes.append("16 bit")
-        levels = np.asarray(upright).astype(np.float64).clip(0, 65535) / 257
-        upright = Image.fromarray(levels.round().astype(np.uint8))
-    if upright.has_transparency_data:
-        notes.append("onto white")
-        layer = upright.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, layer)
-    return upright.convert("RGB"), notes
-
-
-def open_rgb(path: Path) -> Image.Image:
-    """A picture as the VAE should see it, before resizing. Raises UserError naming the file."""
-    try:
-        with _open(path) as image:
-            return _to_rgb(image)[0]
-    except (Unusable, Image.UnidentifiedImageError, OSError) as e:
-        raise UserError(f"{path} {e}") from e

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from personalize.data.photos import open_rgb
+from personalize.data.decode import open_rgb
 from personalize.evaluate.judges import Clip, Dino, Evaluators, SubjectJudge, Truth
 from personalize.evaluate.metrics import cosine, mean_to_others, paired_cosine, pairwise_perceptual
 from personalize.sample.sampler import Wanted

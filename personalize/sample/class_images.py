@@ -19,8 +19,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
+from personalize.data.decode import open_rgb
 from personalize.data.latents import PictureSet, resize_and_crop
-from personalize.data.photos import open_rgb
 from personalize.pipeline.model import Model
 from personalize.sample.sampler import (
     Encode,

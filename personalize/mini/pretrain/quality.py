@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from personalize.data.photos import open_rgb
+from personalize.data.decode import open_rgb
 from personalize.data.prompts import with_article
 from personalize.evaluate.judges import Dino, SubjectJudge, Truth, load_dino, load_truth
 from personalize.evaluate.metrics import mean_to_others, pairwise_perceptual

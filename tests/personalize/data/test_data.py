@@ -11,8 +11,9 @@ from photographs import photo
 from PIL import Image
 from rich.console import Console
 
+from personalize.data.decode import MAX_PIXELS, ORIENTATION, open_rgb
 from personalize.data.latents import CROPS, PromptCache, instance_set, make_pixels, resize_and_crop
-from personalize.data.photos import MAX_PIXELS, ORIENTATION, open_rgb, scan
+from personalize.data.photos import scan
 from toy2d.runs.files import UserError
 
 # what a camera does to upright pixels so that the viewer's transposition k brings them back

@@ -11,7 +11,7 @@ from discs import disc
 from transformers import AutoModel, AutoModelForImageClassification, CLIPModel
 
 from personalize.config.commands import PARTS, Pretrain
-from personalize.data.photos import open_rgb
+from personalize.data.decode import open_rgb
 from personalize.evaluate.judges import load_dino, load_subjects
 from personalize.mini import shipped as mini
 from personalize.mini.pretrain import clip, data, publish, vae, world
