@@ -21,8 +21,6 @@ from personalize.config.kinds import Word
 from personalize.pipeline.model import Model
 from toy2d.runs.files import UserError
 
-ROWS = ".trainable_tokens_delta."  # in the names of theta
-
 
 def vocabularies(model: Model) -> dict[str, tuple]:
     """{"text_encoder": (its tokenizer, itself), ...} of the encoders that learn words."""

@@ -14,7 +14,8 @@ from rich.table import Table
 from personalize.config.commands import Evaluate
 from personalize.config.train_config import TrainConfig
 from personalize.data.benchmark import benchmark_class, read_benchmark
-from personalize.data.photos import Scan, open_rgb, scan
+from personalize.data.decode import open_rgb
+from personalize.data.photos import Scan, scan
 from personalize.data.prompts import PromptSet, prompt_set, subject_words
 from personalize.data.subjects import training_pictures
 from personalize.evaluate.image_prompt import Prompted, with_image_prompt

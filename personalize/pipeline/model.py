@@ -178,11 +178,6 @@ class Model:
         mean = law.mean - (config.shift_factor or 0.0)
         return mean.float() * config.scaling_factor, law.std.float() * config.scaling_factor
 
-    def encode_images(self, pixels: Tensor, rng: torch.Generator) -> Tensor:
-        """Latents (B C h w) of pixels (B 3 H W) in [-1, 1], drawn from the posterior with `rng`."""
-        mean, std = self.posterior(pixels)
-        return mean + std * torch.randn(mean.shape, generator=rng, device=rng.device).to(mean)
-
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B 3 H W) in [-1, 1] of scaled latents."""

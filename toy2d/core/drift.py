@@ -82,19 +82,6 @@ def squared_error(
 
 
 @torch.no_grad()
-def delta_eps(
-    predict: Predict,
-    predict_star: Predict,
-    schedule: Schedule,
-    x_t: Float[Tensor, " *B_D"],
-    t: Int[Tensor, " *B"],
-    cond: Any,
-) -> Float[Tensor, " *R"]:
-    """sqrt(mean over B of ||eps_theta - eps_star||^2), the norm being over D; not squared."""
-    return squared_error(predict, predict_star, schedule, x_t, t, cond).mean(-1).sqrt()
-
-
-@torch.no_grad()
 def path_kl(
     predict: Predict,
     predict_star: Predict,

@@ -13,7 +13,7 @@ from small import workshop
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from personalize.__main__ import main
-from personalize.data.photos import open_rgb
+from personalize.data.decode import open_rgb
 from personalize.evaluate.image_prompt import IMAGE, SHOWN, with_image_prompt
 from personalize.evaluate.judges import Evaluators
 from personalize.evaluate.learning import gain_of, held_out_config

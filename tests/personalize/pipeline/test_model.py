@@ -42,9 +42,10 @@ def test_predict_and_encode_equal_the_pipelines_own_networks(base, inputs):
     assert torch.equal(base.predict(x, t, cond), by_hand)
 
 
-def test_images_are_drawn_from_the_scaled_posterior(base):
+def test_the_posterior_is_the_vaes_scaled(base):
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
-    ours = base.encode_images(pixels, torch.Generator().manual_seed(3))
+    mean, std = base.posterior(pixels)
+    ours = mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
     law = base.vae.encode(pixels).latent_dist
     theirs = law.sample(torch.Generator().manual_seed(3)) * base.vae.config.scaling_factor
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from toy2d.core.drift import (
-    delta_eps,
     delta_theta,
     fisher_diagonal,
     path_kl,
     squared_distance,
+    squared_error,
     stratified,
 )
 from toy2d.core.rng import generator
@@ -122,16 +122,15 @@ def test_path_kl_refuses_what_it_cannot_answer():
         path_kl(q.eps, p.eps, schedule, [torch.zeros(1, 2)] * 20, cond[:1])
 
 
-def test_delta_eps_is_a_root_mean_square_of_norms():
+def test_a_squared_error_is_summed_over_the_datas_coordinates():
     schedule = Schedule.log_snr(10)
     x, t, cond = torch.zeros(6, 3, 8, 8), torch.arange(6), torch.zeros(6)
     shift = torch.arange(1.0, 7.0).reshape(6, 1, 1, 1)
-    value = delta_eps(lambda x, t, c: x + shift, lambda x, t, c: x, schedule, x, t, cond)
-    wanted = (shift.flatten() ** 2 * 3 * 8 * 8).mean().sqrt()
-    torch.testing.assert_close(value, wanted)
+    value = squared_error(lambda x, t, c: x + shift, lambda x, t, c: x, schedule, x, t, cond)
+    torch.testing.assert_close(value, shift.flatten() ** 2 * 3 * 8 * 8)
 
 
-def test_delta_eps_is_in_eps_whatever_is_predicted():
+def test_a_squared_error_is_in_eps_whatever_is_predicted():
     """A v network and an eps network that mean the same thing have drifted the same."""
     eps_s, v_s = Schedule.log_snr(50), Schedule.log_snr(50, prediction="v")
     world = Pentagon(eps_s)
@@ -149,8 +148,8 @@ def test_delta_eps_is_in_eps_whatever_is_predicted():
         return world.eps(x_t, t, c) + 0.1 * x_t
 
     torch.testing.assert_close(
-        delta_eps(as_v(other), as_v(world.eps), v_s, x, t, cond),
-        delta_eps(other, world.eps, eps_s, x, t, cond),
+        squared_error(as_v(other), as_v(world.eps), v_s, x, t, cond).mean().sqrt(),
+        squared_error(other, world.eps, eps_s, x, t, cond).mean().sqrt(),
         rtol=1e-4,
         atol=1e-5,
     )
