@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,24 @@ def appearing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def is_torn(path: Path) -> bool:
+    """Is this the temporary name of a file or folder (`appearing`, `whole_folder`)?"""
+    return re.fullmatch(r"\..+\.(\d+|new|old)\.tmp", path.name) is not None
+
+
+def clear_torn(folder: Path) -> None:
+    """Remove what a killed process left half written below `folder`.
+
+    Folders with a lock of their own are not entered.
+    """
+    for path in folder.iterdir():
+        real_folder = path.is_dir() and not path.is_symlink()
+        if is_torn(path):
+            shutil.rmtree(path, ignore_errors=True) if real_folder else path.unlink(missing_ok=True)
+        elif real_folder and not (path / ".lock").exists():
+            clear_torn(path)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

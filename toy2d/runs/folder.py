@@ -36,9 +36,11 @@ from toy2d.runs.files import (
     UserError,
     appearing,
     cannot_write,
+    clear_torn,
     cut_or_missing,
     damage,
     free_space,
+    is_torn,
     write_json,
     write_manifest,
 )
@@ -261,6 +263,10 @@ class RunFolder:
             self._check_whole()
             yield self
             return
+        try:
+            clear_torn(self.path)
+        except OSError as e:
+            raise cannot_write(self.path, e) from e
         write_json(self.path / "config.json", self.config)
         self._mark("running")
         try:
@@ -316,8 +322,9 @@ class RunFolder:
     def _check_config(self) -> None:
         file = self.path / "config.json"
         if not file.exists():
+            ours = (".lock", "status.json")
             strangers = [
-                p.name for p in self.path.iterdir() if p.name not in (".lock", "status.json")
+                p.name for p in self.path.iterdir() if p.name not in ours and not is_torn(p)
             ]
             if strangers:
                 raise UserError(

@@ -276,6 +276,24 @@ def test_folders_are_compared_as_places_and_a_run_folder_may_be_moved(tmp_path, 
         RunFolder("moved", whole | {"prompt": "a/b/"}).open().__enter__()
 
 
+def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
+    """Also where nothing else was written yet; other hidden files and locked folders stay."""
+    path = tmp_path / "run"
+    (path / ".lora.new.tmp").mkdir(parents=True)
+    (path / ".config.json.123.tmp").write_text("{")
+    with folder(tmp_path).open():
+        (path / "own").mkdir()
+    kept = [path / ".notes.tmp", path / "own" / ".lock", path / "own" / ".a.1.tmp"]
+    for file in kept:
+        file.write_text("kept")
+    (path / ".b.old.tmp").write_text("torn")
+    (path / "status.json").write_text(json.dumps({"status": "running"}))
+    with folder(tmp_path).open():
+        pass
+    left = {p for p in path.rglob("*") if p.name.endswith(".tmp")}
+    assert left == {kept[0], kept[2]}
+
+
 def test_hash_sees_names_values_and_shapes():
     a = {"x": torch.arange(4.0)}
     assert hash_tensors(a) == hash_tensors({"x": torch.arange(4.0)})
