@@ -4,7 +4,7 @@
     dask:ADDRESS        the workers of a dask scheduler, e.g. dask:tcp://10.0.0.1:8786;
                         start them with --nthreads 1, one for each GPU
     ray:ADDRESS         a ray cluster, e.g. ray:auto
-    slurm[:PARTITION]   one job for each task, as a job array (submitit)
+    slurm[:PARTITION]   one job for each task, as a job array (slurm.py)
 
 A task is a picklable call without arguments. It keeps its work in a folder of its own and resumes
 from there. So when a worker dies nothing is lost: all tasks are started again, finished ones
@@ -21,13 +21,13 @@ from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
 
+from personalize.compare import slurm
 from toy2d.runs.files import RunFailure, UserError
 
 Task = Callable[[], Any]
 Submit = Callable[[Sequence[Task]], list]
 Connection = tuple[Submit, type[BaseException]]  # and what it raises when a worker dies
 ATTEMPTS = 3
-SLURM_REMEDY = "run it on a machine where srun and sbatch reach a cluster"
 
 
 def run_all(
@@ -117,36 +117,11 @@ def _ray(address: str, workers: int, logs: Path) -> Iterator[Connection]:
 
 
 @contextlib.contextmanager
-def _slurm(address: str, workers: int, logs: Path, cluster: str = "slurm") -> Iterator[Connection]:
-    """`cluster`: submitit's name for where jobs go; its "local" runs them as processes here."""
-    submitit = _require("submitit", "slurm", "submitit")
-    try:
-        executor = submitit.AutoExecutor(logs, cluster=cluster)
-    except RuntimeError as e:
-        raise UserError(f"--engine slurm: {_first_line(e)}; {SLURM_REMEDY}") from e
-    executor.update_parameters(
-        name="driftlab", timeout_min=24 * 60, slurm_array_parallelism=workers
-    )
-    if address:
-        executor.update_parameters(slurm_partition=address)
-
+def _slurm(address: str, workers: int, logs: Path) -> Iterator[Connection]:
     def submit(tasks: Sequence[Task]) -> list:
-        try:
-            jobs = executor.map_array(_call, tasks)
-        except submitit.core.utils.FailedJobError as e:  # sbatch itself
-            raise UserError(f"--engine slurm: {_first_line(e)}; {SLURM_REMEDY}") from e
-        for job in jobs:  # wait for all, or a second attempt would meet runs that still go on
-            job.wait()
-        try:
-            return [job.result() for job in jobs]
-        except submitit.core.utils.FailedJobError as e:  # the task itself raised
-            raise RunFailure(f"a SLURM job failed; its log is in {logs}: {_first_line(e)}") from e
+        return slurm.submit(tasks, address, workers, logs)
 
-    yield submit, submitit.core.utils.UncompletedJobError
-
-
-def _call(task: Task):
-    return task()
+    yield submit, slurm.JobDied
 
 
 ENGINES: dict[str, Callable[[str, int, Path], Engine]] = {

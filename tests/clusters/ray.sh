@@ -6,7 +6,7 @@ python=${PYTHON:-python}
 
 start() {
   mkdir -p "$folder"
-  RAY_DISABLE_IMPORT_WARNING=1 "$python" -m ray.scripts.scripts start --head --num-cpus 2 --port 16379 \
+  RAY_DISABLE_IMPORT_WARNING=1 "$python" -m ray.scripts.scripts start --head --num-cpus 2 --port 26379 \
     --include-dashboard=false --disable-usage-stats --temp-dir "$folder" > "$folder/start.log" 2>&1
 }
 

@@ -1,5 +1,6 @@
 """A fleet computes what one process computes, and survives its workers."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 from fleet_tasks import square, train
 from small import config, history, same
 
-from personalize.compare import engines as fleet
 from personalize.compare.engines import run_all
 from toy2d.runs.files import RunFailure, UserError
 from toy2d.runs.folder import load_tensors
@@ -41,20 +41,68 @@ def test_workers_that_always_die_end_in_one_clear_line(tmp_path):
         ("clouds", "choose local, dask, ray, slurm"),
         ("local:here", "takes no address"),
         ("dask:tcp://127.0.0.1:1", "no scheduler answers"),
-        ("slurm", "srun"),
+        ("slurm", "there is no sbatch here"),
     ],
 )
-def test_an_engine_that_is_not_there_is_named(engine, complaint):
-    pytest.importorskip({"dask": "distributed", "slur": "submitit"}.get(engine[:4], "joblib"))
+def test_an_engine_that_is_not_there_is_named(engine, complaint, tmp_path, monkeypatch):
+    pytest.importorskip("distributed" if engine.startswith("dask") else "joblib")
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=complaint):
-        run_all([partial(square, 1)], engine)
+        run_all([partial(square, 1)], engine, logs=tmp_path)
 
 
-def test_slurms_way_through_submitit_as_processes_of_this_machine(tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    monkeypatch.setitem(fleet.ENGINES, "slurm", partial(fleet._slurm, cluster="local"))
-    assert run_all([partial(square, n) for n in (2, 3)], "slurm", logs=tmp_path) == [4, 9]
+SBATCH = """#!/usr/bin/env bash
+# an array's jobs as processes of this machine, one after another
+echo 17
+printf '%s\\n' "$@" > "$SAID"
+while [ $# -gt 0 ]; do
+  case $1 in
+    --array) last=${2%\\%*}; last=${last#0-} ;;
+    --wrap) wrap=$2 ;;
+  esac
+  shift
+done
+for n in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$n bash -c "$wrap"; done
+"""
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """A program of that name; returns the file of the words it was called with."""
+    file = tmp_path / "bin" / "sbatch"
+    file.parent.mkdir()
+    file.write_text(SBATCH)
+    file.chmod(0o755)
+    root = Path(__file__).parents[3]
+    monkeypatch.setenv("PATH", str(file.parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", f"{root}{os.pathsep}{Path(__file__).parents[1]}")
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    return tmp_path / "said"
+
+
+def test_slurm_runs_an_array_and_a_job_that_dies_is_started_again(sbatch, tmp_path):
+    """Jobs as `sbatch --wait` starts them; tests/clusters runs the same on slurmctld."""
+    said = []
+    tasks = [partial(square, n, tmp_path / "died" if n == 3 else None) for n in (2, 3)]
+    assert run_all(tasks, "slurm:gpus", 4, said.append, tmp_path / "logs") == [4, 9]
+    assert "1 of 2 jobs left no result" in said[0]
+    words = sbatch.read_text().split("\n")
+    assert words[words.index("--partition") + 1] == "gpus"
+    assert words[words.index("--array") + 1] == "0-1%4"
+    assert words[words.index("--time") + 1] == "1-00:00:00"
+
+
+def test_what_a_slurm_job_raises_is_raised_here(sbatch, tmp_path, monkeypatch):
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "10")  # the user's own: no flag beside it
+    with pytest.raises(TypeError):
+        run_all([partial(square, None)], "slurm", logs=tmp_path)
+    assert "--time" not in sbatch.read_text()
+
+
+def test_what_sbatch_refuses_is_said(sbatch, tmp_path):
+    Path(tmp_path, "bin/sbatch").write_text("#!/bin/sh\necho invalid partition >&2\nexit 1\n")
+    with pytest.raises(UserError, match="--engine slurm: invalid partition; run it on a machine"):
+        run_all([partial(square, 1)], "slurm:nowhere", logs=tmp_path)
 
 
 @pytest.fixture(scope="module")
