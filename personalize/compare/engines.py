@@ -65,6 +65,10 @@ def _through_joblib(tasks: Sequence[Task]) -> list:
     return Parallel()(delayed(task)() for task in tasks)
 
 
+def _call(task: Task):
+    return task()
+
+
 def _first_line(e: BaseException) -> str:
     return str(e).strip().split("\n")[0][:120] or type(e).__name__
 
@@ -103,15 +107,24 @@ def _dask(address: str, workers: int, logs: Path) -> Iterator[Connection]:
 @contextlib.contextmanager
 def _ray(address: str, workers: int, logs: Path) -> Iterator[Connection]:
     ray = _require("ray", "ray", "ray")
-    _require("ray.util.joblib", "ray", "ray").register_ray()
     try:
         ray.init(address=address or "auto", log_to_driver=False)
     except ConnectionError as e:
         reason = f"no cluster answers there ({_first_line(e)})"
         raise UserError(f"--engine ray:{address}: {reason}") from e
+
+    def submit(tasks: Sequence[Task]) -> list:
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        call = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=ATTEMPTS - 1)(_call)
+        jobs = [call.remote(task) for task in tasks]
+        ray.wait(jobs, num_returns=len(jobs))  # all: a second attempt must not meet live runs
+        try:
+            return ray.get(jobs)
+        except ray.exceptions.RayTaskError as e:  # the task itself raised
+            raise e.cause from None
+
     try:
-        with parallel_config("ray"):
-            yield _through_joblib, ray.exceptions.RayError
+        yield submit, ray.exceptions.WorkerCrashedError
     finally:
         ray.shutdown()
 
