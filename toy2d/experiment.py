@@ -101,7 +101,7 @@ def pretrain(setting: Setting, folder: RunFolder, base: Path | None = None) -> B
 
 
 def load_bases(setting: Setting, path: Path) -> Bases:
-    """The base models of a run folder."""
+    """Read the base models of a run folder."""
     saved, device = load_tensors(path / "base.safetensors"), setting.config.device
     theta = {k: p.to(device) for k, p in saved.items() if k.startswith("theta/")}
     theta = {k.removeprefix("theta/"): p for k, p in theta.items()}
@@ -109,7 +109,10 @@ def load_bases(setting: Setting, path: Path) -> Bases:
 
 
 def _train_bases(setting: Setting, folder: RunFolder) -> dict[str, Tensor]:
-    """The tensors of base.safetensors. Raises UserError if a base diverges."""
+    """Pretrain one base a seed; returns what base.safetensors holds.
+
+    Raises UserError if a base diverges.
+    """
     c, world, seeds = setting.config, setting.world, setting.seeds
     theta = setting.net.init([generator(s, "init") for s in seeds])
     theta = {k: p.to(c.device) for k, p in theta.items()}
@@ -149,7 +152,7 @@ def _train_bases(setting: Setting, folder: RunFolder) -> dict[str, Tensor]:
 class Checkpoints:
     """Checkpoints of one phase in a run folder: `found` to resume from, and `save` for `fit`.
 
-    `rows` and the seconds spent travel with them.
+    A checkpoint also holds the `rows` measured so far and the seconds spent.
     """
 
     def __init__(self, folder: RunFolder, phase: str):

@@ -1,6 +1,7 @@
-"""Make parameters trainable, by a `Kind` (kinds.py): own weights, PEFT's adapters, new words.
+"""Choose what trains, by a `Kind` (kinds.py): the model's own weights, PEFT's adapters, new words.
 
-Trainable parameters are float32 whatever the rest is, and every kind starts as its base.
+Trainable parameters are float32 whatever the rest is. Before the first step the model gives the
+same answers as its base, for every kind.
 """
 
 import warnings
@@ -78,7 +79,10 @@ def choose_as(model: Model, choice: Choice | TrainConfig) -> dict[str, nn.Parame
 def set_trainable(
     model: Model, choice: Choice | TrainConfig, part: str, targets: tuple[str, ...]
 ) -> None:
-    """One network: adapters on `targets`, or its own weights. What no output reads stays frozen."""
+    """Make one network trainable: adapters on `targets`, or its own weights.
+
+    Modules that no output reads stay frozen.
+    """
     kind, network, unread = choice.kind, getattr(model.pipeline, part), model.unread(part)
     if kind.adapter == "SVDIFF":
         own = choice.lora_target_modules if part == model.family.denoiser else ()
@@ -169,6 +173,6 @@ def _start(theta: dict[str, nn.Parameter], rank: int, seed: int) -> None:
 
 
 def _own(theta: dict[str, nn.Parameter]) -> list[nn.Parameter]:
-    """Weights of the base itself that train; adapters and new rows lie beside theirs."""
+    """The base's own weights among theta: no adapters, no rows of new words."""
     weights = {n: p for n, p in theta.items() if n.endswith((".weight", ".bias"))}
     return [p for n, p in weights.items() if not any(factor in n for factor in FACTORS)]

@@ -6,7 +6,7 @@
     base/  chains/           the base's pictures and chains, once for all runs
     runs/SUBJECT/RUN/seedK/  train/ (a run folder of `personalize train`)  evaluation/  record.json
 
-It resumes by itself, run by run.
+The same command continues an interrupted comparison; runs that are done are kept.
 """
 
 import json
@@ -75,6 +75,7 @@ def all_or_failure(results: list) -> list:
 
 
 def recorded(c: CompareConfig, subjects: list[ComparedSubject]) -> dict:
+    """What config.json holds: every setting that can change a number, and the subjects."""
     kept = {k: v for k, v in asdict(c).items() if k not in NOT_OF_THE_NUMBERS}
     return kept | {"subjects": [s._asdict() for s in subjects]}
 
@@ -123,6 +124,7 @@ def write_results(
     records: list[dict],
     notes: list[str],
 ) -> None:
+    """Write history.csv and metrics.json: the rows and records of all runs."""
     path = Path(c.each.output_dir)
     write_csv(path / "history.csv", [row for job in jobs for row in history(job)])
     mini = is_mini(c.each.pretrained_model_name_or_path)
@@ -143,6 +145,7 @@ def write_results(
 
 
 def about(c: CompareConfig, subject: ComparedSubject) -> dict:
+    """A subject's class word, and the prompts that its runs are evaluated on."""
     groups = evaluation_prompts(c, subject).groups
     return {"class_word": subject.class_word, "prompts": groups}
 

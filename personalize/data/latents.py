@@ -33,9 +33,9 @@ def resize_and_crop(
     flip: bool = False,
     position: float = 0.5,
 ) -> Tensor:
-    """(3, resolution, resolution) in [-1, 1]. Lanczos; the shorter side fills the frame, or the
-    longer one if `crop` is "pad" (white).
+    """Resize (Lanczos) and cut one square of pixels: (3, resolution, resolution) in [-1, 1].
 
+    The shorter side fills the frame, or the longer one if `crop` is "pad" (the rest is white).
     `position` in [0, 1] places the frame along the longer side (0.5 is the centre).
     """
     size = _scaled(image.size, resolution, crop)
@@ -68,11 +68,11 @@ def frame_of(
     flip: bool = False,
     position: float = 0.5,
 ) -> tuple[int, ...]:
-    """What SDXL is told of a picture that `resize_and_crop` has cut from a photo of `size` (w, h):
-    original h w, crop top left, target h w.
+    """SDXL's size conditioning: (original h, w, top and left of the crop, target h, w).
 
-    The crop's corner counts pixels of the resized photo, mirrored first if `flip`: what the
-    network sees begins there.
+    For a picture that `resize_and_crop` has cut from a photo of `size` (w, h). The crop's corner
+    counts pixels of the resized photo, mirrored first if `flip`: what the network sees begins
+    there.
     """
     w, h = _scaled(size, resolution, crop)
     left, top = (0, 0) if crop == "pad" else _corner((w, h), resolution, position)
@@ -81,9 +81,7 @@ def frame_of(
 
 
 class Framed(str):
-    """A prompt that carries the frame of its picture (`frame_of`); in every other respect the
-    text it is.
-    """
+    """A prompt, used like any string, that carries the frame of its picture (`frame_of`)."""
 
     frame: tuple[int, ...]
 
@@ -109,12 +107,14 @@ Posterior = Callable[[int, int], tuple[Tensor, Tensor]]  # (picture, variant) ->
 
 
 class PictureSet:
-    """Pictures under their prompts. `posterior(i, v)` is the law of the latents of variant v (a
-    flip, a crop) of picture i, `frame(i, v)` what part of the photo that is; without it a picture
-    shows all there is, as the base's own do.
+    """Pictures with their prompts, from which training draws latents.
 
-    `cache()` computes all of them; a draw is the same, to the bit, with and without, because each
-    variant is encoded alone.
+    `posterior(i, v)` gives mean and standard deviation of the latents of variant v (a flip, a crop)
+    of picture i, `frame(i, v)` the part of the photo that the variant shows. Without `frame` a
+    picture shows everything, as the pictures that the base drew do.
+
+    `cache()` encodes all variants at once. Draws are equal to the bit with and without it, because
+    each variant is encoded alone.
     """
 
     def __init__(
@@ -194,8 +194,9 @@ def instance_set(
 
 
 class PromptCache:
-    """Text embeddings, one row per text, each text encoded once unless the text encoder trains
-    (`cache=False`).
+    """Text embeddings, one row per text. Each text is encoded once.
+
+    Every time, if the text encoder trains (`cache=False`).
     """
 
     def __init__(self, model: Model, cache: bool = True):

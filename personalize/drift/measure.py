@@ -1,4 +1,4 @@
-"""Drift at full scale, in the toy's words: delta theta, delta eps, and path KL by group of prompts.
+"""Measure drift at full scale: delta theta, delta eps, and path KL of each group of prompts.
 
 The base's answers on its own chains are kept (chains.py), so a measurement evaluates the live
 model only: no second network, for full training as for adapters. Of each chain it evaluates
@@ -111,11 +111,11 @@ class Probes:
         return paths
 
     def at_the_base(self) -> Paths:
-        """Path KL of a model that has not moved: 0, and nothing is evaluated for it."""
+        """Path KL of a model that has not moved: 0, without evaluating anything."""
         return {name: (0.0, 0.0, n) for name, n in self.sizes.items()}
 
     def terms(self) -> Tensor:
-        """What each pair's square counts in delta eps squared: all nodes and all chains alike."""
+        """Weight of each pair's square in delta eps squared: all nodes and chains count alike."""
         return self.share / ((len(self.schedule) - 1) * sum(self.sizes.values()))
 
 
@@ -156,7 +156,7 @@ def path_columns(paths: Paths) -> dict[str, float]:
 
 @dataclass
 class DriftMeter:
-    """How far the live model is from its base, in the three senses, whenever it is called.
+    """Measures how far the live model is from its base: delta theta, delta eps and path KL.
 
     theta_star: the base's values of the parameters that train themselves (not adapters).
     file: of the first probed step's squares, so that a resumed run measures as it began.

@@ -1,4 +1,4 @@
-"""Weights in the formats that others open.
+"""Write trained weights in the formats that other programs open, and open a run's own again.
 
     save_pipeline   a diffusers folder
     save_lora       pytorch_lora_weights.safetensors, its scale kept in the header
@@ -6,7 +6,7 @@
     save_merged     a diffusers folder with W + s B A
 
 A folder appears whole under its name or the old one stays (toy2d.runs.folder.whole_folder).
-`load_run` opens what a run left.
+`load_run` opens the weights of a finished run.
 """
 
 import copy
@@ -131,13 +131,13 @@ def _flags(model: Model) -> dict:
     }
 
 
-# ---- opening what a run left
+# ---- opening a finished run
 def load_run(folder: str | Path, base: bool = False, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a run folder with its trained weights; `base` leaves them out.
 
-    Full training left a pipeline; everything else is put back onto the base that config.json names
-    (reopen.py), so `Model.base()` works. Raises UserError for a folder that is no run, is not
-    finished, is damaged, or whose base has changed since.
+    Full training wrote a whole pipeline. Every other kind wrote adapters or words, which are loaded
+    onto the base that config.json names (read.py), so that `Model.base()` works. Raises UserError
+    for a folder that is no run, is not finished, is damaged, or whose base has changed since.
     """
     folder = Path(folder).expanduser()
     config = _read_json(folder / "config.json")

@@ -1,8 +1,8 @@
 """One training loop for every objective and every kind of training.
 
 No loss is defined here: the objectives are imported from toy2d.core.objectives. A condition is a
-list of prompts, at both scales: the batch carries B prompts beside B latents, and the predictor
-looks their embeddings up (or computes them, where the text encoder trains).
+list of prompts: a batch carries B prompts beside B latents, and the predictor looks up their
+embeddings (or computes them, where the text encoder trains).
 """
 
 import signal
@@ -113,7 +113,7 @@ class TrainingStep:
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Dropout is the one draw that takes no generator: torch's global one is seeded for it."""
+    """Seed torch's global generator for one step: dropout can draw from no other."""
     process = f"/{rank}" if rank else ""
     torch.manual_seed(generator(seed, f"dropout/{step}{process}").initial_seed())
 

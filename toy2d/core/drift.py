@@ -26,9 +26,8 @@ from torch import Tensor
 from toy2d.core.schedule import Schedule, Variance
 
 Params = Mapping[str, Tensor]
-Predict = Callable[
-    [Tensor, Tensor, Any], Tensor
-]  # (x_t, t, cond) -> network output; cond is handed through
+# (x_t, t, cond) -> the network's output; nothing here looks into cond
+Predict = Callable[[Tensor, Tensor, Any], Tensor]
 Reduction = Literal["sum", "tensor_mean"]
 
 
@@ -77,7 +76,8 @@ def squared_error(
     """
     steps = schedule.timesteps[t]
     apart = predict(x_t, steps, cond) - predict_star(x_t, steps, cond)
-    # not eps - eps: where a_t is small, x_t would cancel and leave rounding, times a large w_t
+    # outputs are subtracted before they become eps: where a_t is small, eps holds a multiple of x_t
+    # that would cancel and leave rounding errors, which a large w_t then enlarges
     return ((schedule.eps_per_output(t, apart) * apart).float() ** 2).flatten(t.ndim).sum(-1)
 
 
@@ -163,8 +163,9 @@ def noise_error(
     eps: Float[Tensor, " *B_D"],
     cond: Any,
 ) -> Float64[Tensor, " *B"]:
-    """||eps - eps_theta(x_t, t, cond)||^2 per sample, x_t = add_noise(x0, t, eps): summed over D,
-    in eps, float64.
+    """Squared error of the predicted noise, ||eps - eps_theta(x_t, t, cond)||^2, of each sample.
+
+    x_t = add_noise(x0, t, eps). Summed over D, in the unit of eps, in float64.
     """
     output = predict(schedule.add_noise(x0, t, eps), schedule.timesteps[t], cond)
     apart = schedule.target(x0, t, eps) - output  # eps is linear in the output at fixed x_t
@@ -182,14 +183,14 @@ def gain(
     variance: Variance = "beta",
     runs: int = 0,
 ) -> Float64[Tensor, " T *R_N"]:
-    """w_t (||eps - eps_star||^2 - ||eps - eps_theta||^2) of N examples at every node t, in nats;
-    row 0 is zero.
+    """What each node adds to the gain of N examples, in nats; row 0 is zero.
 
-    `noise[t]` is the eps of node t. The sum over T, in the mean over examples, is the gain: by how
-    much the ancestral model's evidence bound of the example, noised to t = 0's level, has grown
-    since star; positive means learnt (lecture 6b, Proposition 6.11). Rows within a band
-    of `log_snr_bands` add up to that band's share. Give every model that is compared the same
-    noise. Independent noise at each node makes an example's sum one draw, so the standard error
+    Node t adds w_t (||eps - eps_star||^2 - ||eps - eps_theta||^2).
+    `noise[t]` is the eps of node t. Summed over T and averaged over examples this is the gain: how
+    much the ancestral model's evidence bound of an example, noised to t = 0's level, has grown
+    since star. Positive means learnt (lecture 6b, Proposition 6.11). The rows of a band of
+    `log_snr_bands` add up to that band's share. Give all models that you compare the same noise.
+    Draw it independently at each node: then an example's sum is one draw, and the standard error
     over repeated noise is that of independent draws. Raises ValueError for weights that are not
     finite, or noise for another number of nodes.
     """
@@ -210,10 +211,10 @@ def gain(
 
 
 def log_snr_bands(schedule: Schedule) -> dict[str, Bool[Tensor, " T"]]:
-    """Which nodes belong to each of BANDS: log(ab / (1 - ab)) above `low`, at most `high`.
+    """The nodes of each band of BANDS: log SNR = log(ab / (1 - ab)) above `low`, at most `high`.
 
-    At much signal only fine detail is undecided, at little the picture as a whole; the borders are
-    SNR = e and 1/e.
+    Where the signal is strong only fine detail is still undecided, where it is weak the whole
+    picture is. The borders are SNR = e and 1/e.
     """
     log_snr = torch.logit(schedule.alpha_bar)
     return {name: (log_snr > low) & (log_snr <= high) for name, (low, high) in BANDS.items()}
@@ -227,7 +228,7 @@ def fisher_diagonal(
     rng: torch.Generator,
     variance: Variance = "beta",
 ) -> dict[str, Tensor]:
-    """diag G, where KL(paths of theta || paths of theta + D) = 1/2 D' G D for small D.
+    """Fisher diagonal diag G: KL(paths of theta || paths of theta + D) = 1/2 D' G D for small D.
 
     G = sum_t 2 w_t E[J_t' J_t], J = d eps_theta / d theta (lecture 6b, Theorem 6.8).
 

@@ -1,4 +1,4 @@
-"""Learning against drift along every run, at both scales: drift at equal learning, and its verdict.
+"""Compare drift at equal learning: how far each run had drifted when it had learnt as much.
 
 A trajectory is what one run has learnt and how far it has drifted, step by step, both in nats:
 
@@ -7,10 +7,10 @@ A trajectory is what one run has learnt and how far it has drifted, step by step
                of the new class
     full       gain on held-out pictures                 path KL of old prompts
 
-Equal learning: the levels are shares of what standard's own trajectory reaches at its peak, on the
-same unit and seed. A unit is what is independent: a subject at full scale, a seed in the toy. At a
-level, a run's drift is read where it first gets there, and compared with standard's as a log ratio.
-Seeds of a unit are averaged first, then Student's 95 % interval is taken over units.
+A unit is one independent repetition: a subject at full scale, a seed in the toy. A level is a share
+(say 75 %) of the most that standard's run learns on the same unit and seed. A run's drift is read
+where the run first learns that much, and compared with standard's drift there as a log ratio. Seeds
+of a unit are averaged first, then Student's 95 % interval is taken over units.
 
 The weight of an objective is chosen, level by level, on the *other* units: no unit judges a weight
 that was picked on it.
@@ -26,9 +26,9 @@ from scipy.special import nctdtr, nctdtrinc, stdtrit
 from toy2d.runs.statistics import Ratio, estimate, number
 
 SHARES = (0.25, 0.5, 0.75, 0.9)  # of standard's peak
-HEADLINE = 0.75  # the share whose verdict is the objective's
+HEADLINE = 0.75  # the share at which an objective's verdict is given
 SAME = 0.1  # an interval within 10 % of 1 counts as "no difference"
-POWER = 0.8
+POWER = 0.8  # the probability with which an experiment should find its effect
 
 
 class Trajectory(NamedTuple):
@@ -49,10 +49,10 @@ class Trajectory(NamedTuple):
         return max(self.learnt, default=math.nan)
 
     def drift_at(self, level: float) -> float:
-        """Drift where it first learns `level`; nan if it never does.
+        """Drift where the run first learns `level`; nan if it never does.
 
-        Between two measured steps sqrt(drift) is linear in what is learnt: near the start drift is
-        quadratic in the distance moved, learning linear.
+        Between two measured steps sqrt(drift) is taken as linear in what is learnt: near the start
+        drift is quadratic in the distance moved, learning is linear.
         """
         before = None
         for learnt, drift in zip(self.learnt, self.drift, strict=True):
@@ -153,7 +153,7 @@ class Contrast(NamedTuple):
 
     @property
     def units_needed(self) -> int | None:
-        """Units with which the ratio seen would be told from 1 with 80 % power; None: over 999."""
+        """How many units tell a ratio as seen here from 1 with 80 % power; None: over 999."""
         effect = abs(self.ratio.log.mean) / self.spread if self.spread > 0 else math.nan
         return next((n for n in range(2, 1000) if power(n, effect) >= POWER), None)
 
@@ -186,7 +186,10 @@ def in_words(ratio: Ratio, unit: str) -> str:
 
 
 def power(n: int, effect: float) -> float:
-    """Of a two-sided Student test at 5 % of n values whose mean is `effect` standard deviations."""
+    """Power of a two-sided Student test at 5 %.
+
+    Of n values whose mean is `effect` standard deviations from 0.
+    """
     critical, shift = float(stdtrit(n - 1, 0.975)), effect * n**0.5
     return float(1 - nctdtr(n - 1, shift, critical) + nctdtr(n - 1, shift, -critical))
 
@@ -243,10 +246,10 @@ def best_elsewhere(logs: dict[str, dict[str, list[float]]], unit: str) -> str:
 def agreement(
     ours: dict[str, dict[str, float]], theirs: dict[str, dict[str, float]], draws: int = 2000
 ) -> tuple[float, float, float, list[str]]:
-    """(Kendall's tau, its 95 % interval's ends, objectives) of two scales' orders of drift.
+    """How alike two scales order objectives by drift: (Kendall's tau, low, high, objectives).
 
-    `ours`, `theirs`: objective -> unit -> log ratio to standard, whose own is 0. The interval comes
-    from resampling the units of both scales.
+    `ours`, `theirs`: objective -> unit -> log ratio to standard, whose own is 0. `low` and `high`
+    end tau's 95 % interval, from resampling the units of both scales.
     """
     shared = [o for o in ours if o in theirs and ours[o] and theirs[o]]
     rng = np.random.default_rng(0)

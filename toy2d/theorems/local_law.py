@@ -5,7 +5,7 @@
 
 G is the Fisher information of the ancestral *paths*, F that of their end points (`information`).
 Here: G as an operator, its largest eigenvalue, and both KLs over the distance ||D||.
-Parameters are one member's (a stack of one), flattened where linear algebra needs a vector.
+Parameters are those of one model (a stack of one), flattened where linear algebra needs a vector.
 """
 
 import math
@@ -35,6 +35,7 @@ def flatten(theta: Mapping[str, Tensor]) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
+    """The inverse of `flatten`: names and shapes of `like`."""
     names = sorted(like)
     parts = vector.split([like[k].numel() for k in names])
     by_name = dict(zip(names, parts, strict=True))
@@ -42,6 +43,7 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
 
 
 def unit(direction: Mapping[str, Tensor]) -> Params:
+    """The direction divided by its length. Raises ValueError for length zero."""
     size = float(flatten(direction).double().norm())
     if not size > 0:
         raise ValueError("local law: a direction of length zero")
@@ -90,7 +92,10 @@ def top_eigen(operator: LinearOperator, tolerance: float = 1e-3) -> tuple[float,
 def spectrum(
     operator: LinearOperator, directions: dict[str, Params], like: Params, seed: int
 ) -> tuple[list[Row], Params]:
-    """D'GD <= lambda_max of one operator (an identity: it shows sizes), and the top direction."""
+    """Rows that put D'GD of each direction beside lambda_max(G), and G's top eigenvector.
+
+    The inequality holds for any symmetric G; the rows show how far apart its sides are.
+    """
     top, v, residual = top_eigen(operator)
     note = (
         f"lambda_max(G) = {top:.4g}, residual {residual:.1e}; lam* = lambda_max / 2 = {top / 2:.4g}"
@@ -123,11 +128,13 @@ def ladder(
     cond: Tensor,
     kls: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
 ) -> list[Row]:
-    """KL and path KL at distances h with 1/2 h^2 D'GD = `kls`: slope 2, and the predicted height.
+    """Rows that test the law at distances h with 1/2 h^2 D'GD = each of `kls`.
 
-    `pair` differs by a unit direction, in float32. Path KL is compared with 1/2 h^2 E[S^2], found
-    without w_t. `base`: the base's points (K = 1) for the ODE's law, whose own F is measured by
-    central differences: it is not the ancestral F, so it is compared with its own limit only.
+    Near 0 the logarithms of KL and path KL must grow with slope 2, and their values must be those
+    predicted. `pair` differs by a unit direction, in float32. Path KL's prediction is
+    1/2 h^2 E[S^2], which needs no w_t. KL is that of the ODE's law at the base's points `base`
+    (K = 1). Its prediction uses that law's own F, by central differences: the ancestral sampler has
+    another F.
     """
     direction = {k: p - pair.theta_star[k] for k, p in pair.theta.items()}
     h = torch.tensor([s * math.sqrt(2 * kl / G) for kl in kls for s in (1.0, -1.0)])
@@ -143,7 +150,7 @@ def ladder(
     even, path_even = ((v[::2] + v[1::2]).double() / 2 for v in (kl, path))
     size = h[::2].double()
     slopes = [float((v[1] / v[0]).log() / (size[1] / size[0]).log()) for v in (even, path_even)]
-    step = float(kls[1]) ** 0.5  # relative size of the next order at the second rung
+    step = float(kls[1]) ** 0.5  # relative size of the next order at the second distance
     loose = 2 * float(kl_error[1] / even[1])
     half = float(size[0]) ** 2 / 2
     curve = {"direction": name, "h": size.tolist(), "kl": even.tolist(), "path": path_even.tolist()}
