@@ -20,6 +20,7 @@ from personalize.config.commands import (
     Validate,
 )
 from personalize.config.compare_config import CompareConfig
+from personalize.config.recipes.benchmark import Benchmark
 from personalize.config.train_config import TrainConfig
 from personalize.pipeline.libraries import quiet_libraries
 from toy2d.runs.cli import guard
@@ -33,6 +34,7 @@ COMMANDS = {
     "evaluate": (Evaluate, "personalize.evaluate.command:evaluate"),
     "export": (Export, "personalize.export.command:export_run"),
     "compare": (CompareConfig, "personalize.compare.run:compare"),
+    "benchmark": (Benchmark, "personalize.compare.benchmark:benchmark"),
     "report": (Report, "personalize.report.write:report"),
     "validate": (Validate, "personalize.compare.validation:validate"),
     "pretrain": (Pretrain, "personalize.mini.pretrain.command:pretrain"),
@@ -57,7 +59,8 @@ def _run(arguments: Sequence[str]) -> None:
         print(f"note: {note}")
     if name not in LIGHT:
         quiet_libraries()
-    place = DRY_RUN if getattr(config, "dry_run", False) else COMMANDS[name][1]
+    dry = isinstance(config, TrainConfig) and config.dry_run
+    place = DRY_RUN if dry else COMMANDS[name][1]
     module, _, function = place.partition(":")
     getattr(importlib.import_module(module), function)(config)
 

@@ -160,13 +160,15 @@ def train_config(job: Job) -> TrainConfig:
         "instance_data_dir": subject.folder,
         "instance_prompt": f"a photo of {c.identifier} {subject.class_word}",
         "class_prompt": f"a photo of {with_article(subject.class_word)}",
-        "class_data_dir": str(Path(c.each.output_dir, "class", job.shared)),
+        "class_data_dir": str(Path(c.of_base, "class", job.shared)),
         "context_prompts": groups.get("contexts", ()),
         "unrelated_prompts": groups.get("unrelated", ()),
         "held_out_data_dir": None if c.each.held_out else subject.held_out,
         "seed": job.seed,
         "output_dir": str(job.folder / "train"),
     }
+    if c.each.placeholder_token and not c.each.initializer_token:
+        own["initializer_token"] = subject.class_word.split()[-1]
     return without_idle_flags(TrainConfig(**(given | own | flags_of(job.run))))
 
 

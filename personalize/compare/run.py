@@ -33,7 +33,7 @@ from toy2d.runs.cli import to_stderr
 from toy2d.runs.files import RunFailure, UserError, read_csv, write_csv, write_json
 from toy2d.runs.folder import RunFolder, environment
 
-NOT_OF_THE_NUMBERS = ("engine", "workers", "quick", "tune", "keep_weights", "json")
+NOT_OF_THE_NUMBERS = ("engine", "workers", "quick", "tune", "keep_weights", "json", "shared")
 
 
 def run(config: CompareConfig, say: Callable[[str], None] = print) -> Path:

@@ -146,7 +146,7 @@ def draw_base(job: Job, subjects: list[ComparedSubject]) -> tuple[str, float]:
 
 
 def base_folder(c: CompareConfig) -> Path:
-    return Path(c.each.output_dir, "base")
+    return Path(c.of_base, "base")
 
 
 # ---- one run

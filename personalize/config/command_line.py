@@ -167,7 +167,7 @@ def _defaults(kind: type) -> dict[str, Any]:
     if kind is TrainConfig:
         return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
     usual = DEFAULTS[kind]()
-    own = {f.name: getattr(usual, f.name) for f in fields(usual) if f.name != "each"}
+    own = {f.name: getattr(usual, f.name) for f in fields(ComparePlan)}
     return {f.name: getattr(usual.each, f.name) for f in fields(usual.each)} | own
 
 

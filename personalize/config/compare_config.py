@@ -104,6 +104,15 @@ class CompareConfig(ComparePlan):
     """
 
     each: TrainConfig  # what all runs share
+    # no flag: where several comparisons of one base keep class images and the base's pictures
+    shared: str | None = None
+
+    @property
+    def of_base(self) -> str:
+        """The folder of what is made of the base; comparisons that draw alike share it."""
+        e = self.each
+        size = f"{e.resolution or 'own'}-{e.mixed_precision}"
+        return f"{self.shared}/{size}" if self.shared else e.output_dir
 
 
 def completed(c: CompareConfig, given: set[str]) -> CompareConfig:
@@ -133,7 +142,9 @@ def quickened(c: CompareConfig) -> CompareConfig:
 
     Its folder is NAME-quick.
     """
-    few = {"max_train_steps": 100, "num_class_images": 8}
+    few = {"max_train_steps": 100}
+    if any(term.startswith(("prior", "output")) for r in c.runs for term in r.split("+")):
+        few["num_class_images"] = 8  # elsewhere it would be a flag without effect
     least = {k: min(getattr(c.each, k) or n, n) for k, n in few.items()}
     each = replace(c.each, output_dir=f"{c.each.output_dir}-quick", **least)
     shown = {"prompts_each": min(c.prompts_each or 2, 2), "images": min(c.images, 3)}
