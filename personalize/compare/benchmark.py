@@ -32,7 +32,8 @@ from personalize.compare.tasks import (
     work,
 )
 from personalize.config.recipes.benchmark import IP_ADAPTER, Benchmark
-from personalize.data.photos import open_rgb, scan
+from personalize.data.decode import open_rgb
+from personalize.data.photos import scan
 from personalize.drift.measure import path_columns
 from personalize.evaluate.image_prompt import with_image_prompt
 from personalize.evaluate.model import evaluate_model
