@@ -141,6 +141,50 @@ def test_the_mini_shows_the_pictures_of_its_own_weight(page):
     assert "l2:1" in page.locator("#a-after").get_attribute("alt")
 
 
+def test_the_mini_moves_along_training_too(page):
+    page.select_option("#a-kind", "output")
+    lost = []
+    for key in ("Home", "End"):
+        page.locator("#a-step").press(key)
+        lost.append(float(re.search(r"lost ([\d.]+) nats", page.inner_text("#a-mini-along"))[1]))
+    assert lost[0] == 0 < lost[1]
+    page.select_option("#a-kind", "standard")
+    standard = re.search(r"lost ([\d.]+) nats", page.inner_text("#a-mini-along"))[1]
+    assert float(standard) > lost[1]
+
+
+def test_both_frontiers_draw_every_recorded_curve_and_mark_the_chosen_one(page):
+    recorded = json.loads((ROOT / "lectures" / "_data" / "mini" / "frontier.json").read_text())
+    for scale, key in (("toy", "toy"), ("mini", "full")):
+        runs = {r["run"] for r in recorded[key]["runs"] if r["stopped"] is None}
+        frontier = page.locator(f"#{scale}-frontier")
+        assert frontier.locator(".curve").count() == len(runs)
+        assert frontier.locator(".chosen").count() == 1
+
+
+def test_a_curve_is_the_mean_over_units_of_its_runs():
+    """Two seeds of one subject and one of another: subjects count alike, drift as its logarithm."""
+    one = {"run": "l2:0.1", "objective": "l2", "step": [0, 5], "stopped": None}
+    runs = [
+        one | {"unit": unit, "learnt": [0, learnt], "drift": [0, drift]}
+        for unit, learnt, drift in (("a", 1.0, 1.0), ("a", 3.0, 4.0), ("b", 6.0, 8.0))
+    ]
+    stopped = one | {"unit": "b", "learnt": [0], "drift": [0], "stopped": "loss nan at step 3"}
+    made = build.curves({"commit": "x", "runs": [*runs, stopped]})
+    (curve,) = made["curves"]
+    assert (curve["weight"], curve["step"], curve["runs"]) == (0.1, [5], 3)
+    assert curve["x"] == [4.0]
+    assert curve["y"] == [4.0]  # the geometric mean of 2 and 8
+    assert curve["x_low"] == [2.0]
+
+
+def test_every_tick_lies_within_its_axis():
+    for frontier in build.frontiers().values():
+        for axis in frontier["axes"].values():
+            assert len(axis["ticks"]) >= 3
+            assert axis["low"] <= min(axis["ticks"]) <= max(axis["ticks"]) <= axis["high"]
+
+
 def test_a_link_restores_two_runs(page, browser):
     page.check("#compare")
     page.select_option("#b-kind", "output")

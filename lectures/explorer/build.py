@@ -2,17 +2,20 @@
 
 The page is template, style and script of this folder with recorded data inside: the toy's samples
 and KLs (lectures/_data/explorer/toy.json, written by record_toy.py), the mini model's pictures
-(lectures/_data/mini, written by lectures/mini_figures.py) and the table of a whole comparison
-(lectures/_data/mini_comparison.csv).
+(lectures/_data/mini, written by lectures/mini_figures.py) and the curves of learning against drift
+at both scales (lectures/_data/mini/frontier.json, written by lectures/frontier.py).
 """
 
 import base64
 import json
+import math
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from toy2d.figures.style import CLASS_COLOURS, style
-from toy2d.runs.files import read_csv, write_atomic
+from toy2d.runs.files import write_atomic
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "_data"
@@ -50,13 +53,79 @@ def mini_data(folder: Path) -> dict:
     }
 
 
+def curves(scale: dict) -> dict:
+    """Learning and drift along training, nats: per run the mean over units, step 0 left out.
+
+    A unit is a seed of the toy or a subject of the mini; its seeds are averaged first. Learning is
+    averaged as it is, drift as its logarithm; "low" and "high" are one standard error over units.
+    Runs that stopped early are left out.
+    """
+    groups: dict[str, list[dict]] = {}
+    for r in scale["runs"]:
+        if r["stopped"] is None:
+            groups.setdefault(r["run"], []).append(r)
+    return {
+        "commit": scale["commit"],
+        "units": len({r["unit"] for r in scale["runs"]}),
+        "curves": [_curve(run, same) for run, same in groups.items()],
+    }
+
+
+def _curve(run: str, same: list[dict]) -> dict:
+    _, _, weight = run.partition(":")
+    units = sorted({r["unit"] for r in same})
+
+    def over_units(of_run) -> tuple[list, list, list]:
+        means = [np.mean([of_run(r) for r in same if r["unit"] == u], 0) for u in units]
+        mean = np.mean(means, 0)
+        error = np.std(means, 0, ddof=1) / len(units) ** 0.5 if len(units) > 1 else 0 * mean
+        return mean, mean - error, mean + error
+
+    learnt = over_units(lambda r: np.array(r["learnt"][1:]))
+    drift = over_units(lambda r: np.log(np.maximum(r["drift"][1:], 1e-9)))
+    kept = {"x": learnt, "y": [np.exp(v) for v in drift]}
+    numbers = {
+        f"{axis}{end}": [float(f"{v:.4g}") for v in values]
+        for axis, three in kept.items()
+        for end, values in zip(("", "_low", "_high"), three, strict=True)
+    }
+    about = {"objective": same[0]["objective"], "weight": float(weight) if weight else None}
+    return about | {"step": same[0]["step"][1:], "runs": len(same)} | numbers
+
+
+def ticks(curves_of: list[dict], axis: str, log: bool) -> dict:
+    """Range and ticks that hold every point of an axis."""
+    low, high = (f(f(c[axis]) for c in curves_of) for f in (min, max))
+    if log:
+        low, high = low * 0.8, high * 1.25
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        digits = (1,) if high > 100 * low else (1, 2, 5)
+        marks = [float(f"{d}e{p}") for p in decades for d in digits]
+        return {"low": low, "high": high, "ticks": [v for v in marks if low <= v <= high]}
+    step = 10 ** math.floor(math.log10(high))
+    step = step if high / step > 3 else step / 2 if high / step > 1.5 else step / 4
+    marks = np.arange(math.floor(min(low, 0) / step), math.floor(high / step) + 1) * step
+    return {"low": min(low, 0), "high": high * 1.03, "ticks": [round(float(v), 6) for v in marks]}
+
+
+def frontiers() -> dict:
+    """The curves of both scales with their axes."""
+    recorded = json.loads((DATA / "mini" / "frontier.json").read_text())
+    found = {}
+    for name, scale in (("toy", "toy"), ("mini", "full")):
+        made = curves(recorded[scale])
+        axes = {"x": ticks(made["curves"], "x", False), "y": ticks(made["curves"], "y", True)}
+        found[name] = made | {"axes": axes, "settings": recorded[scale]["settings"]}
+    return found
+
+
 def page() -> str:
     toy = json.loads((DATA / "explorer" / "toy.json").read_text())
     kinds = [k for k in OBJECTIVES if any(run["objective"] == k for run in toy["runs"])]
     data = {
         "toy": toy,
         "mini": mini_data(DATA / "mini"),
-        "comparison": read_csv(DATA / "mini_comparison.csv"),
+        "frontiers": frontiers(),
         "objectives": {k: OBJECTIVES[k] for k in kinds},
         "colours": {
             "classes": CLASS_COLOURS,

@@ -1,7 +1,7 @@
 "use strict";
 // The explorer's page: recorded runs in, SVG out. State: two runs, and whether both are shown.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const { toy, mini, comparison, objectives, colours } = DATA;
+const { toy, mini, frontiers, objectives, colours } = DATA;
 const KINDS = Object.keys(objectives);
 const STEPS = [0, ...toy.runs[0].along.map((row) => row.step)];
 const SEEDS = toy.base.map((base) => base.seed);
@@ -175,8 +175,8 @@ function mark(kind, x, y, r, colour) {
   return element("path", { d: paths[shape], fill: open ? "none" : colour, stroke: colour, "stroke-width": 2 });
 }
 
-// items: {kind, name, x, y, x_half, y_half, chosen: "A" | "B" | "AB" | ""}
-function frontier(label, items, xAxis, yAxis) {
+// lines: [{kind, name, points: [{x, y, x_low, ..., step, chosen: "A" | "B" | "AB" | ""}]}], one a weight
+function frontier(label, lines, xAxis, yAxis) {
   const [w, h, left, low, top] = [400, 330, 54, 280, 14];
   const svg = picture(w, h, label);
   const px = (x) => left + (w - left - 16) * xAxis.scale(x), py = (y) => low - (low - top) * yAxis.scale(y);
@@ -190,22 +190,23 @@ function frontier(label, items, xAxis, yAxis) {
   }
   svg.append(element("text", { x: w / 2, y: h - 8, "text-anchor": "middle" }, xAxis.name));
   svg.append(element("text", { x: 14, y: h / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${h / 2})` }, yAxis.name));
-  for (const kind of KINDS) {
-    const own = items.filter((item) => item.kind === kind);
-    const colour = colours.objectives[kind] === "#000000" ? "var(--text)" : colours.objectives[kind];
-    if (own.length > 1) {
-      const d = own.map((item, i) => `${i ? "L" : "M"}${px(item.x)} ${py(item.y)}`).join("");
-      svg.append(element("path", { d, fill: "none", stroke: colour, "stroke-opacity": 0.6 }));
-    }
-    for (const item of own) {
-      const group = element("g", {}, element("title", {}, `${item.name}: ${xAxis.name} ${shown(item.x)}, ${yAxis.name} ${shown(item.y)}`));
-      const whisker = (a, b, c, d) => group.append(element("line", { x1: a, y1: b, x2: c, y2: d, stroke: colour, "stroke-opacity": 0.45 }));
-      whisker(px(item.x_low), py(item.y), px(item.x_high), py(item.y));
-      whisker(px(item.x), py(item.y_low), px(item.x), py(item.y_high));
-      group.append(mark(kind, px(item.x), py(item.y), 4, colour));
-      if (item.chosen) {
-        group.append(element("circle", { cx: px(item.x), cy: py(item.y), r: 11, fill: "none", stroke: "var(--accent)", "stroke-width": 2.5, class: "chosen" }));
-        group.append(element("text", { x: px(item.x) + 13, y: py(item.y) - 7, "font-weight": "bold" }, item.chosen));
+  const strong = (line) => line.points.some((p) => p.chosen);
+  for (const line of [...lines].sort((a, b) => strong(a) - strong(b))) {
+    const colour = colours.objectives[line.kind] === "#000000" ? "var(--text)" : colours.objectives[line.kind];
+    const d = line.points.map((p, i) => `${i ? "L" : "M"}${px(p.x)} ${py(p.y)}`).join("");
+    svg.append(element("path", { d, class: "curve", fill: "none", stroke: colour, "stroke-width": strong(line) ? 2 : 1.2, "stroke-opacity": strong(line) ? 1 : 0.35 },
+      element("title", {}, line.name)));
+    for (const p of strong(line) ? line.points : line.points.slice(-1)) {
+      const group = element("g", {}, element("title", {}, `${line.name}, step ${p.step}: ${xAxis.name} ${shown(p.x)}, ${yAxis.name} ${shown(p.y)}`));
+      const whisker = (a, b, c, d) => group.append(element("line", { x1: a, y1: b, x2: c, y2: d, stroke: colour, "stroke-opacity": 0.6 }));
+      if (p.chosen) {
+        whisker(px(p.x_low), py(p.y), px(p.x_high), py(p.y));
+        whisker(px(p.x), py(p.y_low), px(p.x), py(p.y_high));
+      }
+      group.append(mark(line.kind, px(p.x), py(p.y), strong(line) ? 3 : 2.5, colour));
+      if (p.chosen) {
+        group.append(element("circle", { cx: px(p.x), cy: py(p.y), r: 11, fill: "none", stroke: "var(--accent)", "stroke-width": 2.5, class: "chosen" }));
+        group.append(element("text", { x: Math.min(px(p.x) + 13, w - 26), y: py(p.y) - 7, "font-weight": "bold" }, p.chosen));
       }
       svg.append(group);
     }
@@ -216,30 +217,25 @@ function frontier(label, items, xAxis, yAxis) {
 const logAxis = (name, low, high, ticks) => ({ name, ticks, scale: (x) => Math.min(1, Math.max(0, Math.log(Math.max(x, low) / low) / Math.log(high / low))) });
 const linearAxis = (name, low, high, ticks) => ({ name, ticks, scale: (x) => Math.min(1, Math.max(0, (x - low) / (high - low))) });
 
-function geometric(values) {
-  const logs = values.map((v) => Math.log(Math.max(v, 1e-12))), m = mean(logs);
-  const error = logs.length > 1 ? Math.sqrt(mean(logs.map((l) => (l - m) ** 2)) / (logs.length - 1)) : 0;
-  return [Math.exp(m), Math.exp(m - error), Math.exp(m + error)];
+// The recorded curve and the place on it that stand for a run: the nearest weight, the same share of training.
+function placeOn(scale, run) {
+  const { curves } = frontiers[scale], weight = scale === "toy" ? run.weight : run.mini ?? run.weight;
+  const own = curves.filter((c) => c.objective === run.kind);
+  if (!own.length) return null;
+  const near = nearest(weightsOf(own, run.kind), weight), curve = own.find((c) => c.weight === near);
+  const wanted = (run.step / STEPS.at(-1)) * curve.step.at(-1);
+  const steps = [0, ...curve.step], distance = (s) => Math.abs(s - wanted);
+  const step = steps.reduce((best, s) => (distance(s) < distance(best) ? s : best));
+  return { curve, step, i: curve.step.indexOf(step) };
 }
 
-function chosenBy(test) {
-  return (test(state.runs.a) ? "A" : "") + (state.compare && test(state.runs.b) ? "B" : "");
-}
-
-function toyItems() {
-  return KINDS.flatMap((kind) => WEIGHTS[kind].map((weight) => {
-    const last = SEEDS.map((seed) => rowOf({ kind, weight, seed, step: STEPS.at(-1) }));
-    const [x, x_low, x_high] = geometric(last.map((row) => row.kl_new)), [y, y_low, y_high] = geometric(last.map(oldKl));
-    return { kind, name: nameOf(kind, weight), x, x_low, x_high, y, y_low, y_high, chosen: chosenBy((r) => r.kind === kind && r.weight === weight) };
+function linesOf(scale) {
+  const places = { a: placeOn(scale, state.runs.a), b: placeOn(scale, state.runs.b) };
+  return frontiers[scale].curves.filter((c) => KINDS.includes(c.objective)).map((c) => ({
+    kind: c.objective, name: `${nameOf(c.objective, c.weight)} (${c.runs} runs)`,
+    points: c.step.map((step, i) => ({ step, x: c.x[i], y: c.y[i], x_low: c.x_low[i], x_high: c.x_high[i], y_low: c.y_low[i], y_high: c.y_high[i],
+      chosen: ["a", "b"].filter((n) => (n === "a" || state.compare) && places[n]?.curve === c && places[n].i === i).join("").toUpperCase() })),
   }));
-}
-
-function miniItems() {
-  return comparison.filter((row) => KINDS.includes(row.objective)).map((row) => {
-    const weight = row.weight ?? null, chosen = chosenBy((r) => r.kind === row.objective && r.mini === weight);
-    return { kind: row.objective, name: `${nameOf(row.objective, weight)} (${row.runs} runs)`, chosen, x: row.fidelity, y: row.drift,
-      x_low: row.fidelity - row.fidelity_half, x_high: row.fidelity + row.fidelity_half, y_low: row.drift - row.drift_half, y_high: row.drift + row.drift_half };
-  });
 }
 
 function legend() {
@@ -255,15 +251,20 @@ function legend() {
 function drawFrontiers() {
   const figure = (svg, caption) => element("figure", {}, svg, element("figcaption", {}, caption));
   const place = document.getElementById("frontiers");
-  const left = frontier("2D world: KL of the new class against KL of the old classes, all runs", toyItems(),
-    logAxis("KL(world || tuned) of the new class, nats", 0.08, 4, [0.1, 0.2, 0.5, 1, 2]), logAxis("KL(base || tuned) of the old classes, nats", 5e-4, 20, [0.001, 0.01, 0.1, 1, 10]));
-  const right = frontier("Mini model: fidelity against drift, all runs", miniItems(),
-    linearAxis("fidelity to the subject (mini DINO)", -0.5, 1.5, [-0.5, 0, 0.5, 1]), linearAxis("drift: 1 - cosine with the base's picture", 0, 1.2, [0, 0.25, 0.5, 0.75, 1]));
-  left.id = "toy-frontier";
-  right.id = "mini-frontier";
+  const drawn = (scale, label, x, y) => {
+    const { axes } = frontiers[scale];
+    const svg = frontier(label, linesOf(scale), linearAxis(x, axes.x.low, axes.x.high, axes.x.ticks), logAxis(y, axes.y.low, axes.y.high, axes.y.ticks));
+    svg.id = `${scale}-frontier`;
+    return svg;
+  };
+  const told = (scale, unit) => `${frontiers[scale].curves.length} curves, each a mean over ${frontiers[scale].units} ${unit}, commit ${frontiers[scale].commit}`;
+  const common = "Each line is an objective at one weight along its training: right is learnt, up is lost, lower right is better. " +
+    "Marked: the recorded weight nearest to yours, at the same share of its training, with one standard error.";
   place.replaceChildren(
-    figure(left, `2D world after ${STEPS.at(-1)} steps: geometric mean over seeds ${SEEDS.join(", ")}, bars one standard error. Lower left is better.`),
-    figure(right, "Mini model, three subjects, seeds 0 to 2, not the pictures above: mean and 95 % interval over runs. Lower right is better. By this score of pictures the intervals overlap. The lab log compares the objectives in nats of held-out likelihood, where they differ."),
+    figure(drawn("toy", "2D world: learning against drift along training", "learnt: fall of KL(world || tuned), new class, nats", "lost: KL(base || tuned), old classes, nats"),
+      `2D world, ${told("toy", "seeds")}. ${common}`),
+    figure(drawn("mini", "Mini model: learning against drift along training", "learnt: gain on held-out pictures, nats", "lost: path KL of old prompts, nats"),
+      `Mini model, ${told("mini", "subjects")}; shorter runs than those of the pictures above.`),
     legend());
 }
 
@@ -289,7 +290,8 @@ function panel(name) {
       element("div", {}, element("h3", {}, "The mini model"),
         field("mini", "Its own weight", range("mini")),
         element("figure", {}, element("div", { class: "grids" }, element("img", { id: id("before") }), element("img", { id: id("after") })), element("figcaption", { id: id("mini-note") })),
-        element("table", { id: id("mini-numbers") }))));
+        element("table", { id: id("mini-numbers") }),
+        element("p", { class: "note", id: id("mini-along") }))));
   return made;
 }
 
@@ -311,6 +313,10 @@ function drawMini(name, run) {
   byId(`${name}-mini-note`).textContent = record
     ? `${mini.base ? "First the base, then" : "Pictures"} after ${mini.steps} steps with ${nameOf(run.kind, run.mini)}. One seed: to look at, not to measure.`
     : `No run of the mini model was recorded for ${run.kind}.`;
+  const at = placeOn("mini", run), { i, step, curve } = at ?? {};
+  byId(`${name}-mini-along`).textContent = !at ? "" :
+    `Along training, mean of ${curve.runs} runs on ${frontiers.mini.units} subjects with ${nameOf(curve.objective, curve.weight)}: step ${step} of ${curve.step.at(-1)}, ` +
+    `learnt ${i < 0 ? 0 : shown(curve.x[i])} nats of held-out pictures, lost ${i < 0 ? 0 : shown(curve.y[i])} nats of path KL.`;
   table(byId(`${name}-mini-numbers`), !record ? [] : [
     ["path KL, nats", plusMinus(...record.path_kl)], ["delta theta", shown(record.delta_theta)], ["seconds of training", shown(record.seconds)]]);
   if (!record) return;
