@@ -23,10 +23,10 @@ DESCRIPTION = """A 2D world in which the drift of a personalized diffusion model
   toy2d course              the course's experiment; then open runs/toy2d/course/report.html
   toy2d run smoke           everything once, in seconds
   toy2d run course --name mine --runs standard l2:0.01 prior:1+l2:0.01 --seeds 0 1 2 3
-  toy2d run paper           the published toy, with the numbers it lacks
-  toy2d sweep               weights tuned for each objective, compared at equal adaptation
-  toy2d verify              every theorem with both sides measured, on the course's run
-  toy2d bench               how fast, side by side
+  toy2d run paper           the paper's toy, with the KLs that the paper lacks
+  toy2d sweep               tune each objective's weight, compare at equal adaptation
+  toy2d verify              measure both sides of every theorem on the course's run
+  toy2d bench               speed beside other implementations
 
 Objectives, written kind:weight (joined by + for a sum):
 """ + "\n".join(f"  {kind:16s} {what}" for kind, (_, what) in OBJECTIVE_WORDS.items())
@@ -89,11 +89,11 @@ def course_command(
     """The course's experiment: five objectives, five weights each, eight seeds; about 2 minutes on
     two cores.
 
-    Run again after a kill, it goes on where it was; run again when done, it says so.
+    If it was killed, the same command continues; if it was finished, it says so.
 
     Args:
         seeds: each seed has its own base model, few-shot points and noise
-        device: where the networks live, e.g. cpu or cuda
+        device: device of the networks, e.g. cpu or cuda
     """
     run_config(replace(course(), seeds=seeds, device=device), out, dry_run)
 
@@ -118,11 +118,11 @@ SWEEP = Sweep()
 
 
 def sweep_command(plan: Sweep = SWEEP, out: Out = RUNS, dry_run: DryRun = False) -> None:
-    """Objectives x weights x seeds at every learning rate, steps and width; least drift at equal
-    adaptation.
+    """Train objectives x weights x seeds at every learning rate, step count and width, and find the
+    least drift at equal adaptation.
 
-    The default is 4 cells of 84 fine-tunings, about 6 minutes on two cores. A killed sweep goes on
-    where it was.
+    The default is 4 cells of 84 fine-tunings, about 6 minutes on two cores. If it was
+    killed, the same command continues.
     """
     cells = plan.cells()
     if dry_run:
@@ -167,18 +167,17 @@ def verify_command(
     power: bool = False,
     json: bool = False,
 ) -> None:
-    """Measure both sides of every statement of the theory on a finished run; a few minutes.
+    """Measure both sides of every theorem on a finished run; a few minutes.
 
-    The course is run first where it is missing. Writes OUT/toy2d/NAME/verify/verify.json and
-    figures. Exit code 1 only if something *proved* fails beyond its error: that is a bug of ours.
-    Where a claim of the paper does not hold, that is a result: it is printed, and the exit code
-    is 0.
+    The course is run first if it is missing. Writes OUT/toy2d/NAME/verify/verify.json and figures.
+    Exit code 1 only if something *proved* fails by more than its error: our code has a bug. A claim
+    of the paper that does not hold is a result: it is printed, and the exit code is 0.
 
     Args:
         name: a run on the pentagon world
         only: one label, e.g. path_bound; writes partial.json instead
         seeds: some of the run's seeds; the first three by default
-        power: also say which wrong constants the rows of each statement catch; writes power.json
+        power: also say which wrong constants make a row of each statement fail; writes power.json
         json: print the rows as JSON, for scripts; messages go to stderr
     """
     from toy2d.verify.power import show_power
@@ -198,11 +197,11 @@ def verify_command(
 
 
 def bench_command(members: int = 32, steps: int = 60, shots: int = 6, threads: int = 1) -> None:
-    """Side by side in one run: the stack against one network at a time, and log-likelihoods against
+    """Time the training of all networks at once against one at a time, and log-likelihoods against
     torchdiffeq's dopri5 and scipy's DOP853.
 
     Args:
-        members: runs in the stack
+        members: number of networks trained at once
         steps: training steps timed
         shots: batch size of the few-shot training step
         threads: torch threads of both sides (tiny tensors are fastest on one)

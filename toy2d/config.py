@@ -15,7 +15,7 @@ from toy2d.runs.spec import grid, parse_run
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """Every setting of a toy run; presets below. All counts are per seed unless said."""
+    """Every setting of a toy run; presets below. Counts are per seed unless stated otherwise."""
 
     name: str = "course"
     """name of the run folder: <out>/toy2d/<name>"""
@@ -29,27 +29,27 @@ class ToyConfig:
     schedule: Literal["log_snr", "cosine", "linear"] = "log_snr"
     """noise schedule"""
     num_timesteps: int = 100
-    """T"""
+    """number of timesteps T"""
 
     width: int = 64
     """units of a hidden layer"""
     depth: int = 2
     """hidden layers"""
     activation: Literal["silu", "relu"] = "silu"
-    """between layers"""
+    """activation between layers"""
     time: Literal["cosine", "table"] = "cosine"
-    """fixed smooth features of t, or a learned row per step as in the paper's toy"""
+    """input for t: fixed cosine features, or a learned table as in the paper's toy"""
     preconditioned: bool = True
-    """eps_hat = b (x + a * layers); False: the layers answer directly, as in the paper's toy"""
+    """eps_hat = b (x + a * layers); False: eps_hat = layers, as in the paper's toy"""
 
     pretrain_samples: int = 2000
     """true points of each old class"""
     pretrain_steps: int = 2500
-    """Adam steps of the base"""
+    """Adam steps that train the base"""
     pretrain_batch_size: int = 256
-    """points a step"""
+    """points in a step"""
     pretrain_learning_rate: float = 3e-3
-    """Adam's"""
+    """Adam's learning rate for the base"""
     pretrain_decay: bool = True
     """let that learning rate fall linearly to 0"""
 
@@ -58,12 +58,12 @@ class ToyConfig:
     steps: int = 600
     """Adam steps of fine-tuning"""
     batch_size: int = 24
-    """points a step and role, drawn with replacement"""
+    """points in a step, new and replayed each, drawn with replacement"""
     learning_rate: float = 5e-4
-    """Adam's, constant"""
+    """Adam's learning rate in fine-tuning, constant"""
     l2_layers: tuple[str, ...] = ()
     """where l2 holds, e.g. layer0:1 other:0.1; layers: words, time, layer0, layer1, ..., or regular
-    expressions for names of parameters; what no entry names is free; default: all alike"""
+    expressions for names of parameters; a layer not named has weight 0; default: all alike"""
     carry_moments: bool = False
     """start from pretraining's Adam moments, as the paper's toy does"""
     prior_from: Literal["base", "world"] = "base"
@@ -71,10 +71,10 @@ class ToyConfig:
     prior_samples: int = 200
     """replayed points: of one class for prior, over all old prompts for replay_all and output"""
     fisher_samples: int = 1200
-    """points of the base's own chains behind the Fisher diagonal"""
+    """points of the base's chains from which the Fisher diagonal is estimated"""
 
     snapshots: tuple[int, ...] = (15, 30, 60, 100, 180, 300)
-    """steps measured on the way (coarser rule); the last step is always measured"""
+    """steps at which KLs are measured, more coarsely than after the last step"""
     quadrature: int = 6
     """Gauss-Hermite points per axis; a KL below 1 nat with an error above 0.01 is repeated"""
     ode_nodes: int = 33
@@ -85,7 +85,7 @@ class ToyConfig:
     """points evaluated at once: bounds memory, and keeps the work in cache"""
 
     device: str = "cpu"
-    """where the networks live, e.g. cpu or cuda"""
+    """device of the networks, e.g. cpu or cuda"""
 
     def __post_init__(self):
         for field in COUNTS:
@@ -190,15 +190,15 @@ def course() -> ToyConfig:
 
 
 def paper() -> ToyConfig:
-    """The published toy: network, data, optimizer and weights of the authors' scripts.
+    """The paper's toy: network, data, optimizer and weights of the authors' scripts.
 
     github.com/rlgnswk/Preserve-and-Personalize, folder toy.
 
-    ReLU network 96 wide on concatenated embeddings of 8, learned time table; T = 100 cosine, betas
-    clipped at 0.999 (theirs are not, and the first reverse step is infinite); Adam 2e-3, moments
-    carried over; 1,000 points a class, batch 512, 10,000 + 10,000 steps; prior = 1,000 *real*
-    points of class 0, weight 100; lam = 50 averaged per tensor. Ours beside it: output and fisher,
-    and three seeds. About an hour on two shared cores; path KL is dominated by the clipped step
+    ReLU network 96 wide on concatenated embeddings of 8, learned time table. Cosine schedule,
+    T = 100, betas clipped at 0.999 (theirs are not, and the first reverse step is infinite). Adam
+    2e-3, moments carried over; 1,000 points a class, batch 512, 10,000 + 10,000 steps. prior: 1,000
+    *real* points of class 0, weight 100; L2: 50, averaged per tensor. Added by us: output, fisher
+    and three seeds. It takes about an hour on two shared cores. The clipped step dominates path KL
     (`Schedule.cosine`).
     """
     return ToyConfig(
@@ -264,7 +264,7 @@ PRESETS = {"smoke": smoke, "course": course, "paper": paper, "prompts": prompts}
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is varied. The number of fine-tunings is the product of all lengths."""
+    """What is varied. The number of fine-tunings is the product of the lengths of the lists."""
 
     name: str = "sweep"
     """the summary goes to OUT/toy2d/NAME, each cell to OUT/toy2d/NAME-..."""
@@ -283,7 +283,7 @@ class Sweep:
     seeds: tuple[int, ...] = (0, 1, 2)
     """each seed has its own base, shots and noise"""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3)
-    """Adam's"""
+    """Adam's learning rates"""
     steps: tuple[int, ...] = (150, 600)
     """fine-tuning steps"""
     widths: tuple[int, ...] = (64,)

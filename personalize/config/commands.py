@@ -75,14 +75,14 @@ class Generate(Command):
     run: tyro.conf.Positional[str]  # the run folder
     prompt: tuple[str, ...]  # what to draw, one row each
     base: bool = False  # the base model's pictures too, from the same seeds, in a row above
-    images: int = 4  # for each prompt
-    seed: int = 0  # of the first picture; the others follow from it
+    images: int = 4  # pictures for each prompt
+    seed: int = 0  # seed of the first picture; the others follow from it
     steps: int = 25  # steps of the sampler
     # classifier-free guidance; 1: none; default: the base's own (7.5; the mini's is 1.25)
     guidance: float | None = None
     sampler: str = "dpmsolver++"  # dpmsolver++, unipc, ddim, euler or pndm
     negative_prompt: str = ""  # what the pictures are guided away from
-    sample_batch_size: int = 4  # pictures made at once
+    sample_batch_size: int = 4  # pictures drawn at once
     resolution: int | None = None  # pixels; default: the run's
     out: str | None = None  # a PNG file; default: figures/ of the run
 
@@ -98,8 +98,9 @@ class Evaluate(Command):
     $ personalize evaluate --model runs/bench --reference dreambooth/
     $ personalize evaluate --model mini --ip_adapter mini --reference photos/ --class_word dog
 
-    Scores: DINO, CLIP, PRES, DIV, memorization; drift: of pictures, and path KL. The second form
-    scores all subjects of the DreamBooth benchmark that have a run in runs/bench. The third trains
+    Scores: DINO, CLIP, PRES, DIV, memorization, drift of pictures and path KL, defined in
+    lectures/09_evaluation.md. The second form scores all subjects of the DreamBooth benchmark that
+    have a run in runs/bench. The third trains
     nothing: the subject's pictures are an image prompt.
     """
 
@@ -109,30 +110,30 @@ class Evaluate(Command):
     prompts: str | None = None
     class_word: str | None = None  # default: from the run's prompts or the benchmark's folder
     identifier: str | None = None  # e.g. sks; default: from the run's prompts
-    base: str | None = None  # the model from which drift is measured; default: the run's base
-    training: str | None = None  # pictures that may be memorized; default: those of the run
-    images: int = 4  # for each prompt, each from its own seed
-    seed: int = 0  # of the first picture; the others follow from it
+    base: str | None = None  # drift is measured from this model; default: the run's base
+    training: str | None = None  # pictures to test for memorization; default: those of the run
+    images: int = 4  # pictures for each prompt, each from its own seed
+    seed: int = 0  # seed of the first picture; the others follow from it
     steps: int = 25  # steps of the sampler
     # classifier-free guidance; 1: none; default: the base's own (7.5; the mini's is 1.25)
     guidance: float | None = None
     sampler: str = "dpmsolver++"  # dpmsolver++, unipc, ddim, euler or pndm
-    sample_batch_size: int = 8  # pictures made at once
+    sample_batch_size: int = 8  # pictures drawn at once
     resolution: int | None = None  # pixels; default: the run's
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # precision in which pictures are made
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # precision in which pictures are drawn
     chains: int = 4  # sampling chains of the base for path KL, for each prompt; 0: no path KL
-    # points of each prompt (at least 2) for KL(base || tuned) of the deterministic samplers' laws,
-    # by likelihoods; 0: not measured. It costs hundreds of passes a point
+    # points of each prompt (at least 2) to measure KL(base || tuned) of the deterministic samplers'
+    # laws by likelihoods; 0: do not. A point costs hundreds of passes through the network
     ode_points: int = 0
-    ode_nodes: int = 100  # timesteps of its ODE; too few, and its stated ODE error is large
+    ode_nodes: int = 100  # timesteps of that ODE; with too few its stated error is large
     clip: str | None = None  # folder or hub id; default: CLIP ViT-B/32, or the mini's own
     dino: str | None = None  # folder or hub id; default: DINO ViT-S/16, or the mini's own
     # an IP-Adapter for the base named by --model: mini, a folder or its *.safetensors, or one of
     # the hub, OWNER/REPO/SUBFOLDER/x.safetensors. Prompts with the identifier are asked with the
     # pictures of --training (default: --reference) and without the identifier; others as text
     ip_adapter: str | None = None
-    ip_adapter_scale: float = 1.0  # what the image prompt counts beside the text; above 0
-    # a folder of pictures of the subject that nothing was trained on: gain on them, in nats
+    ip_adapter_scale: float = 1.0  # weight of the image prompt beside the text; above 0
+    # folder of pictures of the subject that did not train: measures gain on them, in nats
     held_out_data_dir: str | None = None
     gain_samples: int = 64  # noisy versions of those pictures, under each prompt
     out: str | None = None  # a folder; default: evaluation/ in the model's folder

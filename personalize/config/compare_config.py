@@ -58,20 +58,20 @@ class ComparePlan:
     # FOLDER:CLASS, e.g. photos/rex:dog, or FOLDER:CLASS:HELD_OUT with a folder of pictures that do
     # not train but measure what is learnt; or names of the mini's subjects. Default: six of those
     subjects: tuple[str, ...] = ()
-    # objectives and weights; the first weight of an objective runs on every seed
+    # objectives and weights; an objective's first weight runs on every seed, others: --sweep_seeds
     runs: tuple[str, ...] = ("standard",)
     seeds: tuple[int, ...] = (0, 1, 2)  # each has its own noise, order and class images
-    sweep_seeds: int = 1  # number of seeds on which an objective's further weights run
+    sweep_seeds: int = 1  # number of seeds on which an objective's other weights run
     quick: bool = False  # one subject, one seed, at most 100 steps, fewer pictures
-    # one seed, each objective's first weight times 0.03 to 30: choose weights by its table
+    # to choose weights: try each objective's first weight times 0.03 to 30, on one seed
     tune: bool = False
     identifier: str = "sks"  # the word for the subject
     # dreambooth, mini or a text file; default: the model's own (`personalize evaluate --help`)
     prompts: str | None = None
     prompts_each: int = 4  # number of subject, context and unrelated prompts each; 0: all
-    images: int = 4  # for each prompt, from the same seeds for every run
-    subject_images: int | None = None  # for each prompt of the subject; default: --images
-    # seeds whose runs draw and score pictures; default: all. On the others, curves alone
+    images: int = 4  # pictures for each prompt, from the same seeds for every run
+    subject_images: int | None = None  # the same for the subject's prompts; default: --images
+    # number of seeds whose runs draw and score pictures; default: all. Others have curves alone
     picture_seeds: int | None = None
     inference_steps: int = 25  # steps of dpmsolver++ for these pictures
     guidance: float = 7.5  # classifier-free guidance of these pictures; 1: none
@@ -90,7 +90,7 @@ class ComparePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(ComparePlan):
-    """Train every objective from one base on the same subjects; evaluate all; one table.
+    """Train every objective from one base on the same subjects, and compare all in one table.
 
     Noise and budget are the same for every objective.
 
@@ -100,7 +100,7 @@ class CompareConfig(ComparePlan):
         --subjects photos/rex:dog photos/tea:teapot --preset paper_sd15_lora
         --runs standard prior:1 l2:1e-3 output:1 fisher:1 --output_dir runs/personalize/sd15
 
-    If it was killed, the same command goes on.
+    If it was killed, the same command continues.
     """
 
     each: TrainConfig  # what all runs share

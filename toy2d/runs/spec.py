@@ -11,14 +11,14 @@ from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Objective
 from toy2d.runs.files import UserError
 
 OBJECTIVE_WORDS = {
-    "standard": (lambda: STANDARD, "denoising loss on the subject's points alone"),
+    "standard": (lambda: STANDARD, "denoising loss on the new class's points alone"),
     "prior": (PRIOR, "+ weight * denoising loss on the base's samples of one class"),
-    "replay_all": (PRIOR, "the same on samples of every old prompt"),
+    "replay_all": (PRIOR, "prior, with the base's samples of every old prompt"),
     "l2": (L2, "+ weight * ||theta - theta_star||^2"),
-    "l2_tensor_mean": (lambda w: L2(w, "tensor_mean"), "the paper's code: mean per tensor"),
-    "l2_decoupled": (lambda w: L2(w, decoupled=True), "l2 as a proximal step after Adam's"),
+    "l2_tensor_mean": (lambda w: L2(w, "tensor_mean"), "l2 of the paper's code: mean per tensor"),
+    "l2_decoupled": (lambda w: L2(w, decoupled=True), "l2 as a proximal step after Adam's step"),
     "output": (OUTPUT, "+ weight * mean (eps - eps_base)^2 on samples of every old prompt"),
-    "fisher": (FISHER, "+ weight * sum F (theta - theta_star)^2"),
+    "fisher": (FISHER, "+ weight * sum F (theta - theta_star)^2, F: Fisher information"),
 }
 
 
