@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from toy2d.config import course
+from toy2d.core.drift import Params
 from toy2d.core.likelihood import flow_sample
 from toy2d.core.rng import generator
-from toy2d.experiment import Experiment, run
+from toy2d.core.schedule import Schedule
+from toy2d.experiment import finetune, pretrain, run
+from toy2d.prepare import Setting, probe_of
 from toy2d.runs.files import read_csv, write_atomic
 from toy2d.runs.folder import RunFolder, environment
 from toy2d.verify.course import Course
@@ -36,15 +39,14 @@ def packed(points: Tensor) -> str:
     return base64.b64encode(levels.numpy().tobytes()).decode()
 
 
-def draw(experiment: Experiment, theta: dict[str, Tensor], x_T: Tensor) -> Tensor:
+def draw(setting: Setting, ode: Schedule, theta: Params, x_T: Tensor) -> Tensor:
     """(members, prompts, POINTS, 2) samples of a stack of parameters, old prompts first."""
-    world = experiment.world
+    world = setting.world
     prompts = (*world.old, world.new)
     cond = torch.tensor(prompts).repeat_interleave(POINTS)
     members = len(next(iter(theta.values())))
     start = x_T.repeat(len(prompts), 1).expand(members, -1, -1)
-    ode = experiment.probe.ode
-    x = flow_sample(experiment.net.bind(theta), ode, start, cond, runs=1)
+    x = flow_sample(setting.net.bind(theta), ode, start, cond, runs=1)
     return x.reshape(members, len(prompts), POINTS, 2)
 
 
@@ -56,16 +58,18 @@ def samples(base: Path, steps: tuple[int, ...]) -> dict[str, dict[int, str]]:
         config = replace(course(), name=f"explorer-{step}", steps=step, snapshots=())
         folder = RunFolder(ROOT / "runs" / "toy2d" / config.name, config.as_dict())
         with folder.open():
-            experiment = Experiment(config, folder)
-            experiment.pretrain(base)
-            experiment.finetune()
+            setting = Setting(config)
+            bases = pretrain(setting, folder, base)
+            probe = probe_of(setting, bases.theta)
+            tuned = finetune(setting, folder, bases, probe)
         if not found:
-            at_base = draw(experiment, experiment.theta_star, x_T)
+            at_base = draw(setting, probe.ode, bases.theta, x_T)
             for seed, points in zip(config.seeds, at_base, strict=True):
                 found[f"base, seed {seed}"] = {0: packed(points)}
-        for group in experiment.groups:
+        for group in tuned.groups:
             theta = {k: p.detach() for k, p in group.theta.items()}
-            for name, points in zip(group.names, draw(experiment, theta, x_T), strict=True):
+            drawn = draw(setting, probe.ode, theta, x_T)
+            for name, points in zip(map(str, group.runs), drawn, strict=True):
                 found.setdefault(name, {})[step] = packed(points)
     return found
 
