@@ -21,7 +21,7 @@ from personalize.mini.pretrain import clip, data, ip_adapter, publish, unet, vae
 from personalize.mini.pretrain.artwork import Artwork
 from personalize.mini.pretrain.loop import Terms, fit, has_bf16, trained
 from personalize.mini.pretrain.muon import Muon
-from personalize.mini.pretrain.quality import quality, right_on_shipped_pictures
+from personalize.mini.pretrain.quality import image_prompts, quality, right_on_shipped_pictures
 from personalize.mini.shipped import FOLDER, WEIGHTS
 from toy2d.runs.files import write_json
 from toy2d.runs.folder import environment, hash_tensors, load_tensors, save_tensors
@@ -203,10 +203,15 @@ def finish(parts: Parts, world: data.Data, artwork: Artwork) -> None:
 
 def finish_adapter(parts: Parts, world: data.Data) -> None:
     """Publish the IP-Adapter beside the base, which stays as it is."""
-    weights = Path(parts.asked.weights)
+    asked, weights = parts.asked, Path(parts.asked.weights)
     publish.publish_adapter(parts.done(ADAPTER), parts.done("clip"), weights)
     record = made_record(parts, world)
     record["losses"] = {ADAPTER: record["losses"][ADAPTER]}
+    if asked.pictures:
+        record["quality"] = image_prompts(weights)
+        file = weights / "quality.json"
+        known = json.loads(file.read_text()) if file.exists() else {}
+        write_json(file, known | {ADAPTER: record["quality"]})
     write_json(weights / f"{ADAPTER}.json", record)
     print(f"published: {weights / ADAPTER}; how it was made: {weights / ADAPTER}.json")
 

@@ -6,6 +6,7 @@ diverse pictures of one prompt are.
 """
 
 import math
+import tempfile
 from itertools import groupby
 from pathlib import Path
 
@@ -15,17 +16,28 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from personalize.data.decode import open_rgb
-from personalize.data.prompts import with_article
-from personalize.evaluate.judges import Dino, SubjectJudge, Truth, load_dino, load_truth
+from personalize.data.prompts import PromptSet, prompt_set, with_article
+from personalize.evaluate.image_prompt import with_image_prompt
+from personalize.evaluate.judges import (
+    Dino,
+    SubjectJudge,
+    Truth,
+    evaluators_of,
+    load_dino,
+    load_truth,
+)
+from personalize.evaluate.learning import held_out_config
 from personalize.evaluate.metrics import mean_to_others, pairwise_perceptual
+from personalize.evaluate.model import Evaluation, Plan, evaluate_model
 from personalize.mini.pretrain.vae import pixels
 from personalize.mini.pretrain.world import CLASSES, SCENES, Content, contents, pictures
-from personalize.mini.shipped import GUIDANCE, subjects
+from personalize.mini.shipped import GUIDANCE, Subject, subjects
 from personalize.pipeline.load import load
 from personalize.sample.sampler import Sampling, draw, grid
 
 # with more, the class is right more often and pictures are more alike
 GUIDANCES = (1.0, 1.25, 1.5, 2.0)
+SCALES = (1.0, 0.6)  # of the IP-Adapter's image prompt
 HELD_OUT_SHARE = 8  # one picture in eight shows a pair that training never did
 
 
@@ -138,6 +150,65 @@ def quality(
             "diversity_ratio": varied / of_world,
         }
     return numbers, overview(model, steps, GUIDANCE)
+
+
+def image_prompts(
+    weights: Path, seeds: int = 4, steps: int = 25, chosen: dict | None = None
+) -> dict[str, dict]:
+    """Does the IP-Adapter in `weights` follow pictures of drawings that nothing was trained on?
+
+    scale -> {"dino", "dino_base", "class_right", "scene_right", "gain"}: means over the shipped
+    subjects (`chosen`: some of them) and over `seeds` pictures of each in the eight scenes, every
+    one with its standard error over subjects, NAME_se. `dino_base` is the base's under the text
+    alone; `gain` is in nats on the held-out pictures.
+    """
+    judges, found = evaluators_of(True, None, None, "cpu"), {}
+    for scale in SCALES:
+        rows = []
+        for subject in (chosen or subjects()).values():
+            shown = [open_rgb(f) for f in sorted(subject.folder.glob("*.png"))]
+            base = load(str(weights / "model"))
+            views = with_image_prompt(base, str(weights / "ip_adapter"), shown, "sks", scale)
+            plan = _plan(subject, seeds, steps)
+            with tempfile.TemporaryDirectory() as folder:
+                seen = evaluate_model(views.model, plan, judges, folder, views.base, say=_silent)
+            rows.append(_followed(seen))
+        found[f"{scale:g}"] = _over_subjects(rows)
+    return found
+
+
+def _plan(subject: Subject, seeds: int, steps: int) -> Plan:
+    """The subject in the eight scenes, its class, and gain on its held-out pictures."""
+    word = subject.class_word
+    asked = prompt_set("mini", "sks", word).groups
+    prompts = PromptSet("sks", word, {g: asked[g] for g in ("subject", "class")})
+    named = f"a photo of sks {word}", f"a photo of {with_article(word)}"
+    how, held_out = Sampling(steps, GUIDANCE), held_out_config(subject.held_out, *named)
+    more = {"sampling": how, "chains": 0, "held_out": held_out}
+    return Plan(subject.folder, prompts, list(range(seeds)), **more)
+
+
+def _followed(seen: Evaluation) -> dict[str, float]:
+    """One subject's numbers."""
+    means = seen.summary["means"]
+    tuned, base = (means[side]["subject"] for side in ("tuned", "base"))
+    kept = {k: tuned[k]["mean"] for k in ("dino", "class_right", "scene_right")}
+    return kept | {"dino_base": base["dino"]["mean"], "gain": seen.summary["learning"]["gain"]}
+
+
+def _over_subjects(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means, and standard errors where there is more than one subject."""
+    out = {}
+    for name in rows[0]:
+        values = np.array([r[name] for r in rows])
+        out[name] = float(values.mean())
+        if len(values) > 1:
+            out[f"{name}_se"] = float(values.std(ddof=1) / len(values) ** 0.5)
+    return out
+
+
+def _silent(text: str) -> None:
+    """evaluate_model's messages would drown those of pretraining."""
 
 
 def overview(model, steps: int, guidance: float) -> Image.Image:

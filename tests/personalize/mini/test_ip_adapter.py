@@ -1,5 +1,7 @@
 """The mini's IP-Adapter: its training moves nothing else, and diffusers opens what is published."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from PIL import Image
 
 from personalize.config.commands import ADAPTER, PARTS, Pretrain
 from personalize.mini.pretrain import command as pretrain
-from personalize.mini.pretrain import ip_adapter, publish, vae
+from personalize.mini.pretrain import ip_adapter, publish, quality, vae
 from personalize.mini.pretrain.loop import fit
+from personalize.mini.shipped import subjects
 from personalize.pipeline.load import load
 from toy2d.runs.files import UserError
 from toy2d.runs.folder import RunFolder
@@ -123,3 +126,16 @@ def test_the_published_encoder_sees_what_the_mini_clip_sees(start, tmp_path):
     theirs, _ = model.pipeline.encode_image([Image.fromarray(p) for p in pictures], "cpu", 1)
     ours = ip_adapter.embeddings(words, pictures)
     assert (theirs - ours).abs().max() < 0.01 * ours.abs().max()
+
+
+def test_quality_asks_whether_pictures_follow(start, tmp_path, monkeypatch):
+    """Of one subject: the adapter's and the base's DINO, class, scene, and gain in nats."""
+    network = parts_from(start, tmp_path, anew=True).new(ADAPTER)
+    shutil.copytree(start / "model", tmp_path / "model")
+    publish.publish_adapter(network, publish.read("clip", start).eval(), tmp_path)
+    monkeypatch.setattr(quality, "SCALES", (1.0,))
+    name, subject = next(iter(subjects().items()))
+    found = quality.image_prompts(tmp_path, seeds=1, steps=1, chosen={name: subject})["1"]
+    assert set(found) == {"dino", "dino_base", "class_right", "scene_right", "gain"}
+    assert 0 <= found["class_right"] <= 1
+    assert found["gain"] != 0
