@@ -195,11 +195,11 @@ def keeps_the_contract(fault: Fault, ended: Ended, prog: str) -> str:
     return ""
 
 
-TIMES = ("seconds", "pid", "host", "time", "peak_memory")
+TIMES = ("seconds", "pid", "host", "time", "peak_memory", "commit", "uncommitted")
 
 
 def timeless(value):
-    """JSON without what depends on the clock or the machine."""
+    """JSON without what depends on the clock, the machine or the state of the sources."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if not any(t in k for t in TIMES)}
         return {k: timeless(v) for k, v in kept.items()}

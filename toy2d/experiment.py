@@ -4,7 +4,6 @@ A killed run goes on from its newest checkpoint, bit for bit: the parameters are
 everything else (prepare.py) is a function of the base and the seeds, made anew.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from toy2d.records import (
     run_records,
     samples_of,
 )
-from toy2d.runs.files import UserError, write_atomic, write_csv, write_json
+from toy2d.runs.files import UserError, read_record, write_atomic, write_csv, write_json
 from toy2d.runs.folder import RunFolder, environment, load_tensors, save_tensors
 from toy2d.train import MOMENTS, Group, Streams, fit
 
@@ -77,7 +76,7 @@ def _same_threads(folder: RunFolder) -> None:
     """Another thread count may round differently: a continued run uses the one it began with."""
     record = folder.path / "env.json"
     if record.exists():
-        torch.set_num_threads(json.loads(record.read_text())["threads"])
+        torch.set_num_threads(read_record(record)["threads"])
     else:
         write_json(record, environment(("torch", "numpy", "scipy")))
 

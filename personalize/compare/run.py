@@ -30,7 +30,7 @@ from personalize.data.photos import scan
 from personalize.mini.shipped import is_mini
 from personalize.train.experiment import PACKAGES
 from toy2d.runs.cli import to_stderr
-from toy2d.runs.files import RunFailure, UserError, read_csv, write_csv, write_json
+from toy2d.runs.files import RunFailure, UserError, read_csv, read_record, write_csv, write_json
 from toy2d.runs.folder import RunFolder, environment
 
 NOT_OF_THE_NUMBERS = ("engine", "workers", "quick", "tune", "keep_weights", "json", "shared")
@@ -101,7 +101,7 @@ def check_identity(c: CompareConfig, subjects: list[ComparedSubject], path: Path
     if not file.exists():
         more = {"threads": c.threads, "device": device(), "seeds": c.seeds}
         write_json(file, environment(PACKAGES) | more | now)
-    before = json.loads(file.read_text())
+    before = read_record(file)
     old, new = before.get("evaluators", now["evaluators"]), now["evaluators"]
     other = sorted(k for k in {**old, **new} if old.get(k) != new.get(k))
     names = {

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from toy2d.runs.files import UserError
+from toy2d.runs.files import UserError, read_text
 
 
 class Concept(NamedTuple):
@@ -32,7 +32,7 @@ def read_concepts(source: str) -> tuple[Concept, ...]:
     text, flag = source, f"--concepts_list {source[:60]}"
     if not source.lstrip().startswith("["):
         try:
-            text = Path(source).expanduser().read_text()
+            text = read_text(Path(source).expanduser())
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"{flag} cannot be read: {e}") from e
     try:

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from personalize.config.presets import PRESETS
 from personalize.config.train_config import TrainConfig
-from toy2d.runs.files import UserError
+from toy2d.runs.files import UserError, read_text
 
 SETTINGS = "run.toml"  # in a run folder
 
@@ -44,7 +44,7 @@ def read_settings(file: Path, kind: type = TrainConfig) -> dict[str, Any]:
     Raises UserError for what cannot be read, an unknown name or a value of another type.
     """
     try:
-        found = tomllib.loads(file.read_text())
+        found = tomllib.loads(read_text(file))
     except OSError as e:
         raise UserError(f"{file} cannot be read: {e.strerror}") from e
     except (ValueError, RecursionError) as e:

@@ -220,7 +220,10 @@ def _caption(path: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        data = file.read_bytes()
+        with open(file, "rb") as f:
+            data = f.read(MAX_CAPTION_BYTES + 1)
+        if len(data) > MAX_CAPTION_BYTES:
+            raise _no_caption(file)
         text = " ".join(data.decode("utf-8-sig").split())
     except OSError as e:
         raise Unusable(f"has a caption {file.name} that cannot be read ({e.strerror})") from e
@@ -228,11 +231,13 @@ def _caption(path: Path) -> str | None:
         raise Unusable(f"has a caption {file.name} that is not UTF-8; save it as UTF-8") from e
     if not text:
         raise Unusable(f"has an empty caption {file.name}; write one or delete that file")
-    if len(data) > MAX_CAPTION_BYTES or "\0" in text:
-        raise Unusable(
-            f"has no caption in {file.name} but something long or binary; mend that file"
-        )
+    if "\0" in text:
+        raise _no_caption(file)
     return text
+
+
+def _no_caption(file: Path) -> Unusable:
+    return Unusable(f"has no caption in {file.name} but something long or binary; mend that file")
 
 
 def _caption_notes(caption: str | None) -> list[str]:

@@ -12,11 +12,12 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from string import Formatter
 
 from personalize.config.rules import CONTEXTS
 from personalize.config.topics import UNRELATED
 from personalize.data.benchmark import LIVE_CLASSES, LIVE_PROMPTS, OBJECT_PROMPTS
-from toy2d.runs.files import UserError
+from toy2d.runs.files import UserError, read_text
 
 DETERMINERS = {"a", "an", "the", "my", "one", "this", "that"}
 
@@ -128,8 +129,8 @@ def _file_groups(file: Path, identifier, class_word, class_prompt) -> dict[str, 
     groups: dict[str, list[str]] = {}
     for number, line in _lines(file):
         try:
-            prompt = line.format(identifier, class_word)
-        except (IndexError, KeyError, ValueError) as e:
+            prompt = _filled(line, identifier, class_word)
+        except (IndexError, ValueError) as e:
             raise UserError(
                 f"{file}, line {number}: only {{0}} (identifier) and {{1}} (class) may be in braces"
             ) from e
@@ -150,9 +151,17 @@ def _file_groups(file: Path, identifier, class_word, class_prompt) -> dict[str, 
     return {g: tuple(dict.fromkeys(p)) for g, p in groups.items()}
 
 
+def _filled(line: str, identifier: str, class_word: str) -> str:
+    """{0} and {1} replaced. ValueError for all else that `format` knows: attributes, widths."""
+    for _, name, spec, conversion in Formatter().parse(line):
+        if name not in (None, "", "0", "1") or spec or conversion:
+            raise ValueError(name)
+    return line.format(identifier, class_word)
+
+
 def _lines(file: Path):
     try:
-        text = file.read_text("utf-8-sig")
+        text = read_text(file, "utf-8-sig")
     except (OSError, ValueError) as e:
         raise UserError(
             f"--prompts {file}: neither dreambooth, dreambooth-live, dreambooth-object, mini "

@@ -6,7 +6,6 @@ Everything that depends on the base alone is made before the first step, so a ch
 what training changes. The same command continues a killed run bit for bit.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -61,7 +60,7 @@ from personalize.train.measurements import Measurements, Observer, OnRow
 from personalize.train.setup import Clock, make_accelerator, make_state, peak_memory, with_steps
 from personalize.train.state import State, read_checkpoint
 from toy2d.core.drift import Params
-from toy2d.runs.files import UserError, write_atomic, write_json
+from toy2d.runs.files import UserError, read_record, write_atomic, write_json
 from toy2d.runs.folder import RunFolder, environment
 
 # flags that do not change the numbers of a run
@@ -203,7 +202,7 @@ class Experiment:
             more = self.where() | {"seed": self.config.seed}
             write_json(file, environment(PACKAGES) | more | identity)
             return
-        before = json.loads(file.read_text())
+        before = read_record(file)
         names = {
             "base_hash": "the base model",
             "data_hash": "a picture or caption",

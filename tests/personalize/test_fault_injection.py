@@ -177,7 +177,7 @@ def drawn(kind: str, name: str, trial: int) -> Fault:
     """A fault of this kind at a moment of its own."""
     rng = random.Random(f"{kind} {name} {trial}")
     operations = never_stopped(name).ended.operations
-    byte = int(math.exp(rng.uniform(0, math.log(300_000)))) - 1
+    byte = int(math.exp(rng.uniform(0, math.log(20_000)))) - 1
     return Fault(kind, rng.randint(1, operations), byte, rng.uniform(0.02, 1.0))
 
 

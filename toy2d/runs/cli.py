@@ -156,8 +156,14 @@ def _guarded(main: Callable[[], Any], prog: str) -> int:
 
 def _end(prog: str, reason: Any, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):
-        print(f"{prog}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+        print(f"{prog}: {on_one_line(str(reason))}", file=sys.stderr, flush=True)
     return code
+
+
+def on_one_line(text: str) -> str:
+    """The words of `text`; an escape sequence in a file's name does not reach the terminal."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
 def to_stderr(text: str) -> None:

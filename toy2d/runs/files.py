@@ -90,6 +90,29 @@ def appearing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+MAX_TEXT = 16_000_000  # bytes of a text file that a command reads whole
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file that somebody else wrote. OSError beyond MAX_TEXT, e.g. for a device."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise OSError(errno.EFBIG, f"larger than {readable(MAX_TEXT)}", str(path))
+    return data.decode(encoding)
+
+
+def read_record(path: Path) -> dict:
+    """A JSON object of a run folder. UserError if it is none."""
+    try:
+        found = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{path} cannot be read ({e}); move {path.parent} away") from e
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a record; move {path.parent} away")
+    return found
+
+
 def is_torn(path: Path) -> bool:
     """Is this the temporary name of a file or folder (`appearing`, `whole_folder`)?"""
     return re.fullmatch(r"\..+\.(\d+|new|old)\.tmp", path.name) is not None

@@ -41,6 +41,8 @@ from toy2d.runs.files import (
     damage,
     free_space,
     is_torn,
+    read_record,
+    read_text,
     write_json,
     write_manifest,
 )
@@ -217,10 +219,10 @@ class RunFolder:
     def status(self) -> str:
         """ "new", "running" (or killed), "done" or "failed"."""
         try:
-            return json.loads((self.path / "status.json").read_text())["status"]
+            return json.loads(read_text(self.path / "status.json"))["status"]
         except FileNotFoundError:
             return "new"
-        except (ValueError, KeyError, OSError) as e:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as e:
             raise UserError(
                 f"{self.path}/status.json cannot be read ({e}); move the folder away"
             ) from e
@@ -332,12 +334,7 @@ class RunFolder:
                     f"choose another {self.flag}"
                 )
             return
-        try:
-            old = json.loads(file.read_text())
-        except (ValueError, OSError, RecursionError) as e:
-            raise UserError(f"{file} cannot be read ({e}); move {self.path} away") from e
-        if not isinstance(old, dict):
-            raise UserError(f"{file} is not a configuration; move {self.path} away")
+        old = read_record(file)
         now = self.config
         differing = [k for k in {**old, **now} if not same_setting(k, old.get(k), now.get(k))]
         if differing:

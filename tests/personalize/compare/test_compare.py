@@ -87,6 +87,13 @@ def test_a_run_that_draws_no_pictures_has_its_curve_and_no_scores(tmp_path):
     assert shown.row_count == 1
 
 
+def test_numbers_as_json_are_all_that_stdout_holds(done, capsys):
+    comparison.compare(config(done, json=True))
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads((done / "metrics.json").read_text())
+    assert "is done already" in err
+
+
 def test_what_belongs_to_the_base_is_made_once(done):
     assert sorted(p.name for p in (done / "class").iterdir() if p.is_dir()) == [
         "dog-seed0",

@@ -66,6 +66,9 @@ def test_a_run_from_the_command_line(tmp_path, capsys, words, kind):
     assert str(workshop()) not in written
     assert main(command) == 0
     assert "images/s" not in said(capsys)  # everything was there
+    assert main([*command, "--json"]) == 0
+    file = tmp_path / "run" / "evaluation" / "evaluation.json"
+    assert json.loads(capsys.readouterr().out) == json.loads(file.read_text())
 
 
 def test_the_benchmark_as_published(tmp_path, capsys, words):

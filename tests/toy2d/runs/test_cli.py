@@ -26,6 +26,7 @@ def ended_by(fault):
     ("fault", "code", "said"),
     [
         (UserError("a\nb"), 2, "prog: a b\n"),
+        (UserError("a\x1b[31mb.jpg \udc80"), 2, "prog: a\\x1b[31mb.jpg \\udc80\n"),
         (RunFailure("full"), 1, "prog: full\n"),
         (MemoryError(), 1, "prog: the memory of this machine does not suffice\n"),
         (

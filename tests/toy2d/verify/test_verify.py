@@ -25,6 +25,14 @@ def test_a_label_on_a_finished_run(folder, capsys):
     assert all(fields <= set(r) for r in record["rows"])
 
 
+def test_rows_as_json_are_all_that_stdout_holds(folder, capsys):
+    words = ["verify", "--name", "tiny", "--out", str(folder.parent.parent), "--json"]
+    assert main([*words, "--only", "counterexamples"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads((folder / "verify" / "partial.json").read_text())
+    assert {r["label"] for r in record["rows"]} == {"counterexamples"}
+
+
 def test_a_failed_proof_exits_1_with_its_command(folder, capsys, monkeypatch):
     monkeypatch.setattr(path_bound, "gaussian_laws", lambda *a: (18.0, 9.0))
     rows = path_bound.gaussian_pair((100,))
