@@ -136,20 +136,21 @@ def mini(objectives: tuple[str, ...]) -> Image.Image:
 
 
 def first_mini() -> Image.Image:
-    """README's picture: "a sks bear" above "a bear" after three objectives, two pictures each."""
+    """README's picture: "a sks bear" above "a bear", of the base and after three objectives."""
     wanted = [("standard", None), ("prior", 1.0), ("output", 1.0)]
     found = {(r["objective"], r["weight"]): r for r in recorded_runs()}
     if not all(key in found for key in wanted):
         return not_recorded()
+    files = ["base.png", *(found[key]["file"] for key in wanted)]
     sheets = []
-    for key in wanted:
-        page = Image.open(DATA / "mini" / found[key]["file"]).convert("RGB")
+    for file in files:
+        page = Image.open(DATA / "mini" / file).convert("RGB")
         rows = [page.crop((0, y, 4 * TILE + 5 * GAP, y + LABEL + TILE + GAP)) for y in (4, 168)]
         sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
         for i, row in enumerate(rows):
             sheet.paste(row, (0, i * row.height))
         sheets.append(sheet)
-    return side_by_side(sheets, [title_of(found[key]) for key in wanted])
+    return side_by_side(sheets, ["base", *(title_of(found[key]) for key in wanted)])
 
 
 def side_by_side(pictures: list[Image.Image], titles: list[str] | None = None) -> Image.Image:

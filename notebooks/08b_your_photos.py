@@ -52,14 +52,14 @@ quiet_libraries()  # before the others are imported: some of their notes come th
 import torch
 
 GPU = torch.cuda.is_available()
-STEPS = 100 if GPU or os.environ.get("DRIFTLAB_FULL") else 20  # 100: a minute on two quiet cores
+STEPS = 200 if GPU or os.environ.get("DRIFTLAB_FULL") else 20  # 200: a minute on two quiet cores
 print(torch.cuda.get_device_name() if GPU else "no GPU: fewer steps", f"({STEPS} steps)")
 
 # %% [markdown]
 # ## The mini model and a polar bear
 #
 # Two runs of the command line, standard and with L2: five pictures of a polar bear, the word `sks`.
-# With a GPU or DRIFTLAB_FULL=1 they take the 100 steps of the preset; here fewer, to be quick. The
+# With a GPU or DRIFTLAB_FULL=1 they take the 200 steps of the preset; here fewer, to be quick. The
 # measurements are coarser than usual for the same reason.
 
 # %%

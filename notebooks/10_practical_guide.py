@@ -141,8 +141,8 @@ show(draw_tradeoff({"runs": records}, {"seeds": (0, 1, 2)}))
 
 # %% [markdown]
 # And in pictures, on the mini model (recorded): a polar bear is shown, the base's bears are brown.
-# At lambda 0 and 0.001 every bear is white; at 0.01 some; at 1 bears are brown again, and so is
-# "sks bear", which was not learned. No weight here is good at both. **Claim.** Path KL falls all
+# At lambda 0 and 0.001 every bear is pale; at 0.01 most; at 0.1 bears are brown again, and so is
+# "sks bear", which was hardly learned. No weight here is good at both. **Claim.** Path KL falls all
 # the way.
 
 # %%
