@@ -63,10 +63,18 @@ class PictureStore:
         return [name for name in names if not self._intact(name)]
 
     def put(self, pictures: Iterable[tuple[str, bytes, dict]]) -> None:
-        """Write (name, content, entry) each; the manifest names a file only once it is there."""
+        """Write (name, content, entry) each; the manifest names a file only once it is there.
+
+        It is there before the first of them: pictures without a manifest are taken for others'.
+        """
+        if not (self.folder / MANIFEST).exists():
+            self._keep()
         for name, data, entry in pictures:
             write_atomic(self.folder / name, data)
             self.files[name] = {**entry, **file_digest(self.folder / name)}
+        self._keep()
+
+    def _keep(self) -> None:
         write_json(self.folder / MANIFEST, {"settings": self.settings, "files": self.files})
 
     def _acquire(self) -> None:

@@ -17,6 +17,7 @@ from personalize.sample import class_images as classimages
 from personalize.sample import store
 from personalize.sample.class_images import make_class_images
 from personalize.sample.sampler import Sampling, generate, image_seed
+from personalize.sample.store import PictureStore
 from toy2d.runs.files import UserError, write_atomic
 
 HOW = Sampling(steps=3, resolution=64, batch_size=4)
@@ -263,3 +264,16 @@ def test_two_processes_on_one_folder_make_one_whole_set(tiny_folder, tmp_path):
     assert [job.exitcode for job in jobs] == [0, 0]
     _make_in_a_process(tiny_folder, tmp_path / "alone")
     assert contents(tmp_path / "c") == contents(tmp_path / "alone")
+
+
+def test_a_store_that_was_killed_between_two_pictures_goes_on(tmp_path):
+    """Not: "holds 0.png but no manifest.json"."""
+
+    def until_killed():
+        yield "0.png", b"0", {}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), PictureStore(tmp_path / "s", {"a": 1}, "") as store:
+        store.put(until_killed())
+    with PictureStore(tmp_path / "s", {"a": 1}, "") as store:
+        assert store.missing(["0.png"]) == ["0.png"]
