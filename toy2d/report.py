@@ -11,7 +11,7 @@ from toy2d.figures.frontier import toy_trajectories
 from toy2d.runs.files import read_csv, write_atomic
 from toy2d.runs.frontier import HEADLINE, Trajectory, contrasts
 from toy2d.runs.statistics import Median, by_objective, number, value
-from toy2d.sentences import median, readings, spread
+from toy2d.sentences import median, median_range, readings
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -51,7 +51,7 @@ def summary(
     """
 
     def show(same, key):
-        return spread(same, key) if limits else number(median(same, key))
+        return median_range(same, key) if limits else number(median(same, key))
 
     chosen = contrasts(trajectories).values()
     best = {run for at in chosen for run in at[HEADLINE].weights}
@@ -77,11 +77,11 @@ def _reference(metrics: dict, config: dict) -> dict | None:
         if same:
             label, *theirs = REFERENCE[run]
             ours = [
-                spread(same, "delta_theta"),
+                median_range(same, "delta_theta"),
                 number(Median.of(value(r, "delta_eps") ** 2 for r in same).value),
-                spread(same, "old_truth"),
+                median_range(same, "old_truth"),
                 number(Median.of(_worst_class(r) for r in same).value),
-                spread(same, "kl_new"),
+                median_range(same, "kl_new"),
             ]
             pairs = zip(map(number, theirs), ours, strict=True)
             rows.append([label, *(cell for pair in pairs for cell in pair)])

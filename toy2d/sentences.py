@@ -29,7 +29,7 @@ def median(same: Runs, key: str) -> float:
     return Median.of(value(r, key) for r in same).value
 
 
-def spread(same: Runs, key: str) -> str:
+def median_range(same: Runs, key: str) -> str:
     """ "median (low-high)" over seeds."""
     return str(Median.of(value(r, key) for r in same))
 
@@ -63,10 +63,10 @@ def readings(metrics: dict, trajectories: Sequence[Trajectory] = ()) -> list[str
 
 def _standard(standard: Runs, trajectories: Sequence[Trajectory]) -> list[str]:
     """What standard fine-tuning does to the old classes, and where it learns the new one best."""
+    new, old = (median_range(standard, key) for key in ("kl_new", "old_base"))
     say = (
-        f"Standard fine-tuning ends with the new class at {spread(standard, 'kl_new')} nats and "
-        f"the old classes {spread(standard, 'old_base')} nats away from the base, although it "
-        "never saw their prompts."
+        f"Standard fine-tuning ends with the new class at {new} nats and the old classes {old} "
+        "nats away from the base, although it never saw their prompts."
     )
     own = [t for t in trajectories if t.objective == "standard"]
     if not own or len(own[0].step) < 3:

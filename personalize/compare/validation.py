@@ -26,7 +26,7 @@ from toy2d.runs.frontier import HEADLINE, contrasts
 CANDIDATES = ("gain", "gain/detail", "gain/shape", "gain/identity", "binding", "leak")
 SEEN = "subject_seen of the pictures"
 WITNESSES = ("dino", "clip_i", "subject_seen")
-AT_LEAST, RESAMPLES = 5, 1000  # runs of a subject; resamples of the bootstrap
+LEAST_RUNS, RESAMPLES = 5, 1000  # runs of a subject; resamples of the bootstrap
 
 
 def validate(command: Validate) -> Path:
@@ -41,7 +41,7 @@ def validate(command: Validate) -> Path:
     found = agreement(runs)
     if not found:
         raise UserError(
-            f"{', '.join(command.full)}: no subject has {AT_LEAST} runs with held-out pictures "
+            f"{', '.join(command.full)}: no subject has {LEAST_RUNS} runs with held-out pictures "
             "and picture scores; "
             "compare with --held_out, or with a folder of held-out pictures for each subject"
         )
@@ -89,7 +89,7 @@ def _pairs(runs: Sequence[dict], candidate: str, witness: str) -> list[np.ndarra
         seen = r.get(witness)
         if last is not None and seen is not None and not r.get("stopped"):
             of_subject.setdefault(r["subject"], []).append((last, seen))
-    return [np.array(p) for p in of_subject.values() if len(p) >= AT_LEAST]
+    return [np.array(p) for p in of_subject.values() if len(p) >= LEAST_RUNS]
 
 
 def correlation(

@@ -44,7 +44,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GpuPlan:
     """Which cells to measure, and where to write them."""
 
     out: str = "gpu.jsonl"  # one line a cell; cells that are there are not measured again
@@ -60,7 +60,7 @@ class Plan:
     minutes: float = 25.0  # no cell is begun later than this
 
 
-def cells(plan: Plan) -> Iterator[Cell]:
+def cells(plan: GpuPlan) -> Iterator[Cell]:
     """The objectives of the smallest backbone first, so that a cut leaves whole comparisons."""
     for family in plan.families:
         for precision in plan.precisions:
@@ -69,11 +69,11 @@ def cells(plan: Plan) -> Iterator[Cell]:
                 yield from (Cell(*where, o, v) for v in plan.variants for o in _of(plan, v))
 
 
-def _of(plan: Plan, variant: str) -> tuple[str, ...]:
+def _of(plan: GpuPlan, variant: str) -> tuple[str, ...]:
     return plan.objectives if variant == "plain" else plan.objectives[:1]
 
 
-def main(plan: Plan) -> list[dict]:
+def main(plan: GpuPlan) -> list[dict]:
     """Measure what is missing; returns every record of the file."""
     out, begun = Path(plan.out), time.monotonic()
     records = read(out)
@@ -109,7 +109,7 @@ def append(file: Path, record: dict) -> None:
         os.fsync(f.fileno())
 
 
-def tried(plan: Plan, cell: Cell) -> dict:
+def tried(plan: GpuPlan, cell: Cell) -> dict:
     try:
         return measured(plan, cell)
     except torch.cuda.OutOfMemoryError as e:
@@ -122,7 +122,7 @@ def tried(plan: Plan, cell: Cell) -> dict:
             torch.cuda.empty_cache()
 
 
-def measured(plan: Plan, cell: Cell) -> dict:
+def measured(plan: GpuPlan, cell: Cell) -> dict:
     """Median seconds of a step; bytes at the peak, and of what stays by the dry run's count."""
     cuda = torch.cuda.is_available()
     command = Bench(
@@ -173,4 +173,4 @@ def syncs(loop: TrainingLoop, state: State, accelerator: Accelerator, steps: int
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Plan))
+    main(tyro.cli(GpuPlan))

@@ -15,7 +15,7 @@ from personalize.data.decode import open_rgb
 from personalize.data.photos import Record, Scan
 from toy2d.runs.files import UserError
 
-AT_LEAST = 3  # pictures that must train
+LEAST_TRAINING = 3  # pictures that must train
 SIDE, NEAR = 32, 6.0  # pixels of a thumbnail; root mean square difference in levels of 256
 
 
@@ -25,12 +25,12 @@ def hold_out(found: Scan, n: int) -> Scan:
     Raises UserError if fewer than 3 would train.
     """
     records = found.require()
-    if len(records) - n < AT_LEAST:
-        most = max(0, len(records) - AT_LEAST)
+    if len(records) - n < LEAST_TRAINING:
+        most = max(0, len(records) - LEAST_TRAINING)
         hint = f"hold out at most {most}" if most else "pass --held_out_data_dir instead"
         raise UserError(
             f"--held_out {n} leaves {max(0, len(records) - n)} of the {len(records)} pictures in "
-            f"{found.folder} to train on, and at least {AT_LEAST} must train: {hint}"
+            f"{found.folder} to train on, and at least {LEAST_TRAINING} must train: {hint}"
         )
     chosen = {int((k + 0.5) * len(records) / n) for k in range(n)}
     held = tuple(r for i, r in enumerate(records) if i in chosen)

@@ -35,12 +35,12 @@ from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 from toy2d.runs.folder import load_tensors, save_tensors
 
-AT_LEAST = 2  # samples of a node, for its standard error
+LEAST_SAMPLES = 2  # samples of a node, for its standard error
 SUBJECT, CLASS = "subject", "class"
 
 
 @dataclass(frozen=True)
-class Pictures:
+class EncodedPictures:
     """The held-out pictures as the model sees them, encoded: pictures first, then their mirror
     images.
     """
@@ -52,7 +52,7 @@ class Pictures:
 
 def encode_held_out(
     model: Model, config: TrainConfig, records: Sequence[Record], resolution: int
-) -> Pictures:
+) -> EncodedPictures:
     """Encode the pictures, cut as training cuts them (a random crop: in the middle). Needs the
     VAE.
     """
@@ -67,7 +67,7 @@ def encode_held_out(
         same = instance_set(model, plain, None, resolution, crop, True)
         prompts[CLASS] = [same.prompt(*place) for place in places]
     mean, std = (torch.stack(part) for part in zip(*latents, strict=True))
-    return Pictures(mean, std, prompts)
+    return EncodedPictures(mean, std, prompts)
 
 
 def share_out(schedule: Schedule, samples: int) -> Int[Tensor, " T"]:
@@ -75,7 +75,7 @@ def share_out(schedule: Schedule, samples: int) -> Int[Tensor, " T"]:
     none at node 0.
     """
     law = schedule.path_weights() * schedule.alpha_bar
-    counts = torch.full((len(schedule),), AT_LEAST)
+    counts = torch.full((len(schedule),), LEAST_SAMPLES)
     counts[0] = 0
     wanted = law / law.sum() * max(samples, int(counts.sum()))
     while counts.sum() < samples:
@@ -88,7 +88,7 @@ class HeldOut:
     """The held-out samples and the base's errors on them. `columns` measures the live model."""
 
     schedule: Schedule  # the sampler's
-    pictures: Pictures
+    pictures: EncodedPictures
     picture: Int[Tensor, " S"]  # row of `pictures`
     node: Int[Tensor, " S"]
     seed: int
@@ -96,7 +96,7 @@ class HeldOut:
     base: dict[str, Tensor]  # for each group of prompts: S squared errors
 
     @classmethod
-    def draw(cls, pictures: Pictures, schedule: Schedule, config: TrainConfig) -> "HeldOut":
+    def draw(cls, pictures: EncodedPictures, schedule: Schedule, config: TrainConfig) -> "HeldOut":
         """The samples, with no answer of the base yet."""
         short = schedule.strided(config.measure_nodes)
         node = torch.repeat_interleave(share_out(short, config.gain_samples))
@@ -169,7 +169,7 @@ class HeldOut:
 
 
 def ask_the_base(
-    file: Path, predict: Predict, pictures: Pictures, schedule: Schedule, config: TrainConfig
+    file: Path, predict: Predict, pictures: EncodedPictures, schedule: Schedule, config: TrainConfig
 ) -> HeldOut:
     """The held-out samples with the base's errors on them; call it before anything trains.
 

@@ -256,7 +256,7 @@ SHARE = 1e-4  # of what training changed in the answer
 ROUNDING = 16
 
 
-class Check(NamedTuple):
+class LoaderCheck(NamedTuple):
     """Largest differences of answers, relative to the run's largest answer."""
 
     difference: float  # between the run and its export
@@ -270,7 +270,7 @@ class Check(NamedTuple):
 
 
 @torch.no_grad()
-def checked(model: Model, name: str, folder: str | Path, base: Callable[[], Model]) -> Check:
+def checked(model: Model, name: str, folder: str | Path, base: Callable[[], Model]) -> LoaderCheck:
     """Open `folder` by its official loader on a fresh `base()`, and compare its answer with the
     run's and with its base's.
 
@@ -289,7 +289,7 @@ def checked(model: Model, name: str, folder: str | Path, base: Callable[[], Mode
     with model.base() if TRAINING_KINDS[model.trained].keeps_base else nullcontext(base()) as start:
         before = _answer(start, prompt)
     difference, moved = (float((ours - x).abs().max() / ours.abs().max()) for x in (theirs, before))
-    check = Check(difference, moved, ROUNDING * torch.finfo(model.compute_dtype).eps)
+    check = LoaderCheck(difference, moved, ROUNDING * torch.finfo(model.compute_dtype).eps)
     if not difference <= SHARE * moved + check.rounding:
         raise RunFailure(
             f"{folder}: opened by its loader it answers otherwise (by {difference:.2g} of the "

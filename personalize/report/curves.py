@@ -29,7 +29,7 @@ LOST = {  # Scale.lost -> axis label
     "old_base": "KL(base || tuned), old classes (nats)",
     "moved": "drift: 1 \u2212 cosine with the base",
 }
-NOT_LEARNT = {  # Scale.learnt -> axis label
+LEARNT_AXIS = {  # Scale.learnt -> axis label
     "kl_new": "not learnt: KL(world || tuned), new class (nats)",
     "unlearnt": "not learnt: 1 \u2212 DINO similarity",
 }
@@ -85,7 +85,7 @@ def weights(ax, scale: Scale, key: str, labels: dict[str, str]) -> None:
 
 
 def tradeoff(ax, scale: Scale) -> None:
-    x, y = (scale.learnt, NOT_LEARNT[scale.learnt]), (scale.lost, LOST[scale.lost])
+    x, y = (scale.learnt, LEARNT_AXIS[scale.learnt]), (scale.lost, LOST[scale.lost])
     tradeoff_panel(ax, common(scale.records), x, y)
 
 
@@ -109,7 +109,7 @@ def curves(small: Scale, large: Scale) -> dict:
                 what=f"drift of every objective over its weight, {band}",
             ),
             panels(
-                lambda ax, scale: weights(ax, scale, scale.learnt, NOT_LEARNT),
+                lambda ax, scale: weights(ax, scale, scale.learnt, LEARNT_AXIS),
                 what=f"what is not learnt of every objective over its weight, {band}",
             ),
         ],

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from personalize.pipeline.model import Model
-from personalize.sample.sampler import Sampling, Wanted, batches, draw
+from personalize.sample.sampler import Sampling, Wanted, batches, draw_pictures
 from personalize.sample.store import PictureStore, png
 from toy2d.runs.folder import hash_tensors
 
@@ -58,7 +58,7 @@ def pictures(
         began = time.perf_counter()
         parts = batches(missing, sampling.batch_size)
         for batch in tqdm(parts, "pictures", disable=None, leave=False):
-            drawn = draw(model, batch, sampling, base=base)
+            drawn = draw_pictures(model, batch, sampling, base=base)
             store.put(
                 (names[prompt, seed], png(image), {"prompt": prompt, "seed": seed})
                 for (prompt, seed), image in zip(batch, drawn, strict=True)

@@ -160,11 +160,13 @@ def _predict(model, x, t, cond):
 def generate(
     model: Model, prompts: list[str], seeds: list[int], sampling: Sampling = USUAL, **how
 ) -> list[Image.Image]:
-    """len(prompts) * len(seeds) pictures, prompt by prompt; `how` as in `draw`."""
-    return draw(model, [(prompt, seed) for prompt in prompts for seed in seeds], sampling, **how)
+    """len(prompts) * len(seeds) pictures, prompt by prompt; `how` as in `draw_pictures`."""
+    return draw_pictures(
+        model, [(prompt, seed) for prompt in prompts for seed in seeds], sampling, **how
+    )
 
 
-def draw(
+def draw_pictures(
     model: Model,
     wanted: list[Wanted],
     sampling: Sampling = USUAL,

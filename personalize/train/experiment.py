@@ -230,7 +230,7 @@ class Experiment:
             "sharded": sharding() is not None,
         }
 
-    def encode_held_out(self, model: Model) -> gain.Pictures | None:
+    def encode_held_out(self, model: Model) -> gain.EncodedPictures | None:
         """The held-out pictures' latents and prompts; None if every picture trains."""
         if not self.pictures.held_out:
             return None
@@ -248,7 +248,7 @@ class Experiment:
         return theta
 
     def encode(
-        self, model: Model, pools: dict, held_out: gain.Pictures | None = None
+        self, model: Model, pools: dict, held_out: gain.EncodedPictures | None = None
     ) -> Predictors:
         """Encode every prompt of the run, once; say which are too long for the text encoder."""
         trained = [p for pool in pools.values() for p in pool.prompts]
@@ -300,7 +300,7 @@ class Experiment:
         )
 
     def base_errors(
-        self, predictors: Predictors, held_out: gain.Pictures | None
+        self, predictors: Predictors, held_out: gain.EncodedPictures | None
     ) -> gain.HeldOut | None:
         """The base's errors on the held-out pictures, from which gain is counted."""
         if held_out is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from toy2d.core.drift import Params
 from toy2d.core.schedule import Schedule
 from toy2d.model import EpsMLP
-from toy2d.theorems.local_law import LABEL, UNIT, Estimate, moved
+from toy2d.theorems.local_law import LABEL, UNIT, WithError, moved
 from toy2d.theorems.pair import Pair
 from toy2d.theorems.path_bound import BaseLaw, law_kl
 from toy2d.theorems.row import Row
@@ -68,7 +68,7 @@ def path_scores(
     return Scores(S, Q, x[0], cond)
 
 
-def information(scores: Scores, k: int = 8) -> dict[str, Estimate]:
+def information(scores: Scores, k: int = 8) -> dict[str, WithError]:
     """{"F": D'FD by pairs, "G": D'GD by Q, "S2": E S^2}, averaged over the prompts.
 
     A pair is a chain with one of its k nearest end points under the same prompt. Raises ValueError
@@ -92,7 +92,7 @@ def information(scores: Scores, k: int = 8) -> dict[str, Estimate]:
     }
 
 
-def fisher_of_law(pair: Pair, base: BaseLaw, h: float) -> Estimate:
+def fisher_of_law(pair: Pair, base: BaseLaw, h: float) -> WithError:
     """D'FD of the ancestral law under base's prompt, D = theta - theta_star, by the grid's density.
 
     (KL(h D) + KL(-h D)) / h^2 = D'FD + O(h^2); the error is the grid's and that of h against 2 h.
@@ -111,7 +111,7 @@ def fisher_of_law(pair: Pair, base: BaseLaw, h: float) -> Estimate:
 
 
 def contraction(
-    name: str, prompt: str, scores: Scores, here: Scores, F: Estimate, seed: int
+    name: str, prompt: str, scores: Scores, here: Scores, F: WithError, seed: int
 ) -> list[Row]:
     """F <= G and F found twice under one prompt (`here`), E[S^2] = G over all (`scores`).
 

@@ -26,7 +26,7 @@ from toy2d.theorems.row import Row
 
 LABEL = "local_law"
 UNIT = "nats / ||D||^2"
-Estimate = tuple[float, float]  # value, standard error
+WithError = tuple[float, float]  # value, standard error
 
 
 def flatten(theta: Mapping[str, Tensor]) -> Tensor:
@@ -121,7 +121,7 @@ def ladder(
     pair: Pair,
     name: str,
     G: float,
-    S2: Estimate,
+    S2: WithError,
     ode: Schedule,
     base: Points,
     chain: Tensor,
@@ -178,7 +178,7 @@ def ladder(
 
 def _ode_kl(
     pair: Pair, stack: Params, h: float, ode: Schedule, base: Points
-) -> tuple[Tensor, Tensor, Estimate]:
+) -> tuple[Tensor, Tensor, WithError]:
     """(KL(base || each of the stack), error, D'FD) of the ODE's law, mean over the prompts.
 
     The stack's first two members are at h and -h. The error is the quadrature's and the ODE's. The

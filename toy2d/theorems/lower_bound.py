@@ -69,7 +69,7 @@ class HalfPlane:
 
 
 @dataclass(frozen=True)
-class Laws:
+class SampledLaws:
     """Per run (M) and old prompt (P): KL(p* || q) with its error, and N samples of q.
 
     Where the world has a mixture density, `kl` holds it too, as "mixture". `target` holds
@@ -86,7 +86,7 @@ class Laws:
 
 def laws_of(
     world: World, predict: Bound, ode: Schedule, truth: Points, n: int = 1000, seed: int = 0
-) -> Laws:
+) -> SampledLaws:
     """Densities on `truth`'s points, n samples of every ODE law, 20 n samples of the world.
 
     Raises ValueError for points without the mixture's density (`truth_points(mixture=True)`).
@@ -110,10 +110,10 @@ def laws_of(
         of_ode, _ = truth.rule.expect(log_q.error.abs().reshape(P, -1).mean(0))
         target.append((float(value), float(error + of_ode)))
     every = torch.stack(samples)
-    return Laws(kl, every[:, :P], true, target, every[:, P])
+    return SampledLaws(kl, every[:, :P], true, target, every[:, P])
 
 
-def home(laws: Laws, i: int, share: float = 0.99) -> Ball:
+def home(laws: SampledLaws, i: int, share: float = 0.99) -> Ball:
     """The ball about prompt i's mean that holds `share` of its true samples."""
     x = laws.truth[i].double()
     center = x.mean(0)
@@ -121,7 +121,7 @@ def home(laws: Laws, i: int, share: float = 0.99) -> Ball:
 
 
 def lower_bound(
-    world: World, laws: Laws, regions: list, names: list[str], seeds: list[int]
+    world: World, laws: SampledLaws, regions: list, names: list[str], seeds: list[int]
 ) -> list[Row]:
     """KL(p* || q) >= kl(p*(D) || q(D)) for every run and old prompt, with two sets D.
 
@@ -163,8 +163,8 @@ def lower_bound(
 
 def theorem_1(
     world: World,
-    laws: Laws,
-    base: Laws,
+    laws: SampledLaws,
+    base: SampledLaws,
     base_of: list[int],
     regions: list,
     names: list[str],
@@ -202,7 +202,7 @@ def theorem_1(
     return rows
 
 
-def _readings(world: World, laws: Laws, m: int, before: dict):
+def _readings(world: World, laws: SampledLaws, m: int, before: dict):
     """(name, true samples, run m's samples, KL after, KL before) of each reading of the law."""
     mine = laws.kl[m]
     for i, c in enumerate(world.old):
@@ -215,7 +215,7 @@ def _readings(world: World, laws: Laws, m: int, before: dict):
 
 def coverage(
     world: World,
-    laws: Laws,
+    laws: SampledLaws,
     regions: list,
     replayed: list[tuple[int, ...]],
     names: list[str],

@@ -102,7 +102,7 @@ class Lab(Course):
         return truth_points(self.world, self.world.old, gauss_hermite(6), mixture=True)
 
     @cached_property
-    def base_laws(self) -> bound.Laws:
+    def base_laws(self) -> bound.SampledLaws:
         """Densities and samples of every seed's base, in the order of `seeds`."""
         stack = [self.base(s) for s in self.seeds]
         theta = {k: torch.cat([p[k] for p in stack]) for k in stack[0]}
@@ -170,7 +170,7 @@ class Models:
         return members(self.lab.tuned, [i for i, *_ in self.which])
 
     @cached_property
-    def laws(self) -> bound.Laws:
+    def laws(self) -> bound.SampledLaws:
         lab = self.lab
         return bound.laws_of(lab.world, lab.net.bind(self.theta), lab.probe.ode, lab.truth)
 

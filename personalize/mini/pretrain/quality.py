@@ -33,7 +33,7 @@ from personalize.mini.pretrain.vae import pixels
 from personalize.mini.pretrain.world import CLASSES, SCENES, Content, contents, pictures
 from personalize.mini.shipped import GUIDANCE, Subject, subjects
 from personalize.pipeline.load import load
-from personalize.sample.sampler import Sampling, draw, grid
+from personalize.sample.sampler import Sampling, draw_pictures, grid
 
 # with more, the class is right more often and pictures are more alike
 GUIDANCES = (1.0, 1.25, 1.5, 2.0)
@@ -141,7 +141,7 @@ def quality(
     }  # fmt: skip
     wanted = [(prompt(c), seed * 10**6 + i) for i, c in enumerate(asked)]
     for guidance in GUIDANCES:
-        made = draw(model, wanted, Sampling(steps, guidance, batch_size=50))
+        made = draw_pictures(model, wanted, Sampling(steps, guidance, batch_size=50))
         varied = diversity(dino, made[:seen], asked[:seen])
         numbers["guidance"][str(guidance)] = {
             "seen": accuracy(truth, made[:seen], asked[:seen]),
@@ -213,5 +213,7 @@ def _silent(text: str) -> None:
 
 def overview(model, steps: int, guidance: float) -> Image.Image:
     prompts = [f"a photo of {with_article(c)} {s}" for c in CLASSES for s in SCENES]
-    images = draw(model, [(p, 0) for p in prompts], Sampling(steps, guidance, batch_size=32))
+    images = draw_pictures(
+        model, [(p, 0) for p in prompts], Sampling(steps, guidance, batch_size=32)
+    )
     return grid(images, len(SCENES), list(CLASSES), list(SCENES))

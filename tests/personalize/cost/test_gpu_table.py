@@ -5,11 +5,11 @@ import json
 import pytest
 
 from personalize.cost import gpu_table
-from personalize.cost.gpu_table import Cell, Plan, cells, main
+from personalize.cost.gpu_table import Cell, GpuPlan, cells, main
 
 
 def test_every_objective_is_in_the_table_and_variants_once():
-    plan = Plan()
+    plan = GpuPlan()
     made = list(cells(plan))
     assert len(made) == len(set(made)) == 3 * 2 * 2 * (5 + 2)
     assert made[:5] == [Cell("sd15", "bf16", "lora", o) for o in plan.objectives]
@@ -27,7 +27,7 @@ def test_a_cut_loses_one_cell(tmp_path, monkeypatch):
         return {"seconds": float(len(asked))}
 
     monkeypatch.setattr(gpu_table, "measured", measure)
-    plan = Plan(str(tmp_path / "gpu.jsonl"), ("sd15",), ("no",), ("lora",), variants=("plain",))
+    plan = GpuPlan(str(tmp_path / "gpu.jsonl"), ("sd15",), ("no",), ("lora",), variants=("plain",))
     with pytest.raises(KeyboardInterrupt):
         main(plan)
     with open(plan.out, "a") as file:
@@ -41,7 +41,7 @@ def test_a_cut_loses_one_cell(tmp_path, monkeypatch):
 
 def test_no_cell_is_begun_after_the_time_is_up(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_table, "measured", lambda plan, cell: {"seconds": 1.0})
-    assert main(Plan(str(tmp_path / "gpu.jsonl"), minutes=-1.0)) == []
+    assert main(GpuPlan(str(tmp_path / "gpu.jsonl"), minutes=-1.0)) == []
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_no_cell_is_begun_after_the_time_is_up(tmp_path, monkeypatch):
 def test_it_measures_at_width_32_on_a_cpu(tmp_path, family):
     small = {"width": 32, "resolution": 64, "steps": 1, "objectives": ("standard", "output")}
     out = str(tmp_path / "gpu.jsonl")
-    plan = Plan(out, (family,), ("no",), ("lora",), variants=("plain",), **small)
+    plan = GpuPlan(out, (family,), ("no",), ("lora",), variants=("plain",), **small)
     records = main(plan)
     assert all(r["seconds"] > 0 and r["stays_bytes"] > 0 for r in records)
     assert json.loads((tmp_path / "gpu.jsonl").read_text().splitlines()[0]) == records[0]

@@ -24,7 +24,7 @@ def test_pictures_that_are_there_are_kept(moved, tmp_path):
     assert "3 drawn" in said[0]
     assert "images/s" in said[0]
     before = {p: p.read_bytes() for p in paths.values()}
-    with mock.patch.object(gallery, "draw", side_effect=AssertionError("drawn again")):
+    with mock.patch.object(gallery, "draw_pictures", side_effect=AssertionError("drawn again")):
         assert pictures(moved, jobs, tmp_path, QUICK, say=said.append) == paths
     assert len(said) == 1
     first, second, _ = paths.values()
@@ -42,7 +42,7 @@ def test_a_killed_evaluation_goes_on(moved, tmp_path):
     """Stopped after the first batch: that batch stays, the rest is drawn, and the files equal
     those of a run never stopped.
     """
-    jobs, real, calls = [("a cat", s) for s in range(6)], gallery.draw, []
+    jobs, real, calls = [("a cat", s) for s in range(6)], gallery.draw_pictures, []
 
     def fails_second_time(*args, **more):
         calls.append(1)
@@ -50,7 +50,10 @@ def test_a_killed_evaluation_goes_on(moved, tmp_path):
             raise KeyboardInterrupt
         return real(*args, **more)
 
-    with mock.patch.object(gallery, "draw", fails_second_time), pytest.raises(KeyboardInterrupt):
+    with (
+        mock.patch.object(gallery, "draw_pictures", fails_second_time),
+        pytest.raises(KeyboardInterrupt),
+    ):
         pictures(moved, jobs, tmp_path / "killed", QUICK, say=silent)
     assert len(list((tmp_path / "killed").glob("*.png"))) == 4
     said = []

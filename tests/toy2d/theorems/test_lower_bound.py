@@ -85,7 +85,7 @@ def narrow_in_broad():
     samples = 3 * torch.randn(1, 2, 4000, 2, generator=rng)
     kl = 2 * math.log(3) + 1 / 9 - 1
     every = {name: [kl, 0.0, 1] for name in ("a", "b", "mixture")}
-    laws = lower_bound.Laws([every], samples, truth, [(kl, 0.0)], samples[:, 0])
+    laws = lower_bound.SampledLaws([every], samples, truth, [(kl, 0.0)], samples[:, 0])
     world = SimpleNamespace(old=(0, 1), names=("a", "b"))
     far = lower_bound.Ball(torch.zeros(2).double(), 3.7)
     return world, laws, lambda x: ~far(x), kl
