@@ -166,6 +166,7 @@ class Whole(NamedTuple):
 def never_stopped(name: str) -> Whole:
     prepared(name)
     place = workshop() / "trial"
+    shutil.rmtree(place, ignore_errors=True)
     ended = start(COMMANDS[name], place, None, 0.0)
     assert ended.code == 0, ended.err
     whole = Whole(ending(place), ended, sum(f.stat().st_size for f in place.rglob("*")))

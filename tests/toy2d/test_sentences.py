@@ -60,6 +60,12 @@ def test_a_sweep_says_how_drift_goes_with_the_weight(levels, words):
     assert f"Drift along growing weights: {words}" in said(("standard", 2.0, 1.0), *runs)
 
 
+def test_two_weights_are_a_sweep_and_one_is_none():
+    two = said(("standard", 2.0, 1.0), ("l2:0.1", 0.9, 0.3), ("l2:1", 0.5, 0.3))
+    assert "Drift along growing weights: l2 falls" in two
+    assert "growing weights" not in said(("standard", 2.0, 1.0), ("l2:1", 0.5, 0.3))
+
+
 def test_a_run_that_diverged_is_named_and_enters_no_sentence():
     """Without the stop, output:1 would contradict distance."""
     runs = [record(o, 0, d, t) for o, d, t in (("standard", 2.0, 1.0), ("output:1", 0.1, 1.5))]
@@ -128,6 +134,7 @@ def of_contexts(own, contexts, *more: list[dict], **prior) -> str:
     [
         ((0.1, 0.1, 0.1), (1.2, 1.1, 1.3), "keeps the class and loses its contexts"),
         ((0.1, 0.1, 0.1), (0.9, 1.3, 0.8), "keeps the class but hardly protects its contexts"),
+        ((0.1, 0.1, 0.1), (1.0, 1.0, 1.0), "keeps the class but hardly protects"),
         ((0.1, 0.1, 0.1), (0.51, 0.51, 0.51), "keeps the class but hardly protects"),
         ((0.1, 0.1, 0.1), (0.49, 0.49, 0.49), "protects the contexts less than the class"),
         ((0.1, 0.3, 0.2), (0.1, 0.4, 0.2), "It does not lose the contexts to keep the class"),
@@ -145,6 +152,9 @@ def test_shares_and_composition_are_those_of_the_numbers():
     assert "40% of standard's drift is left on its contexts, 10% on the class alone" in found
     assert "seen with the new word it is 0.6 nats from the world (standard 3.1)" in found
     assert "composition holds. The class keeps 90% of its modes (standard 30%)" in found
+    edge = of_contexts((0.1, 0.1, 0.1), (0.4, 0.4, 0.4), composed=0.9)
+    assert "it is 1 nats from the world" in edge
+    assert "composition holds" in edge
     far = of_contexts((0.1, 0.1, 0.1), (0.4, 0.4, 0.4), composed=0.95)
     assert "composition is far from learnt" in far
 
@@ -178,6 +188,18 @@ def test_where_standard_learns_best_is_counted_over_seeds():
     assert "in 2 of 2 seeds (34%\u2013100%)" in " ".join(along())
     assert "best before the last step, at step 2. Objectives" in " ".join(along())
     assert "in 0 of 2 seeds" in " ".join(along(peaks=(0.8, 1.0)))
+
+
+def test_three_measured_steps_show_a_peak_and_two_do_not():
+    def of(learnt):
+        runs = [record("standard", s, 2.0, 1.0) for s in (0, 1)]
+        metrics = {"runs": runs, "base": runs, "replayed_class": "class 0", "groups": None}
+        drift = range(len(learnt))
+        found = [trajectory("standard", s, learnt, drift) for s in (0, 1)]
+        return " ".join(readings(metrics, found))
+
+    assert "It overfits: in 2 of 2 seeds" in of((0.0, 1.0, 0.5))
+    assert "It overfits" not in of((0.0, 1.0))
 
 
 def test_objectives_are_ordered_by_their_drift_at_equal_learning():
