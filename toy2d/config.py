@@ -2,15 +2,17 @@
 
 import itertools
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
+from toy2d.core.objectives import Objective
 from toy2d.core.schedule import Schedule
 from toy2d.data import Pentagon, Prompts, World
 from toy2d.model import EpsMLP
 from toy2d.runs.files import UserError
 from toy2d.runs.layers import parse_layers
 from toy2d.runs.spec import grid, parse_run
+from toy2d.runs.target import wrong_target
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class ToyConfig:
     l2_layers: tuple[str, ...] = ()
     """where l2 holds, e.g. layer0:1 other:0.1; layers: words, time, layer0, layer1, ..., or regular
     expressions for names of parameters; a layer not named has weight 0; default: all alike"""
+    max_path_kl: float | None = None
+    """drift that is allowed, in nats: the weight of each run's last term is adapted to it at every
+    measurement of path KL, and begins at the weight written in the run"""
+    path_kl_steps: int = 20
+    """steps between these measurements"""
     carry_moments: bool = False
     """start from pretraining's Adam moments, as the paper's toy does"""
     prior_from: Literal["base", "world"] = "base"
@@ -109,14 +116,30 @@ class ToyConfig:
         if not self.name or set(self.name) - set(NAME_CHARACTERS) or self.name[0] == ".":
             raise UserError(f"--name {self.name!r}: use letters, digits, '.', '_' and '-' only")
         objectives = [parse_run(spec).value for spec in self.runs]
+        self._refuse_target(objectives)
         if parse_layers(self.l2_layers) and not any(o.uses("l2") for o in objectives):
             raise UserError("--l2_layers has no effect: no run has an l2 term, such as l2:0.03")
 
+    def _refuse_target(self, objectives: list[Objective]) -> None:
+        if self.max_path_kl is None:
+            if self.path_kl_steps != ToyConfig.path_kl_steps:
+                raise UserError("--path_kl_steps has no effect without --max_path_kl")
+            return
+        if wrong := wrong_target(self.max_path_kl):
+            raise UserError(wrong)
+        if not any(o.active for o in objectives):
+            raise UserError("--max_path_kl has no effect: no run has a term beside standard's")
+        if self.path_kl_steps >= self.steps:
+            raise UserError(
+                f"--path_kl_steps {self.path_kl_steps} measures nothing within {self.steps} steps"
+            )
+
     def as_dict(self) -> dict:
-        """Fields newer than 0.1 are left out where they do nothing: older run folders hold the
-        same configuration.
+        """Fields newer than 0.1 are left out at their defaults: older run folders hold the same
+        configuration.
         """
-        return {k: v for k, v in asdict(self).items() if v or k not in NEWER}
+        default = {f.name: f.default for f in fields(self)}
+        return {k: v for k, v in asdict(self).items() if k not in NEWER or v != default[k]}
 
     def make_schedule(self) -> Schedule:
         if self.schedule == "log_snr":
@@ -139,11 +162,11 @@ class ToyConfig:
         )
 
 
-NEWER = ("l2_layers",)
+NEWER = ("l2_layers", "max_path_kl", "path_kl_steps")
 COUNTS = (
     *("num_timesteps", "width", "depth", "pretrain_samples", "pretrain_steps"),
     *("pretrain_batch_size", "shots", "steps", "batch_size", "prior_samples", "fisher_samples"),
-    "chunk",
+    *("chunk", "path_kl_steps"),
 )
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 WORLDS = {"pentagon": Pentagon, "prompts": Prompts}

@@ -4,6 +4,7 @@ A killed run goes on from its newest checkpoint, bit for bit: the parameters are
 everything else (prepare.py) is a function of the base and the seeds, made anew.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from toy2d.core.objectives import STANDARD, Objective
 from toy2d.core.rng import generator
 from toy2d.data import world_pool
 from toy2d.figures import all as figures
-from toy2d.measure import Probe, measure
+from toy2d.measure import Probe, drift_on_chains, measure
 from toy2d.prepare import (
     Setting,
     make_groups,
     make_pools,
     probe_of,
     snapshot_probe,
+    target_probe,
     used_pools,
 )
 from toy2d.records import (
@@ -189,11 +191,17 @@ def finetune(setting: Setting, folder: RunFolder, bases: Bases, probe: Probe) ->
     coarse = snapshot_probe(setting, bases.theta)
     checkpoints = Checkpoints(folder, "finetune")
 
+    few = target_probe(coarse)
+    every = range(c.path_kl_steps, c.steps, c.path_kl_steps) if c.max_path_kl else ()
+
     def observe(step: int, terms: list[dict[str, Tensor]]) -> None:
-        seconds = checkpoints.seconds
-        for group, t in zip(groups, terms, strict=True):
-            measured = measure(world, group, coarse, chunk=c.chunk)
-            checkpoints.rows += history_rows(group, step, t, measured, seconds)
+        if step in c.snapshots:
+            seconds = checkpoints.seconds
+            for group, t in zip(groups, terms, strict=True):
+                measured = measure(world, group, coarse, chunk=c.chunk)
+                checkpoints.rows += history_rows(group, step, t, measured, seconds)
+        if step in every:
+            adapt_weights(groups, few)
 
     fit(
         groups,
@@ -201,7 +209,7 @@ def finetune(setting: Setting, folder: RunFolder, bases: Bases, probe: Probe) ->
         setting.schedule,
         c.steps,
         observe=observe,
-        observe_at=tuple(s for s in c.snapshots if s < c.steps),
+        observe_at=tuple({s for s in c.snapshots if s < c.steps} | set(every)),
         moments=_moments_of(bases, groups) if c.carry_moments else None,
         label="fine-tune",
         save=checkpoints.save,
@@ -209,6 +217,14 @@ def finetune(setting: Setting, folder: RunFolder, bases: Bases, probe: Probe) ->
         resume=checkpoints.found,
     )
     return Tuned(groups, checkpoints.rows, checkpoints.seconds)
+
+
+def adapt_weights(groups: list[Group], probe: Probe) -> None:
+    """Measure path KL of every group that has a target, and give its runs their next weights."""
+    for group in groups:
+        if group.adapted:
+            paths = [r["path_kl"][0] for r in drift_on_chains(group, probe)]
+            group.adapt(torch.tensor([math.nan if p is None else p for p in paths]))
 
 
 def _moments_of(bases: Bases, groups: list[Group]) -> list[dict[str, Tensor]]:

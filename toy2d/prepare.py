@@ -4,7 +4,7 @@ Each is a function of the configuration and the base models, so a continued run 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -77,6 +77,17 @@ def probe_of(setting: Setting, theta_star: Params) -> Probe:
     """The probe of the finished runs, as configured."""
     c = setting.config
     return _probe(setting, theta_star, c.quadrature, c.ode_nodes, c.chains)
+
+
+def target_probe(probe: Probe, each: int = 4) -> Probe:
+    """`probe` with `each` chains of every old prompt: path KL for a target, measured often.
+
+    Its error is that of so few chains; the finished runs are measured on other chains.
+    """
+    cond = probe.chain_cond
+    pick = torch.cat([(cond == c).nonzero().flatten()[:each] for c in cond.unique()])
+    few = {"chain": probe.chain[:, :, pick], "eps_star": probe.eps_star[:, :, pick]}
+    return replace(probe, **few, chain_cond=cond[pick])
 
 
 def finer_probe(setting: Setting, theta_star: Params, more: int) -> Probe:
@@ -164,10 +175,11 @@ def make_groups(setting: Setting, theta_star: Params, probe: Probe) -> list[Grou
     fisher = fisher_of(setting, theta_star, probe) if uses_fisher else None
     same_terms: dict[tuple, list[RunSpec]] = {}
     for s in specs:
-        terms = (s.value.active, s.value.reduction, s.value.decoupled, s.replay)
+        terms = (s.value.active, s.value.reduction, s.value.decoupled, s.replay, s.last_term)
         same_terms.setdefault(terms, []).append(s)
     groups = []
-    for (active, _, _, replay), alike in same_terms.items():
+    target = setting.config.max_path_kl
+    for (active, _, _, replay, last), alike in same_terms.items():
         seed_index = torch.arange(len(seeds)).repeat(len(alike))
         start = members(theta_star, seed_index)
         groups.append(
@@ -182,6 +194,8 @@ def make_groups(setting: Setting, theta_star: Params, probe: Probe) -> list[Grou
                 setting.config.learning_rate,
                 members(fisher, seed_index) if "fisher" in active else None,
                 setting.layers,
+                last if target else None,
+                target,
             )
         )
     return groups

@@ -16,6 +16,7 @@ from toy2d.prepare import Setting, clean_samples, finer_probe
 from toy2d.runs.folder import hash_tensors
 from toy2d.runs.frontier import HEADLINE, contrasts
 from toy2d.runs.layers import layer_of
+from toy2d.runs.target import DriftTarget
 from toy2d.train import Group
 
 KL_TABLES = ("kl_truth", "kl_base", "kl_truth_group", "kl_base_group", "kl_composed")
@@ -29,6 +30,8 @@ def history_rows(
     for m, (run, record) in enumerate(zip(group.runs, measured, strict=True)):
         spec = run.spec
         row = {"step": step, "objective": spec.objective, "weight": spec.weight, "seed": run.seed}
+        if group.adapted:
+            row["adapted_weight"] = float(group.weight[m])
         row |= {f"loss_{k}": _finite(v[m]) for k, v in terms.items()}
         row["delta_theta"] = record["delta_theta"]
         for key in ("delta_eps", "path_kl", "kl_new"):
@@ -76,6 +79,15 @@ def _is_loose(record: dict) -> bool:
     return any(mean is not None and mean < 1 and error > 0.01 for mean, error, _ in triples)
 
 
+def _target(group: Group, m: int, record: dict) -> dict:
+    """What a run with a target reached; empty for others."""
+    if not group.adapted or m in group.stopped:
+        return {}
+    reached, error, _ = record["path_kl"]
+    target = DriftTarget(group.max_path_kl, float(group.target.start[m]))
+    return {"target": target.summary(reached, error, float(group.weight[m]))}
+
+
 def drift_by_layer(group: Group, probe: Probe) -> list[dict[str, dict]]:
     """Per run, {kind of layer: delta_theta and path_kl of theta_star + delta_b}: the change of
     that layer alone.
@@ -103,6 +115,7 @@ def run_records(
             "seed": run.seed,
             **record,
             "layers": None if m in group.stopped else by_layer,
+            **_target(group, m, record),
             "seconds": seconds / count,
             "stopped": group.stopped.get(m),
         }

@@ -8,6 +8,7 @@ page says of distance and of sweeps over weights, the comparison's page says in 
 
 import math
 from collections.abc import Sequence
+from statistics import mean, stdev
 
 from toy2d.runs.frontier import HEADLINE, SHARES, Trajectory, contrasts
 from toy2d.runs.sentences import distance_sentence, sweep_sentence, toy_scale
@@ -56,8 +57,27 @@ def readings(metrics: dict, trajectories: Sequence[Trajectory] = ()) -> list[str
         say.append(_prior(objectives["prior"][-1], metrics["replayed_class"]))
     if any(len(weights) > 1 for weights in objectives.values()):
         say.append(sweep_sentence(toy_scale(metrics)))
+    say += _targets(objectives)
     if stopped := [r["stopped"] for r in metrics["runs"] if r["stopped"]]:
         say.append(f"{len(stopped)} runs diverged and were stopped: " + "; ".join(stopped) + ".")
+    return say
+
+
+def _targets(objectives: dict[str, list[Runs]]) -> list[str]:
+    """How well each run with a target kept it, over seeds."""
+    say = []
+    for same in (same for runs in objectives.values() for same in runs):
+        kept = [r["target"] for r in same if "target" in r]
+        if kept:
+            over = [t["overshoot"] for t in kept]
+            error = stdev(over) / len(over) ** 0.5 if len(over) > 1 else math.nan
+            weights = sorted(t["weight"] for t in kept)
+            say.append(
+                f"{same[0]['run']} was allowed {kept[0]['path_kl']:g} nats of path KL and ended "
+                f"{mean(over):+.0%} from it (mean over {len(over)} seeds, standard error "
+                f"{error:.0%}; from {min(over):+.0%} to {max(over):+.0%}), with weights from "
+                f"{weights[0]:.2g} to {weights[-1]:.2g}."
+            )
     return say
 
 

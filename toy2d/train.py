@@ -8,7 +8,7 @@ Shapes: M runs of a group, S seeds, B batch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from toy2d.core.schedule import Schedule
 from toy2d.data import ExamplePool, draw
 from toy2d.model import EpsMLP, members
 from toy2d.runs.spec import SeededRun
+from toy2d.runs.target import DriftTarget
 
 Params = dict[str, Tensor]
 
@@ -38,6 +39,8 @@ class Group:
     learning_rate: float = 1e-3
     fisher: Params | None = None  # M ...
     layers: Mapping[str, float] | None = None  # what each parameter counts in the l2 distance
+    adapted: str | None = None  # the term whose weight follows a target (`adapt`)
+    max_path_kl: float | None = None  # that target, nats
     stopped: dict[int, str] = field(default_factory=dict)  # member -> why it stopped
 
     def __post_init__(self):
@@ -50,12 +53,25 @@ class Group:
         }
         if self.fisher is not None:
             self.anchors["fisher"] = Anchor(self.theta, self.theta_star, self.fisher, runs=1)
+        self.target = self.adapted and DriftTarget(self.max_path_kl, self.weight.double())
         self.last_loss = torch.full(
             (len(self.runs),), float("nan"), device=self.theta["bias0"].device
         )
 
     def __len__(self) -> int:
         return len(self.runs)
+
+    @property
+    def weight(self) -> Tensor:
+        """(M,): the adapted term's weight now."""
+        return getattr(self.objective, self.adapted)
+
+    def set_weight(self, weight: Tensor) -> None:
+        self.objective = replace(self.objective, **{self.adapted: weight.to(self.weight)})
+
+    def adapt(self, path_kl: Tensor) -> None:
+        """The next weights from measured path KLs (M,), by the rule of runs/target.py."""
+        self.set_weight(self.target.next_weight(self.weight, path_kl))
 
     def only(self, which: list[int]) -> "Group":
         """A group of these runs alone, to measure; it shares no state with this one."""
@@ -200,6 +216,8 @@ def state(
     tensors = {}
     for i, g in enumerate(groups):
         tensors[f"{i}/last_loss"] = g.last_loss
+        if g.adapted:
+            tensors[f"{i}/weight"] = g.weight
         for name, p in g.theta.items():
             tensors[f"{i}/theta/{name}"] = p.detach()
             for m in MOMENTS:
@@ -223,6 +241,8 @@ def restore(
     """The inverse of `state`; returns the step to go on from."""
     for i, g in enumerate(groups):
         g.last_loss = tensors[f"{i}/last_loss"].to(g.last_loss.device)
+        if g.adapted:
+            g.set_weight(tensors[f"{i}/weight"])
         g.stopped = {int(k): v for k, v in scalars["stopped"][i].items()}
         for name, p in g.theta.items():
             with torch.no_grad():

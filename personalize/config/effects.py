@@ -85,6 +85,11 @@ RULES = (
         "the objective has no fisher term; add --objective fisher",
     ),
     Rule("reg_reduction", _uses("l2"), "it is the unit of --l2_reg_weight; add --objective l2"),
+    Rule(
+        "max_path_kl",
+        lambda c: bool(c.parts),
+        "standard has no weight to adapt; add --objective l2, output, fisher or prior",
+    ),
     Rule("l2_layers", _uses("l2"), "it says where l2 holds; add --objective l2"),
     Rule(
         "reg_decoupled",

@@ -14,6 +14,7 @@ from personalize.config.train_config import TrainConfig
 from personalize.mini.shipped import WEIGHTS, is_mini
 from toy2d.runs.files import UserError
 from toy2d.runs.layers import parse_layers
+from toy2d.runs.target import wrong_target
 
 OBJECTIVES = ("standard", "prior", "l2", "output", "fisher")
 CONTEXTS = ("in the snow", "on the beach", "in the jungle")
@@ -87,6 +88,7 @@ def _wrong_values(c: TrainConfig) -> list[str]:
     unknown = [p for p in c.parts if p not in OBJECTIVES]
     if unknown:
         bad.append(f"--objective {c.objective}: {unknown[0]!r} is none of {', '.join(OBJECTIVES)}")
+    bad += _wrong_target(c)
     try:
         parse_layers(c.l2_layers)
     except UserError as e:
@@ -105,6 +107,21 @@ def _wrong_values(c: TrainConfig) -> list[str]:
         bad.append(
             f"--probe_steps and --path_kl_steps must be multiples of --log_every {c.log_every}"
         )
+    return bad
+
+
+def _wrong_target(c: TrainConfig) -> list[str]:
+    if c.max_path_kl is None:
+        return []
+    bad = [wrong] if (wrong := wrong_target(c.max_path_kl)) else []
+    last = c.parts[-1] if c.parts else None
+    if not 0 < c.path_kl_steps < (c.max_train_steps or math.inf):
+        bad.append(
+            f"--max_path_kl adapts the weight where path KL is measured, but --path_kl_steps "
+            f"{c.path_kl_steps} measures none before the end: use a tenth of the steps, for example"
+        )
+    if last in c.weights and c.weights[last] == 0:
+        bad.append(f"--max_path_kl multiplies the weight of {last}, which is 0: begin above 0")
     return bad
 
 

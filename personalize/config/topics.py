@@ -116,6 +116,9 @@ class Loss:
     # self_attn feed_forward conv norm time text_encoder; other: the rest) or regular expressions
     # for names; a layer that no entry names has weight 0. Default: all alike
     l2_layers: tuple[str, ...] = ()
+    # drift that is allowed, in nats: the weight of the objective's last term is adapted at every
+    # measurement of path KL (--path_kl_steps), and begins at the weight given
+    max_path_kl: float | None = None
     # l2, fisher: take a proximal step toward the base after Adam's instead of adding to the loss
     reg_decoupled: bool = False
     anchor_dtype: Literal["fp32", "bf16"] = "fp32"  # precision of the stored base weights

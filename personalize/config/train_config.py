@@ -65,15 +65,19 @@ class TrainConfig(  # the fields of the last class come first
         return tuple(n for n in names if n != "standard")
 
     @property
-    def weight(self) -> float | str | None:
-        """The objective's weight; of a sum, all of them joined by +; None for standard."""
-        of = {
+    def weights(self) -> dict[str, float]:
+        """Term -> its weight, whether the objective has it or not."""
+        return {
             "prior": self.prior_loss_weight,
             "l2": self.l2_reg_weight,
             "output": self.output_weight,
             "fisher": self.fisher_weight,
         }
-        weights = [of[p] for p in self.parts]
+
+    @property
+    def weight(self) -> float | str | None:
+        """The objective's weight; of a sum, all of them joined by +; None for standard."""
+        weights = [self.weights[p] for p in self.parts]
         return weights[0] if len(weights) == 1 else "+".join(map(str, weights)) or None
 
     @property

@@ -59,10 +59,13 @@ from personalize.train.loop import TrainingLoop, fit
 from personalize.train.measurements import Measurements, Observer, OnRow
 from personalize.train.setup import Clock, make_accelerator, make_state, peak_memory, with_steps
 from personalize.train.state import State, read_checkpoint
+from personalize.train.target import adapting, target_of, use_weight
 from toy2d.core.drift import Params
 from toy2d.runs.files import UserError, read_record, write_atomic, write_json
 from toy2d.runs.folder import RunFolder, environment
+from toy2d.runs.target import in_words
 
+NEWER = ("l2_layers", "measure_layers", "max_path_kl")  # than 0.1, and off unless they are given
 # flags that do not change the numbers of a run
 NOT_OF_THE_RUN = ("resume_from_checkpoint", "dry_run", "report_to")
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")
@@ -124,7 +127,7 @@ def recorded(config: TrainConfig) -> dict:
     older folders still hold the same configuration.
     """
     unused = () if config.holds_out else ("held_out", "held_out_data_dir", "gain_samples")
-    unused += tuple(n for n in ("l2_layers", "measure_layers") if not getattr(config, n))
+    unused += tuple(n for n in NEWER if not getattr(config, n))
     return {k: v for k, v in asdict(config).items() if k not in (*NOT_OF_THE_RUN, *unused)}
 
 
@@ -168,8 +171,9 @@ class Experiment:
         known = (state, self.accelerator, self.clock, self.on_row)
         observe = Observer(history, measurements, validation, *known)
         self.resume(state, observe)
+        use_weight(loop, state)
         self.say(self.describe(state))
-        fit(loop, state, self.accelerator, observe, self.save)
+        fit(loop, state, self.accelerator, adapting(observe, loop, state), self.save)
         self.finish(command, model, observe)
         return loop
 
@@ -335,7 +339,10 @@ class Experiment:
     def make_state(self, model: Model, theta: Params) -> State:
         for part in self.trained_parts(model):
             part.train()
-        return make_state(theta, self.config, self.accelerator.scaler)
+        state = make_state(theta, self.config, self.accelerator.scaler)
+        if target := target_of(self.config):
+            state.weight = float(target.start)
+        return state
 
     def resume(self, state: State, observe: Observer) -> None:
         """Restore the newest checkpoint; without one, measure step 0."""
@@ -388,6 +395,8 @@ class Experiment:
             self.accelerator.end_training()
         theta, kl = metrics["delta_theta"], metrics["path_kl"]
         learnt = gain.in_words(observe.rows)
+        if "target" in metrics:
+            self.say(in_words(metrics["target"]))
         self.say(
             f"done: {self.folder.path}, delta theta {theta:.4g}, path KL {kl:.4g} nats{learnt}"
         )

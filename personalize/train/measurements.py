@@ -16,6 +16,7 @@ from personalize.sample.validate import Validation
 from personalize.train.loop import TrainingLoop
 from personalize.train.setup import Clock
 from personalize.train.state import State
+from personalize.train.target import target_summary
 from toy2d.runs.files import header, read_csv, write_csv
 
 OLD_NAMES = {"loss_anchor": "loss_l2"}  # columns of runs made before version 0.2.0
@@ -42,6 +43,7 @@ class Measurements:
         step = state.step
         return (
             self.settings(step)
+            | ({} if state.weight is None else {"adapted_weight": state.weight})
             | self.terms(terms)
             | self.distances(step)
             | self.gain(step)
@@ -116,6 +118,7 @@ class Measurements:
             "path_kl": measure.path_columns(paths)["path_kl"],
             "path_kl_groups": paths,
             **gain.peak(rows),
+            **target_summary(c, state, rows, measure.path_columns(paths)),
             "path_kl_sampler": f"ancestral, variance beta, {c.measure_nodes} nodes, no guidance",
             "prompts": prompt_groups(c),
         }

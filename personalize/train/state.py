@@ -38,6 +38,7 @@ class State:
     seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
+    weight: float | None = None  # of the term that --max_path_kl adapts
 
     @property
     def learning_rate(self) -> float:
@@ -57,7 +58,8 @@ class State:
     def weights_only(self) -> tuple[dict[str, Tensor], dict]:
         """The trained weights: enough to look at, not enough to continue bit for bit."""
         tensors = {f"theta/{k}": p.detach() for k, p in self.theta.items()}
-        return tensors, {"step": self.step, "seconds": self.seconds, "exact": False}
+        scalars = {"step": self.step, "seconds": self.seconds, "exact": False}
+        return tensors, scalars | ({} if self.weight is None else {"weight": self.weight})
 
     def exact(self) -> tuple[dict[str, Tensor], dict]:
         tensors, scalars = self.weights_only()
@@ -81,6 +83,8 @@ class State:
         for name, p in self.theta.items():
             p.copy_(cut(tensors[f"theta/{name}"], p))
         self.step, self.seconds = scalars["step"], scalars["seconds"]
+        if self.weight is not None:  # a checkpoint of a run without a target holds none
+            self.weight = scalars.get("weight", self.weight)
         self._set_rates()
         if self.ema is not None:
             for (name, p), shadow in zip(self.theta.items(), self.ema.shadow_params, strict=True):

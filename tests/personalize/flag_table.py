@@ -70,6 +70,7 @@ SEEN = {
     "fisher_weight": (FISHER, {"fisher_weight": 100.0}, "weights"),
     "reg_reduction": (L2, {"reg_reduction": "tensor_mean"}, "weights"),
     "l2_layers": (L2, {"l2_layers": ("cross_attn:1",)}, "weights"),
+    "max_path_kl": (L2 | {"path_kl_steps": 1}, {"max_path_kl": 1e-6}, "weights"),
     "reg_decoupled": (L2, {"reg_decoupled": True}, "weights"),
     "anchor_dtype": (FULL | L2, {"anchor_dtype": "bf16"}, "weights"),
     "snr_gamma": ({}, {"snr_gamma": 0.01}, "weights"),

@@ -21,6 +21,8 @@ OBJECTIVE_WORDS = {
     "fisher": (FISHER, "+ weight * sum F (theta - theta_star)^2, F: Fisher information"),
 }
 
+FIELDS = {"replay_all": "prior", "l2_tensor_mean": "l2", "l2_decoupled": "l2"}
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -31,6 +33,12 @@ class RunSpec:
     weight: float | None  # None for standard; of a sum, the last term's, which is the swept one
     value: Objective
     replay: Literal["class", "all"]  # what the prior term replays
+
+    @property
+    def last_term(self) -> str | None:
+        """The field of Objective that `weight` is the weight of; None for standard."""
+        kind = self.spec.split("+")[-1].split(":")[0]
+        return None if kind == "standard" else FIELDS.get(kind, kind)
 
 
 @dataclass(frozen=True)

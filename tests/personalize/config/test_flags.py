@@ -121,6 +121,7 @@ SENSELESS = {
     "fisher_weight": {"fisher_weight": 2.0},
     "reg_reduction": {"reg_reduction": "tensor_mean"},
     "l2_layers": {"l2_layers": ("conv:1",)},
+    "max_path_kl": {"max_path_kl": 1.0, "path_kl_steps": 1},
     "reg_decoupled": {"reg_decoupled": True},
     "anchor_dtype": {"anchor_dtype": "bf16", "objective": "l2"},
     "anchor_device": {"anchor_device": "cpu", "objective": "l2"},
