@@ -1,6 +1,6 @@
 """Record and draw how far each kind of layer moves, and what its change does alone.
 
-    python lectures/layers.py                        the course run and three short runs of the mini
+    python lectures/layers.py                        the course run and a short run of the mini
     python lectures/layers.py --toy RUN --full RUN   your own: finished runs of `toy2d run` and of
                                                      `personalize train --measure_layers`
 
@@ -31,7 +31,7 @@ ROWS = HERE / "_data" / "layers.json"
 FIGURE = HERE / "_static" / "figures" / "layers.png"
 COURSE = HERE.parent / "runs" / "toy2d" / "course"
 KEYS = ("run", "seed", "delta_theta", "path_kl", "layers")
-STEPS = 40  # of each run of the mini model
+STEPS = 40  # of the mini model's run
 TITLES = {"toy": "toy", "full": "mini"}
 
 
@@ -73,26 +73,18 @@ def of_full(folder: Path) -> tuple[str, dict]:
     return metrics["objective"] + (f" {held}" if held else ""), row | learnt
 
 
-def mini_runs() -> list[Path]:
-    """Standard, l2 everywhere, and l2 on the cross-attention alone: one subject, one seed."""
+def mini_run() -> Path:
+    """Standard fine-tuning of the mini model: one subject, one seed."""
     import mini_figures as mini
 
     from personalize.mini.shipped import subjects
     from personalize.train.experiment import run
 
-    subject, folders = subjects()[mini.SUBJECT], []
-    for objective, weight, held in (
-        ("standard", None, ()),
-        ("l2", 0.01, ()),
-        ("l2", 0.01, ("cross_attn:1",)),
-    ):
-        config = mini.config(subject, objective, weight)
-        name = f"layers-{objective}{'-held' if held else ''}"
-        more = {"output_dir": str(mini.RUNS / name), "l2_layers": held, "measure_layers": True}
-        more |= {"held_out_data_dir": str(subject.held_out), "nodes_per_chain": 3}
-        more |= {"max_train_steps": STEPS, "probe_steps": 10, "measure_chains": 4}
-        folders.append(run(replace(config, **more)))
-    return folders
+    subject = subjects()[mini.SUBJECT]
+    more = {"output_dir": str(mini.RUNS / "layers-standard"), "measure_layers": True}
+    more |= {"held_out_data_dir": str(subject.held_out), "nodes_per_chain": 3}
+    more |= {"max_train_steps": STEPS, "probe_steps": 10, "measure_chains": 4}
+    return run(replace(mini.config(subject, "standard", None), **more))
 
 
 def draw(rows: dict):
@@ -112,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     own = bool(asked.toy or asked.full)
     toy = asked.toy or (None if own else COURSE)
-    full = asked.full or ([] if own else mini_runs())
+    full = asked.full or ([] if own else [mini_run()])
     named = [of_full(folder) for folder in full]
     rows = {"toy": of_toy(toy) if toy else {}, "full": {name: [row] for name, row in named}}
     write_json(Path("layers.json") if own else ROWS, rows)
