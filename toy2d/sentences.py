@@ -70,12 +70,15 @@ def _targets(objectives: dict[str, list[Runs]]) -> list[str]:
         kept = [r["target"] for r in same if "target" in r]
         if kept:
             over = [t["overshoot"] for t in kept]
-            error = stdev(over) / len(over) ** 0.5 if len(over) > 1 else math.nan
+            seeds = "one seed"
+            if len(over) > 1:
+                error = stdev(over) / len(over) ** 0.5
+                seeds = f"mean over {len(over)} seeds, standard error {error:.0%}; from "
+                seeds += f"{min(over):+.0%} to {max(over):+.0%}"
             weights = sorted(t["weight"] for t in kept)
             say.append(
                 f"{same[0]['run']} was allowed {kept[0]['path_kl']:g} nats of path KL and ended "
-                f"{mean(over):+.0%} from it (mean over {len(over)} seeds, standard error "
-                f"{error:.0%}; from {min(over):+.0%} to {max(over):+.0%}), with weights from "
+                f"{mean(over):+.0%} from it ({seeds}), with weights from "
                 f"{weights[0]:.2g} to {weights[-1]:.2g}."
             )
     return say
