@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from toy2d.core.drift import Params
-from toy2d.core.likelihood import flow_sample, log_prob, ode_error
+from toy2d.core.likelihood import LogProb, flow_sample, log_prob, log_prob_with_error
 from toy2d.core.schedule import Schedule
 from toy2d.data import World
 from toy2d.model import Bound, EpsMLP
@@ -52,8 +52,8 @@ class Points:
 
     K is 1 for the world (one truth for all seeds) or S for the bases. `log_p` (K, P, N) is prompt
     i's law at prompt i's points, `log_mix` (K, P, N) the equal mixture of all P prompts at them, or
-    None: it costs P^2 laws. `coarse` is `log_p` on every second node of the ODE: the same numbers
-    for the world, whose density is exact.
+    None: it costs P^2 laws. `coarse` is the ODE's coarser value of `log_p`: the same numbers for
+    the world, whose density is exact.
     """
 
     conds: tuple[int, ...]
@@ -95,7 +95,7 @@ def base_points(
     predict = net.bind(theta)
     x = torch.stack([flow_sample(predict, flow, normal, torch.tensor(c), runs=1) for c in conds], 1)
     laws = laws_at(predict, ode, x, conds, mixture)
-    return Points(conds, rule, x.cpu(), laws.own, laws.coarse, laws.mixture)
+    return Points(conds, rule, x.cpu(), *laws.own, laws.mixture)
 
 
 def _log_mixture(log_all: Tensor) -> Tensor:
@@ -106,13 +106,12 @@ def _log_mixture(log_all: Tensor) -> Tensor:
 class Laws(NamedTuple):
     """Log densities of a stack's laws at every prompt's points, (M, P, N) each.
 
-    `own` is prompt i's law at prompt i's points, `coarse` the same on every second node of the ODE,
-    `mixture` the equal mixture of all prompts' laws (None where it was not asked for), and
-    `mixture_error` its ODE error.
+    `own` is prompt i's law at prompt i's points, with its coarser value; `mixture` the equal
+    mixture of all prompts' laws (None where it was not asked for), and `mixture_error` its ODE
+    error.
     """
 
-    own: Tensor
-    coarse: Tensor
+    own: LogProb
     mixture: Tensor | None = None
     mixture_error: Tensor | None = None
 
@@ -122,19 +121,19 @@ def laws_at(
 ) -> Laws:
     """The laws of `conds` at their points x (M, P, N, 2).
 
-    A mixture takes the other prompts' laws, which matter where laws overlap, from the coarse pass.
+    A mixture takes the other prompts' laws, which matter where laws overlap, on every second node.
     """
     P = len(conds)
     own = own_log_prob(predict, ode, x, conds)
     if not mixture:
-        return Laws(own, own_log_prob(predict, ode, x, conds, every=2))
+        return Laws(own)
     table = log_prob_table(predict, ode, x, conds, every=2)  # M law P N
     coarse = torch.stack([table[:, i, i] for i in range(P)], 1)
     same = torch.eye(P, dtype=torch.bool)[None, :, :, None]
-    log_mix = _log_mixture(torch.where(same, own[:, None], table).movedim(1, 0))
-    share = (own.double() - log_mix).exp() / P  # of the point's own law in the mixture
-    others = (own - coarse).abs().double().mean((1, 2), keepdim=True)  # the other laws' errors
-    return Laws(own, coarse, log_mix, share * ode_error(own, coarse) + (1 - share) * others)
+    log_mix = _log_mixture(torch.where(same, own.value[:, None], table).movedim(1, 0))
+    share = (own.value.double() - log_mix).exp() / P  # of the point's own law in the mixture
+    others = (own.value - coarse).abs().double().mean((1, 2), keepdim=True)  # other laws' errors
+    return Laws(own, log_mix, share * own.error + (1 - share) * others)
 
 
 def log_prob_table(
@@ -147,12 +146,11 @@ def log_prob_table(
     return table.reshape(x.shape[0], len(conds), *x.shape[1:-1])
 
 
-def own_log_prob(
-    predict: Bound, ode: Schedule, x: Tensor, conds: tuple[int, ...], every: int = 1
-) -> Tensor:
+def own_log_prob(predict: Bound, ode: Schedule, x: Tensor, conds: tuple[int, ...]) -> LogProb:
     """log q(x | c) of prompt c at its own points only: (M, P, N) for x (M, P, N, 2)."""
     cond = torch.tensor(conds).repeat_interleave(x.shape[2])
-    return log_prob(predict, ode, x.flatten(1, 2), cond, 1, every).cpu().reshape(x.shape[:-1])
+    found = log_prob_with_error(predict, ode, x.flatten(1, 2), cond, runs=1)
+    return LogProb(*(v.cpu().reshape(x.shape[:-1]) for v in found))
 
 
 def compare(predict: Bound, ode: Schedule, points: Points, k: Tensor, world: World) -> list[dict]:
@@ -170,12 +168,12 @@ def compare_in_parts(
     """
     conds, x = points.conds, points.x[k].to(ode.alpha_bar.device)
     laws = laws_at(predict, ode, x, conds, points.log_mix is not None)
-    fine, coarse = points.log_p[k] - laws.own, points.coarse[k] - laws.coarse
-    ratios = {"": (fine, ode_error(fine, coarse).double())}
+    ratio = LogProb(points.log_p[k] - laws.own.value, points.coarse[k] - laws.own.coarse)
+    ratios = {"": (ratio.value, ratio.error.double())}
     if points.log_mix is not None:
         mixture = (points.log_mix[k] - laws.mixture).mean(1, keepdim=True)
         ratios["mixture"] = mixture, laws.mixture_error.mean(1, keepdim=True)
-    rounding = torch.finfo(x.dtype).eps * len(ode) ** 0.5 * laws.own.abs().double()
+    rounding = torch.finfo(x.dtype).eps * len(ode) ** 0.5 * laws.own.value.abs().double()
     rounding, _ = points.rule.expect(rounding)
     found = [({}, {}) for _ in x]
     for what, (ratio, gap) in ratios.items():

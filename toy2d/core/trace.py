@@ -5,7 +5,7 @@
 
 The path of x does not depend on the probes, so all of them share one path: a forward pass a node
 and a backward pass a probe. Two errors come with every value: that of the probes (a standard error
-over them) and that of the ODE, from every second node as in likelihood.py. Give models that are
+over them) and that of the ODE, by a coarser value as in likelihood.py. Give models that are
 compared the same points and the same probes: what both have in common cancels.
 
 The law is the ODE's. A sampler with noise, such as the ancestral one, has another, and path KL
@@ -21,29 +21,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from toy2d.core.drift import Predict
-from toy2d.core.likelihood import _every, adams, ode_error
+from toy2d.core.likelihood import LogProb, adams
 from toy2d.core.schedule import Schedule
 
 
 class ProbedLogProb(NamedTuple):
-    """log p(x) in nats by each probe, and the same on every second node."""
+    """log p(x) in nats by each probe, and the ODE's coarser value of each."""
 
-    fine: Float[Tensor, " K N"]
+    each: Float[Tensor, " K N"]
     coarse: Float[Tensor, " K N"]
 
     @property
     def value(self) -> Float[Tensor, " N"]:
-        return self.fine.mean(0)
+        return self.each.mean(0)
 
     @property
     def probe_error(self) -> Float[Tensor, " N"]:
         """Standard error of `value` over its probes; nan for a single one."""
-        return self.fine.std(0) / len(self.fine) ** 0.5
+        return self.each.std(0) / len(self.each) ** 0.5
 
     @property
     def ode_error(self) -> Float[Tensor, " N"]:
-        """Of `value`, from the two sets of nodes (likelihood.py, equation 3); not negative."""
-        return ode_error(self.value, self.coarse.mean(0))
+        """Of `value`, from the two values (likelihood.py, equation 3); not negative."""
+        return LogProb(self.value, self.coarse.mean(0)).error
 
 
 class KL(NamedTuple):
@@ -70,26 +70,24 @@ def log_prob_by_probes(
     cond: Any,
     probes: Float[Tensor, " K N *D"],
 ) -> ProbedLogProb:
-    """log p(x0) of the ODE's law at t = 0's noise level, once on all nodes, once on every second.
+    """log p(x0) of the ODE's law at t = 0's noise level.
 
     For a flow model x0 is the network's own x_0, and so is the density.
     """
-    return ProbedLogProb(*(_on(predict, schedule, x0, cond, probes, n) for n in (1, 2)))
-
-
-def _on(predict, schedule, x0, cond, probes, every: int) -> Tensor:
-    nodes = _every(schedule, every)
-    b, k = (1 - nodes.alpha_bar).sqrt().tolist(), nodes.vp_scale.tolist()
+    b, k = (1 - schedule.alpha_bar).sqrt().tolist(), schedule.vp_scale.tolist()
     d = x0[0].numel()
 
     def slope(x, n):  # in the variance-preserving y = k x: d eps / dy = d eps / dx / k
         t = torch.full((len(x),), n, device=x.device)
-        eps, traces = eps_and_traces(predict, nodes, x / k[n], t, cond, probes)
+        eps, traces = eps_and_traces(predict, schedule, x / k[n], t, cond, probes)
         return b[n] * (eps - b[n] * x), b[n] * (traces / k[n] - b[n] * d)
 
-    y_T, total = adams(slope, x0 * k[0], nodes.noise_ratio.log().tolist())
-    log_normal = -0.5 * (y_T**2).flatten(1).sum(1) - 0.5 * d * math.log(2 * math.pi)
-    return log_normal + total + d * math.log(k[0])
+    def log_density(y_T, total):
+        log_normal = -0.5 * (y_T**2).flatten(1).sum(1) - 0.5 * d * math.log(2 * math.pi)
+        return log_normal + total + d * math.log(k[0])
+
+    ends = adams(slope, x0 * k[0], schedule.noise_ratio.log().tolist())
+    return ProbedLogProb(*(log_density(*end) for end in ends))
 
 
 def eps_and_traces(
@@ -125,13 +123,12 @@ def ode_kl(
     n = len(x0)
     if n < 2:
         raise ValueError("ode_kl: a standard error needs at least 2 points")
-    fine, coarse = [], []
+    found = []
     for first in range(0, n, chunk or n):
         rows = slice(first, first + (chunk or n))
         asked = schedule, x0[rows], cond_of(cond, rows), probes[:, rows]
         star, theta = (log_prob_by_probes(p, *asked) for p in (predict_star, predict))
-        fine.append((star.fine - theta.fine).mean(0))
-        coarse.append((star.coarse - theta.coarse).mean(0))
-    fine, coarse = torch.cat(fine).double(), torch.cat(coarse).double()
-    error = float(fine.std()) / n**0.5
-    return KL(float(fine.mean()), error, float(ode_error(fine, coarse).mean()), n)
+        found.append([(p - q).mean(0).double() for p, q in zip(star, theta, strict=True)])
+    ratio = LogProb(*(torch.cat(v) for v in zip(*found, strict=True)))
+    error = float(ratio.value.std()) / n**0.5
+    return KL(float(ratio.value.mean()), error, float(ratio.error.mean()), n)
