@@ -30,8 +30,11 @@ SMALL = replace(
 )
 
 
-def against_the_referee(folder, runs=None):
-    """Per KL, |stated - true| in stated errors, and in units of max(0.2 % of the value, 2e-4)."""
+def against_the_referee(folder, runs=None, points=9):
+    """Per KL, |stated - true| in stated errors, and in units of max(0.2 % of the value, 2e-4).
+
+    The referee's rule has `points` per axis.
+    """
     config = json.loads((folder / "config.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
     tuned, base = (load_tensors(folder / f"{n}.safetensors") for n in ("finetuned", "base"))
@@ -41,8 +44,8 @@ def against_the_referee(folder, runs=None):
     seed_index = torch.tensor([config["seeds"].index(r["seed"]) for r in records])
     world = course().make_world()
     T, ab = config["num_timesteps"], float(world.schedule.alpha_bar[0])
-    referee = Referee({k: p[list(runs)] for k, p in tuned.items()}, T, 5.0, -15.0)
-    bases = Referee(base, T, 5.0, -15.0)
+    referee = Referee({k: p[list(runs)] for k, p in tuned.items()}, T, 5.0, -15.0, points)
+    bases = Referee(base, T, 5.0, -15.0, points)
     means, variance = world.means[:, 0] * ab**0.5, ab * 0.25 + 1 - ab
     off, bias = [], []
     for word in (*world.old, world.new):
@@ -75,8 +78,10 @@ def test_stated_errors_hold_the_referees_values(tmp_path):
 
 @pytest.mark.slow
 def test_stated_errors_hold_on_the_course(tmp_path):
-    """Every run of two of the course's seeds: 506 KLs of the real presets."""
-    off, bias = against_the_referee(
-        run(replace(course(), seeds=(0, 1)), tmp_path, say=lambda _: None)
-    )
+    """Every run of two of the course's seeds: 506 KLs of the real presets.
+
+    12 points per axis: 9 are themselves off by 0.0014 nat on one of these KLs.
+    """
+    folder = run(replace(course(), seeds=(0, 1)), tmp_path, say=lambda _: None)
+    off, bias = against_the_referee(folder, points=12)
     check(off, bias)

@@ -34,7 +34,6 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,13 +144,21 @@ def _weights(nodes: tuple[float, ...], start: float, end: float) -> tuple[float,
     """Weights of values at `nodes` that integrate k times any polynomial through them exactly from
     `start` to `end`.
     """
-    points, gauss = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(20))
+    share, gauss = _gauss_legendre(20)
     h, at_nodes = end - start, torch.tensor(nodes, dtype=torch.float64)
     powers = torch.arange(len(nodes), dtype=torch.float64)[:, None]
-    share = (points + 1) / 2  # of the step
-    moments = share**powers @ (gauss / 2 * h * _kernel(start + h * share))
+    moments = share**powers @ (gauss * h * _kernel(start + h * share))
     weights = torch.linalg.solve(((at_nodes - start) / h) ** powers, moments)
     return tuple((weights / _kernel(at_nodes)).tolist())
+
+
+@functools.cache
+def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
+    """Points and weights of the rule on [0, 1], from the Jacobi matrix (Golub and Welsch 1969)."""
+    k = torch.arange(1, n, dtype=torch.float64)
+    beside = k / (4 * k**2 - 1).sqrt()
+    points, vectors = torch.linalg.eigh(beside.diag(1) + beside.diag(-1))
+    return (points + 1) / 2, vectors[0] ** 2
 
 
 def _kernel(u: Tensor) -> Tensor:
