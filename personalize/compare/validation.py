@@ -117,9 +117,14 @@ def within_ranks(pairs: Sequence[np.ndarray]) -> float:
 def axis(found: Sequence[dict]) -> str | None:
     """The candidate whose weakest agreement with a witness is surely positive and the largest.
 
-    None if no candidate's intervals are all above 0: then pictures must judge.
+    Where a supervised judge knows the subjects (`subject_seen`), it is the only witness that
+    counts: DINO and CLIP-I were not trained on them. None if no candidate's intervals are all above
+    0: then pictures must judge.
     """
-    lows = {c: [r["low"] for r in found if r["candidate"] == c] for c in CANDIDATES}
+    judges = {r["witness"] for r in found}
+    counted = {"subject_seen"} & judges or judges
+    rows = [r for r in found if r["witness"] in counted]
+    lows = {c: [r["low"] for r in rows if r["candidate"] == c] for c in CANDIDATES}
     lows = {c: min(v) for c, v in lows.items() if v}
     sure = {c: v for c, v in lows.items() if v > 0}
     return max(sure, key=sure.get) if sure else None

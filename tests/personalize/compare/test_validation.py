@@ -62,6 +62,16 @@ def test_what_decides_is_found_and_noise_is_not():
     assert axis([r for r in found if r["candidate"] == "binding"]) is None
 
 
+def test_a_judge_that_knows_the_subjects_is_the_witness_that_counts():
+    """DINO agrees with gain; the judge sees the subject where binding is high. The judge decides."""
+    some = runs()
+    for r in some:
+        r["subject_seen"] = r["curve"][-1]["binding"]
+    found = agreement(some)
+    assert axis(found) == "binding"
+    assert axis([r for r in found if r["witness"] == "dino"]) == "gain"
+
+
 def test_the_interval_covers():
     """Uncorrelated values: 95 % intervals hold 0 in about 38 of 40 repetitions (33 is 4 standard
     errors below).
