@@ -63,7 +63,7 @@ def test_what_decides_is_found_and_noise_is_not():
 
 
 def test_a_judge_that_knows_the_subjects_is_the_witness_that_counts():
-    """DINO agrees with gain; the judge sees the subject where binding is high. The judge decides."""
+    """DINO agrees with gain, the judge sees the subject where binding is high: binding it is."""
     some = runs()
     for r in some:
         r["subject_seen"] = r["curve"][-1]["binding"]
