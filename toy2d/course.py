@@ -2,11 +2,13 @@
 
 A task left open (a function that returns None or ...) prints its hint and raises nothing, so that a
 notebook runs from top to bottom as it is handed out. A wrong answer raises AssertionError, which
-says by how much it differs and repeats the hint.
+says by how much it differs and repeats the hint. So does code that fails: the message has the error
+and what the function was called with.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -32,25 +34,50 @@ def check(name: str, answer: Callable) -> None:
     """
     task = TASKS[name]
     for call in task.inputs():
-        given, wanted = answer(*(_copied(v) for v in call)), task.wanted(*call)
+        given = _answered(name, task, answer, call)
         if given is None or given is ...:
-            print(f"{name}: not written yet. Hint: {task.hint}")
+            print(f"{name}: not written yet. It asks for {task.asks}. Hint: {task.hint}")
             return
-        _compare(name, task, given, wanted)
+        _compare(name, task, given, task.wanted(*call))
     print(f"{name}: right")
 
 
+def _answered(name: str, task: Task, answer: Callable, call: tuple):
+    try:
+        return answer(*(_copied(v) for v in call))
+    except Exception as error:  # whatever a student's code may raise
+        names = signature(task.wanted).parameters
+        given = ", ".join(f"{n} = {_described(v)}" for n, v in zip(names, call, strict=True))
+        raise AssertionError(
+            f"{name}: your code raised {type(error).__name__}: {error}. "
+            f"It was called with {given}. Hint: {task.hint}"
+        ) from error
+
+
 def _compare(name: str, task: Task, given, wanted) -> None:
-    given = torch.as_tensor(given, dtype=torch.float64)
+    try:
+        given = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AssertionError(
+            f"{name}: your answer is {_described(given)}, not numbers. It asks for {task.asks}. "
+            f"Hint: {task.hint}"
+        ) from error
     wanted = torch.as_tensor(wanted, dtype=torch.float64)
     assert given.shape == wanted.shape, (
         f"{name}: your answer has shape {tuple(given.shape)}, the right one {tuple(wanted.shape)}. "
-        f"Hint: {task.hint}"
+        f"It asks for {task.asks}. Hint: {task.hint}"
     )
     gap, size = (given - wanted).abs().max(), wanted.abs().max()
     assert gap <= task.tolerance * size, (
-        f"{name}: your answer differs by up to {float(gap):.3g}. Hint: {task.hint}"
+        f"{name}: your answer differs by up to {float(gap):.3g} (right values are of size "
+        f"{float(size):.3g}). Hint: {task.hint}"
     )
+
+
+def _described(value) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def _copied(value):
@@ -61,9 +88,9 @@ def _copied(value):
 
 TASKS = {
     "add_noise": Task(
-        "x_t from x_0, the step t of each sample, noise and the table alpha_bar",
+        "x_t (n, 2) from x_0 (n, 2), the step t (n,) of each sample, noise and the table alpha_bar",
         "x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps, where ab = alpha_bar[t] has one value a sample: "
-        "give it a last dimension before you multiply",
+        "give it a last dimension before you multiply, alpha_bar[t][:, None]",
         answers.add_noise,
         answers.noising,
     ),
@@ -95,7 +122,8 @@ TASKS = {
     ),
     "kl_estimate": Task(
         "(mean, standard error) of KL(base || tuned) from log densities at n samples of the base",
-        "the mean of log_base - log_tuned; its sample standard deviation over sqrt(n)",
+        "two numbers: the mean of log_base - log_tuned (base first), and the sample standard "
+        "deviation of this difference (divide by n - 1, as torch does) over sqrt(n)",
         answers.kl_estimate,
         answers.log_densities,
     ),
@@ -108,7 +136,8 @@ TASKS = {
     ),
     "counted_bound": Task(
         "kl(p || q) in nats from two lists of booleans: is each sample in D?",
-        "shrink each count to (k + 1/2) / (n + 1), then p ln(p/q) + (1 - p) ln((1 - p)/(1 - q))",
+        "p from the world's samples, q from the model's: each is (k + 1/2) / (n + 1) for k of n "
+        "inside; then p ln(p/q) + (1 - p) ln((1 - p)/(1 - q))",
         answers.counted_bound,
         answers.counted,
     ),
@@ -135,7 +164,8 @@ TASKS = {
     ),
     "eps_from_flow": Task(
         "the noise from x_t = (1 - s) x_0 + s eps and the velocity u = eps - x_0, s one a sample",
-        "add (1 - s) times u to x_t (Proposition 2.2), and give s a last dimension",
+        "put x_0 = eps - u into x_t and solve for eps (Proposition 2.2); s has one value a sample: "
+        "give it a last dimension before you multiply, s[:, None]",
         answers.eps_from_flow,
         answers.flow,
     ),

@@ -174,6 +174,26 @@ def test_a_wrong_solution_is_refused_with_the_hint(why):
     assert TASKS[name].hint in str(refused.value)
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_code_that_fails_is_told_its_inputs_and_the_hint(name):
+    def fails(*inputs):
+        raise RuntimeError("sizes differ")
+
+    with pytest.raises(AssertionError, match=r"RuntimeError: sizes differ\. It was called") as told:
+        check(name, fails)
+    assert TASKS[name].hint in str(told.value)
+
+
+def test_a_shape_that_does_not_fit_is_shown():
+    with pytest.raises(AssertionError, match=r"t = a tensor of shape \(4,\)"):
+        check("add_noise", lambda x0, t, eps, alpha_bar: alpha_bar[t] * x0)
+
+
+def test_an_answer_that_is_no_number_is_refused_with_what_is_asked():
+    with pytest.raises(AssertionError, match=r"a str, not numbers\. It asks for"):
+        check("kl_estimate", lambda log_base, log_tuned: "2.8")
+
+
 def test_every_task_has_a_wrong_solution():
     assert {name for name, _ in WRONG.values()} == set(TASKS)
 
