@@ -26,7 +26,9 @@
 # A run's name is kind:weight. `prior:10` adds ten times the loss on replayed samples; `l2:0.1` adds
 # a tenth of the squared distance from the base's parameters. [Lecture
 # 3](../lectures/03_objectives.md) has all kinds. `kl_truth` is KL(world ‖ model), `kl_base` is
-# KL(base ‖ model), in nats.
+# KL(base ‖ model), in nats (units of the natural logarithm). The world is the true distribution,
+# the base is the model before the six points. `old_kl(record, "kl_base")` is the mean over the five
+# old classes.
 #
 # ![Samples of the base and after fine-tuning with each objective](../lectures/_static/figures/samples.png)
 #
@@ -51,7 +53,7 @@ metrics, config = (
 # %% [markdown]
 # After the first two panels only the objective differs: base model, six points and noise are the
 # same to the bit. For each objective the figure shows the weight with the least drift among those
-# that learned the new class at least as well as standard did. This is seed 0, the mildest of three.
+# that learned the new class at least as well as standard did. This is seed 0, the mildest of eight.
 
 # %%
 show(draw_samples(load_tensors(folder / "samples.safetensors"), metrics, config))
@@ -59,7 +61,8 @@ show(draw_samples(load_tensors(folder / "samples.safetensors"), metrics, config)
 # %% [markdown]
 # **Claim.** Standard fine-tuning never sees an old prompt, and in every seed the old classes end
 # more than five times further from the world than the base was (KL in nats of the probability-flow
-# ODE's law, mean over the five classes).
+# ODE's law, mean over the five classes). This ODE is a sampler without fresh noise: DDIM of notebook
+# 0, with ever smaller steps. A sampler's law is the distribution of its samples.
 
 # %%
 standard = {r["seed"]: old_kl(r, "kl_truth") for r in metrics["runs"] if r["run"] == "standard"}
@@ -70,7 +73,7 @@ for seed, after in standard.items():
 
 # %% [markdown]
 # **Claim.** Prior preservation replays class 0 and keeps it better than the mean of the others, in
-# every seed.
+# every seed. (`kl_base` has a list for each class; its first number is the KL.)
 
 # %%
 for r in metrics["runs"]:
@@ -80,6 +83,10 @@ for r in metrics["runs"]:
         print(f"seed {r['seed']}: class 0 {kept:.3f} nats; the others {lost}")
         assert kept < sum(others) / len(others)
 
+# %% [markdown]
+# The figure has the KL of each old class, at left from the base, at right from the world: geometric
+# mean over the seeds, bars of one standard error. Look for the line of `prior`: low at class 0.
+
 # %%
 show(draw_kl_per_class(metrics, config))
 
@@ -88,8 +95,9 @@ show(draw_kl_per_class(metrics, config))
 #
 # L2 adds lambda times the squared distance from the base's parameters. Move the slider. It shows
 # contours of the exact density of every prompt (seed 1), in grey where the base had it; + marks the
-# shots. The number is KL(base ‖ tuned), the mean over the old classes. The densities are computed
-# once, in ten seconds, and the slider chooses among them.
+# shots (the six points). Lambda 0 is standard fine-tuning. The number is KL(base ‖ tuned), the mean
+# over the old classes. The densities are computed once, in ten seconds, and the slider chooses among
+# them. `Lab` opens the run; `lab.models(...)` are its models by name.
 
 # %%
 from toy2d.figures.density import draw_densities, total_mass
@@ -146,7 +154,9 @@ display(mini_lab.recorded_slider("l2"))
 # ## Task: how far has it moved?
 #
 # KL(base ‖ tuned) above was computed by quadrature. Write the estimate that samples would give: from
-# the log densities of both models at n samples of the base, the mean and its standard error.
+# the log densities of both models at n samples of the base, the mean and its standard error. (KL is
+# the mean of ln base - ln tuned over the base's samples.) `check_code` grades a function; `check`,
+# below, grades a short answer.
 
 # %%
 from toy2d.course import check as check_code

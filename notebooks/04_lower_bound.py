@@ -17,11 +17,14 @@
 # # Notebook 4: a lower bound that anyone can count
 #
 # Beside [lecture 4](../lectures/04_lower_bound.md). For every set D: KL(p* ‖ q) >= kl(p*(D) ‖
-# q(D)). The left side can be computed exactly here; the right side needs two counts.
+# q(D)). Here p* is the law (distribution) of the world, q that of a model, p*(D) the share of p* that
+# lies in D, and kl of two numbers is the KL of two coins: kl(a ‖ b) = a ln(a/b) + (1 - a)
+# ln((1 - a)/(1 - b)). The left side can be computed exactly here; the right side needs two counts.
 #
 # ![Exact KL against the counted lower bound, and path KL against an estimated KL](../lectures/_static/figures/bounds.png)
 #
-# *Recorded with the course's run; the cells below compute and draw yours.*
+# *Recorded with the course's run; the cells below compute and draw yours of the left panel. The right
+# panel belongs to lecture 6.*
 
 # %%
 from toy2d.theorems.estimators import binary_kl
@@ -31,8 +34,9 @@ print(
 )
 
 # %% [markdown]
-# **Claim** (Example 4.5). "Much larger" is not enough: with gamma / delta = 100 the bound may be a
-# hundredth of a nat.
+# **Claim** (Example 4.5). The paper's Theorem 1 asks that the adapted law's mass gamma in D be "much
+# larger" than the world's mass delta. That is not enough: with delta = 0.0001 and gamma = 0.01 the
+# ratio is 100, but the bound is a hundredth of a nat.
 
 # %%
 adapted, base = binary_kl(1e-4, 0.01), binary_kl(1e-4, 0.02)
@@ -44,8 +48,12 @@ assert adapted < 0.01 < base
 # %% [markdown]
 # ## Both sides, on trained models
 #
-# The course's run: exact KL of the ODE's law by quadrature, samples of the same law counted. D is
-# the best half-plane, chosen on one half of the samples and counted on the other.
+# The course's run: exact KL of the ODE's law by quadrature, samples of the same law counted. Two sets
+# D for each prompt: the smallest ball about the mean of the six points that holds them, and the best
+# half-plane, chosen on one half of the samples and counted on the other.
+#
+# A row is one inequality, checked: `lhs` and `rhs` are its sides (here KL and bound), `rhs_error` is
+# a standard error, `holds` says whether it stands, `curve` says of which run, prompt and set.
 
 # %%
 from toy2d.verify.lab import open_lab
@@ -72,7 +80,8 @@ assert sum(shares) / len(shares) > 1 / 3
 
 # %% [markdown]
 # The figure shows one case: class 1, seed 1, standard fine-tuning. On which side of the line a
-# point lies is one bit, and this bit alone proves the number of nats in the title.
+# point lies is one bit, and this bit alone proves the number of nats in the title, kl(share of the
+# world beyond the line ‖ share of the model).
 
 # %%
 from toy2d.figures.display import show
@@ -112,8 +121,12 @@ show(figure, "Theorem 4.3: the counted bound of the best half-plane lies below t
 # ## What this means for Theorem 1
 #
 # **Claim.** As printed ("fine-tuning ends further from the reference than the base was") the
-# conclusion is false for some old prompts. Where condition (4.1) is met, it holds without
-# exception.
+# conclusion is false for some old prompts. Where condition (4.1) is met, KL(p* ‖ base) <
+# kl(p*(D) ‖ tuned(D)), it holds without exception. D is the ball of the six points.
+#
+# A case is a run, a seed and a law: that of an old prompt, of the mixture of old prompts, or of the
+# new ("target") prompt. In these rows `lhs` is the base's KL, `rhs` the tuned model's, and `applies`
+# says that the condition is met by more than three standard errors.
 
 # %%
 rows = models.theorem_1()
@@ -149,8 +162,9 @@ show(figure, "The paper's Theorem 1, case by case: above the line it is true")
 # %% [markdown]
 # ## Task: count a bound yourself
 #
-# Two lists of booleans say which samples of the world and of the model lie in D. Write the bound of
-# Theorem 4.3 in nats, with each count shrunk to (k + 1/2) / (n + 1).
+# Two tensors of booleans say which samples of the world and of the model lie in D. Write the bound
+# of Theorem 4.3 in nats, world first. If k of n samples lie in D take (k + 1/2) / (n + 1) as the
+# share, so that no logarithm meets 0.
 
 # %%
 from toy2d.course import check as check_code
@@ -184,8 +198,8 @@ answer = ...
 check("4.1", answer)
 
 # %% [markdown]
-# **4.2** One class of five is replayed; the tuned law gives the other four together mass 0.01. How
-# many nats at least, for the mixture?
+# **4.2** The world is a mixture of five classes in equal shares. One is replayed; the tuned law gives
+# the other four together mass 0.01. How many nats is its mixture from the world's, at least?
 
 # %%
 answer = ...
