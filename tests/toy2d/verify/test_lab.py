@@ -33,8 +33,9 @@ def test_drift_is_the_records_mean_over_old_classes(lab):
 
 
 def test_the_new_class_kl_is_the_recorded_one(lab):
+    """The fixture's lab has 20 points of the new class, the run had 100: they differ by 0.12 %."""
     model = lab.model("standard", seed=0)
-    assert lab.new_class_kl(model.theta) == pytest.approx(model.record["kl_new"][0], rel=1e-3)
+    assert lab.new_class_kl(model.theta) == pytest.approx(model.record["kl_new"][0], rel=5e-3)
 
 
 def test_a_model_has_gained_on_new_points_and_its_base_has_not(lab):
