@@ -12,11 +12,14 @@ may peak above the target until the weight has caught up. The weight falls more 
 rises, because drift starts at 0, where a low path KL says nothing about the weight.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # flags are judged by `wrong_target` before torch is imported
+    from torch import Tensor
 
 RATE, DOWN, UP = 0.5, 0.2, 4.0
 LEAST, MOST = 1e-3, 1e6
@@ -33,6 +36,8 @@ class DriftTarget:
 
     def next_weight(self, weight: float | Tensor, path_kl: float | Tensor) -> Tensor:
         """The weight after a measurement (float64). One that is not finite changes nothing."""
+        import torch
+
         w, start = (torch.as_tensor(v, dtype=torch.float64) for v in (weight, self.start))
         measured = torch.as_tensor(path_kl, dtype=torch.float64)
         ratio = (measured.clamp(min=1e-30) / self.path_kl).log().clamp(-DOWN, UP)
