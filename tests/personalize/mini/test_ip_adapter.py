@@ -11,7 +11,7 @@ from personalize.config.commands import ADAPTER, PARTS, Pretrain
 from personalize.mini.pretrain import command as pretrain
 from personalize.mini.pretrain import ip_adapter, publish, quality, vae
 from personalize.mini.pretrain.loop import fit
-from personalize.mini.shipped import subjects
+from personalize.mini.shipped import ADAPTER_FILE, ip_adapter_folder, subjects
 from personalize.pipeline.load import load
 from toy2d.runs.files import UserError
 from toy2d.runs.folder import RunFolder
@@ -113,6 +113,25 @@ def test_diffusers_opens_what_is_published(start, tmp_path):
     assert publish.read_adapter(tmp_path / "weights").keys() == network.file().keys()
     with pytest.raises(UserError, match="--anew"):
         publish.read_adapter(start)
+
+
+def test_the_shipped_adapter_moves_the_shipped_base_by_its_pictures_alone():
+    """Intact (its manifest is checked), opened by diffusers, and read only where pictures are."""
+    model = load("mini")
+    x, t = (
+        torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([500]),
+    )
+    text = torch.zeros(1, 24, 128)
+    with torch.no_grad():
+        base = model.denoiser(x, t, text).sample
+        model.pipeline.load_ip_adapter(ip_adapter_folder(), "", ADAPTER_FILE)
+        image = torch.ones(1, 1, 96)
+        shown = model.denoiser(x, t, text, added_cond_kwargs={"image_embeds": [image]}).sample
+        model.pipeline.set_ip_adapter_scale(0.0)
+        off = model.denoiser(x, t, text, added_cond_kwargs={"image_embeds": [image]}).sample
+    torch.testing.assert_close(off, base, rtol=0, atol=1e-5)
+    assert float((shown - base).norm() / base.norm()) > 0.01
 
 
 def test_the_published_encoder_sees_what_the_mini_clip_sees(start, tmp_path):
