@@ -23,6 +23,7 @@ from typing import NamedTuple
 import comparisons
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from discs import disc
 from injected import (
     KINDS,
@@ -132,6 +133,7 @@ def start_several(command: Command, folder: Path, fault: Fault | None, usual: fl
         world_of = {"WORLD_SIZE": command.processes, "MASTER_ADDR": "127.0.0.1"}
         own = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port, "ACCELERATE_USE_CPU": True}
         os.environ.update({k: str(v) for k, v in (world_of | own).items()})
+        AcceleratorState._reset_state(True)  # what an earlier test in this process has left
         return command.run(folder)
 
     others = [
