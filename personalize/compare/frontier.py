@@ -113,7 +113,6 @@ def table_at_equal(runs: Sequence[Trajectory], learning: str) -> Table:
     return out
 
 
-def verdicts(metrics: dict) -> list[str]:
+def verdicts(runs: Sequence[Trajectory]) -> list[str]:
     """One sentence for each objective at the headline level."""
-    found = contrasts(trajectories(metrics))
-    return [f"{o}: {at[HEADLINE].words()}." for o, at in found.items()]
+    return [f"{o}: {at[HEADLINE].words()}." for o, at in contrasts(runs).items()]

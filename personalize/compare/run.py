@@ -21,7 +21,12 @@ import torch
 from rich.console import Console
 
 from personalize.compare.engines import run_all
-from personalize.compare.frontier import JUDGED_BY_PICTURES, frontier_table, verdicts
+from personalize.compare.frontier import (
+    JUDGED_BY_PICTURES,
+    frontier_table,
+    trajectories,
+    verdicts,
+)
 from personalize.compare.jobs import ComparedSubject, Job, evaluation_prompts, image_seeds, plan
 from personalize.compare.table import terminal, time_table
 from personalize.compare.tasks import Failed, device, judges, open_base, preparations, work
@@ -172,7 +177,7 @@ def show(path: Path) -> None:
     console.print(terminal(metrics, path.name), time_table(metrics))
     if frontier := frontier_table(metrics):
         console.print(frontier)
-        for sentence in verdicts(metrics):
+        for sentence in verdicts(trajectories(metrics)):
             print(sentence)
     else:
         print(JUDGED_BY_PICTURES)

@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from personalize.compare.frontier import picture_trajectories, table_at_equal
+from personalize.compare.frontier import picture_trajectories, table_at_equal, verdicts
 from personalize.config.commands import Validate
 from toy2d.runs.files import UserError, write_json
-from toy2d.runs.frontier import HEADLINE, contrasts
 
 CANDIDATES = ("gain", "gain/detail", "gain/shape", "gain/identity", "binding", "leak")
 SEEN = "subject_seen of the pictures"
@@ -51,8 +50,7 @@ def validate(command: Validate) -> Path:
         seen = picture_trajectories(metrics)
         Console().print(table_at_equal(seen, SEEN))
         record["curves"] = [t._asdict() for t in seen]
-        for o, at in contrasts(seen).items():
-            print(f"{o}: {at[HEADLINE].words()}.")
+        print("\n".join(verdicts(seen)))
     write_json(folder / "validation.json", record)
     print(f"written: {folder / 'validation.json'}")
     return folder / "validation.json"
