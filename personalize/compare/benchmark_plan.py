@@ -55,11 +55,9 @@ def planned(b: Benchmark) -> Planned:
         notes += left_out
     prompted = []
     if adapter:
-        config = replace(comparison(b, "full", path)[0], runs=("standard",))
-        jobs = plan(replace(config, each=replace(config.each, output_dir=str(path / IP_ADAPTER))))[
-            2
-        ]
-        prompted = [job._replace(run=IP_ADAPTER) for job in jobs]
+        config, _ = comparison(replace(b, objectives=("standard",)), "full", path)
+        config = replace(config, each=replace(config.each, output_dir=str(path / IP_ADAPTER)))
+        prompted = [job._replace(run=IP_ADAPTER) for job in plan(config)[2]]
     return Planned(path, trained, prompted, adapter, notes)
 
 
