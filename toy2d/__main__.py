@@ -29,7 +29,7 @@ DESCRIPTION = """A 2D world in which the drift of a personalized diffusion model
   toy2d bench               speed beside other implementations
 
 Objectives, written kind:weight (joined by + for a sum):
-""" + "\n".join(f"  {kind:16s} {what}" for kind, (_, what) in OBJECTIVE_WORDS.items())
+""" + "\n".join(f"  {kind:16s} {word.says}" for kind, word in OBJECTIVE_WORDS.items())
 
 Out = Annotated[
     Path, tyro.conf.arg(help="parent folder; the run goes to OUT/toy2d/NAME", metavar="DIR")

@@ -3,16 +3,17 @@
 import itertools
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from toy2d.core.objectives import Objective
-from toy2d.core.schedule import Schedule
-from toy2d.data import Pentagon, Prompts, World
-from toy2d.model import EpsMLP
 from toy2d.runs.files import UserError
 from toy2d.runs.layers import parse_layers
-from toy2d.runs.spec import grid, parse_run
+from toy2d.runs.spec import RunSpec, grid, parse_run
 from toy2d.runs.target import wrong_target
+
+if TYPE_CHECKING:  # a configuration is judged before torch is imported
+    from toy2d.core.schedule import Schedule
+    from toy2d.data import World
+    from toy2d.model import EpsMLP
 
 
 @dataclass(frozen=True)
@@ -115,19 +116,19 @@ class ToyConfig:
             )
         if not self.name or set(self.name) - set(NAME_CHARACTERS) or self.name[0] == ".":
             raise UserError(f"--name {self.name!r}: use letters, digits, '.', '_' and '-' only")
-        objectives = [parse_run(spec).value for spec in self.runs]
-        self._refuse_target(objectives)
-        if parse_layers(self.l2_layers) and not any(o.uses("l2") for o in objectives):
+        specs = [parse_run(spec) for spec in self.runs]
+        self._refuse_target(specs)
+        if parse_layers(self.l2_layers) and not any("l2" in s.active for s in specs):
             raise UserError("--l2_layers has no effect: no run has an l2 term, such as l2:0.03")
 
-    def _refuse_target(self, objectives: list[Objective]) -> None:
+    def _refuse_target(self, specs: list[RunSpec]) -> None:
         if self.max_path_kl is None:
             if self.path_kl_steps != ToyConfig.path_kl_steps:
                 raise UserError("--path_kl_steps has no effect without --max_path_kl")
             return
         if wrong := wrong_target(self.max_path_kl):
             raise UserError(wrong)
-        if not any(o.active for o in objectives):
+        if not any(s.active for s in specs):
             raise UserError("--max_path_kl has no effect: no run has a term beside standard's")
         if self.path_kl_steps >= self.steps:
             raise UserError(
@@ -141,15 +142,21 @@ class ToyConfig:
         default = {f.name: f.default for f in fields(self)}
         return {k: v for k, v in asdict(self).items() if k not in NEWER or v != default[k]}
 
-    def make_schedule(self) -> Schedule:
+    def make_schedule(self) -> "Schedule":
+        from toy2d.core.schedule import Schedule
+
         if self.schedule == "log_snr":
             return Schedule.log_snr(self.num_timesteps, 5.0, -15.0)
         return getattr(Schedule, self.schedule)(self.num_timesteps)
 
-    def make_world(self) -> World:
+    def make_world(self) -> "World":
+        from toy2d.data import WORLDS
+
         return WORLDS[self.world](self.make_schedule())
 
-    def make_net(self, world: World) -> EpsMLP:
+    def make_net(self, world: "World") -> "EpsMLP":
+        from toy2d.model import EpsMLP
+
         ab = tuple(world.schedule.alpha_bar.tolist()) if self.preconditioned else None
         return EpsMLP(
             tokens=world.tokens,
@@ -169,7 +176,6 @@ COUNTS = (
     *("chunk", "path_kl_steps"),
 )
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
-WORLDS = {"pentagon": Pentagon, "prompts": Prompts}
 FIVE_WEIGHTS = {
     "prior": (0.1, 0.3, 1, 3, 10),
     "l2": (0.001, 0.01, 0.03, 0.1, 1),

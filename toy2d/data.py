@@ -168,6 +168,9 @@ def Prompts(
     )
 
 
+WORLDS = {"pentagon": Pentagon, "prompts": Prompts}
+
+
 class ExamplePool(NamedTuple):
     """The examples of one role, for every seed: S seeds, N examples each."""
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from toy2d.config import WORLDS
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
-from toy2d.data import Pentagon, draw, world_pool
+from toy2d.data import WORLDS, Pentagon, draw, world_pool
 
 
 def grid(lo=-8.0, hi=8.0, n=321):

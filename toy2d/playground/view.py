@@ -69,7 +69,7 @@ class Side:
 
     def _weightless(self, change=None) -> None:
         self.weight.disabled = self.kind.value == "standard"
-        self.kind.tooltip = OBJECTIVE_WORDS[self.kind.value][1]
+        self.kind.tooltip = OBJECTIVE_WORDS[self.kind.value].says
 
     @property
     def spec(self) -> str:
