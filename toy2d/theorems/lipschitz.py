@@ -212,7 +212,8 @@ def by_layer(pair: Pair, chain: Tensor, cond: Tensor, per_prompt: int = 12) -> l
     asked = (pair.net, pair.theta_star, pair.theta, pair.schedule, chain[:, few], cond[few])
     constants = {b: lipschitz_constant(*asked, inverse={b: 1.0}) for b in pair.net.layers}
     moved = layer_distances(pair)
-    root = {b: c**0.5 for b, (c, _) in constants.items()}
+    # negative only under the wrong weights of `toy2d verify --power`
+    root = {b: max(c, 0.0) ** 0.5 for b, (c, _) in constants.items()}
     total = sum(root[b] * d for b, d in moved.items())
     spread = sum(moved[b] / max(root[b], 1e-30) * error for b, (_, error) in constants.items())
     best = {b: d / max(root[b], 1e-30) for b, d in moved.items()}  # 1 / lambda_b

@@ -6,6 +6,7 @@ import torch
 from toy2d.runs.layers import layer_of
 from toy2d.theorems import lipschitz
 from toy2d.theorems.lipschitz import by_layer, layer_distances, layer_grams, worst_by_layer
+from toy2d.verify.power import WRONG_WEIGHTS, spoiled
 
 
 def test_each_layers_gram_is_its_jacobians(course):
@@ -33,6 +34,17 @@ def test_path_kl_is_below_the_bounds_by_layer(course, pair, spec):
     triangle, weighted, cauchy = rows
     assert weighted.rhs <= triangle.rhs * (1 + 1e-9)
     assert 0.2 < cauchy.lhs / cauchy.rhs <= 1
+
+
+@pytest.mark.parametrize("change", ["w_t x 0.5", "-w_t"])
+def test_wrong_weights_are_measured_too(course, change):
+    """`verify --power` asks every row what it says of them, a negative constant included."""
+    wrong = spoiled(course, WRONG_WEIGHTS[change])
+    one = wrong.pair(wrong.which("standard")[0][0])
+    rows = by_layer(one, course.chain(0), course.cond)
+    right = by_layer(course.pair(course.which("standard")[0][0]), course.chain(0), course.cond)
+    assert [r.statement for r in rows] == [r.statement for r in right]
+    assert all(a.lhs != b.lhs for a, b in zip(rows[:2], right[:2], strict=True))
 
 
 def test_layers_distances_add_up_to_the_whole(pair):
