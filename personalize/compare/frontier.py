@@ -66,12 +66,16 @@ def frontier_rows(found: dict[str, dict[float, Contrast]], unit: str = "subject"
             "objective": objective,
             "weights": ", ".join(at[HEADLINE].weights),
             "ratios": [cell(at[share]) for share in SHARES],
-            "units": f"{at[HEADLINE].ratio.log.n} {unit}s",
+            "units": how_many(at[HEADLINE].ratio.log.n, unit),
             "reached": f"{at[HEADLINE].reached} of {at[HEADLINE].runs}",
             "power": power_words(at[HEADLINE]),
         }
         for objective, at in found.items()
     ]
+
+
+def how_many(n: int, unit: str) -> str:
+    return f"{n} {unit}" + "s" * (n != 1)
 
 
 def cell(c: Contrast) -> str:
