@@ -20,7 +20,7 @@ TOY2D = """
 """
 PERSONALIZE = """
     mini config parallel pipeline adapters data sample drift export train evaluate cost
-    compare report mini.pretrain __main__
+    compare report study mini.pretrain __main__
 """
 ORDER = {"toy2d": TOY2D.split(), "personalize": PERSONALIZE.split()}
 

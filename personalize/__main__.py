@@ -21,6 +21,7 @@ from personalize.config.commands import (
 )
 from personalize.config.compare_config import CompareConfig
 from personalize.config.recipes.benchmark import Benchmark
+from personalize.config.recipes.studies import Study
 from personalize.config.train_config import TrainConfig
 from personalize.pipeline.libraries import quiet_libraries
 from toy2d.runs.cli import guard
@@ -35,6 +36,7 @@ COMMANDS = {
     "export": (Export, "personalize.export.command:export_run"),
     "compare": (CompareConfig, "personalize.compare.run:compare"),
     "benchmark": (Benchmark, "personalize.compare.benchmark:benchmark"),
+    "study": (Study, "personalize.study.run:study"),
     "report": (Report, "personalize.report.write:report"),
     "validate": (Validate, "personalize.compare.validation:validate"),
     "pretrain": (Pretrain, "personalize.mini.pretrain.command:pretrain"),

@@ -136,9 +136,9 @@ def counted(todo: Planned) -> list[str]:
     lines, passes = [*(f"note: {n}" for n in todo.notes)], 0
     for method, jobs in todo.trained.items():
         configs = [train_config(job) for job in jobs]
-        steps = sum(c.max_train_steps for c in configs)
+        steps = sum(steps_of(c) for c in configs)
         samples = sum(
-            c.max_train_steps
+            steps_of(c)
             * c.gradient_accumulation_steps
             * c.train_batch_size
             * (2 if c.uses("prior") or c.uses("output") else 1)
@@ -153,19 +153,27 @@ def counted(todo: Planned) -> list[str]:
         passes += one * drawn
         lines.append(f"{IP_ADAPTER}: {len(todo.prompted)} runs, {drawn} pictures, nothing trained")
     first = next(iter(todo.trained.values()), todo.prompted)
-    classes = {
-        job.shared
-        for jobs in todo.trained.values()
-        for job in jobs
-        if train_config(job).needs_class_images
-    }
-    c = train_config(first[0]._replace(run="standard"))
-    made = len(classes) * c.num_class_images
+    sets: dict[str, TrainConfig] = {}  # folder -> the run that uses most of its class images
+    for job in [job for jobs in todo.trained.values() for job in jobs]:
+        if (c := train_config(job)).needs_class_images:
+            largest = sets.get(c.class_data_dir, c)
+            sets[c.class_data_dir] = max(largest, c, key=lambda c: c.num_class_images)
+    made = sum(c.num_class_images for c in sets.values())
+    drawn = sum(
+        c.num_class_images * passes_of(Sampling(c.class_steps, c.class_guidance))
+        for c in sets.values()
+    )
     base, one = drawing(first[:1])
     base *= len({job.subject.class_word for job in first})
-    passes += made * passes_of(Sampling(c.class_steps, c.class_guidance)) + one * base
+    passes += drawn + one * base
     lines.append(f"the base: {made} class images, {base} pictures, shared by all runs")
     return [*lines, f"in all {passes} passes of one sample through the denoiser"]
+
+
+def steps_of(c: TrainConfig) -> int:
+    """Steps that are left to train: a run may go on from another one's checkpoint, step-N."""
+    begun = Path(c.resume_from_checkpoint or "").name.removeprefix("step-")
+    return c.max_train_steps - int(begun or 0)
 
 
 def drawing(jobs: list[Job]) -> tuple[int, int]:

@@ -1,11 +1,11 @@
-"""Render the report's page from its template, page.html.j2."""
+"""Render a page from its template: page.html.j2, or study.html.j2."""
 
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
-def render(**values) -> str:
+def render(template: str = "page.html.j2", **values) -> str:
     """The page. Every value is escaped; a missing one is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -14,4 +14,4 @@ def render(**values) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(**values).lstrip()
+    return environment.get_template(template).render(**values).lstrip()
