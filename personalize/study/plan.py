@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from personalize.compare.benchmark_plan import MEASURING
 from personalize.compare.jobs import Job, file_name, subject_of, train_config
-from personalize.config.compare_config import ENGINES, CompareConfig, mini_compare
+from personalize.config.compare_config import CompareConfig, mini_compare
 from personalize.config.recipes.studies import MINI_SUBJECTS, STUDIES, Arm, Study, scaled
 from personalize.config.rules import resolve
 from personalize.config.train_config import TrainConfig
@@ -36,9 +36,6 @@ class Planned(NamedTuple):
 
 def planned(s: Study) -> Planned:
     """Raises UserError for whatever a run would refuse."""
-    engine = s.engine.partition(":")[0]
-    if engine not in ENGINES:
-        raise UserError(f"--engine {s.engine}: use local, dask:ADDRESS, ray:ADDRESS or slurm")
     path, arms = Path(s.output_dir, s.name), STUDIES[s.name]()
     jobs: dict[str, list[Job]] = {}
     for arm in arms:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import tyro
 
 from personalize.config.commands import Command, below
+from personalize.config.compare_config import ENGINES
 from personalize.config.recipes.diffusers import Settings
 from personalize.config.recipes.regimes import (
     balanced,
@@ -157,6 +158,9 @@ class Study(Command):
         for name in ("seeds", "subjects"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 wrong.append(f"--{name} must be different from each other")
+        engine, _, address = self.engine.partition(":")
+        if engine not in ENGINES or (engine == "local" and address):
+            wrong.append(f"--engine {self.engine}: use local, dask:ADDRESS, ray:ADDRESS or slurm")
         if not self.seeds:
             wrong.append("--seeds: at least one")
         if not self.mini and not self.subjects:

@@ -19,13 +19,14 @@ from personalize.config.topics import TOPICS
 from personalize.config.train_config import TrainConfig
 
 KINDS = {name: kind for name, (kind, _) in COMMANDS.items()}
-POSITIONAL = {("check", "folder"), ("generate", "run"), ("export", "source")}
+POSITIONAL = {("check", "folder"), ("generate", "run"), ("export", "source"), ("study", "name")}
 NEEDED = {
     "train": {"--pretrained_model_name_or_path": ["base"]},
     "check": {"": ["photos"]},
     "generate": {"": ["run"], "--prompt": ["a dog"]},
     "evaluate": {"--model": ["run"], "--reference": ["photos"]},
     "export": {"": ["run"], "--format": ["peft"]},
+    "study": {"": ["regimes"]},
 }
 
 
