@@ -3,7 +3,9 @@
 The source root is the root of the repository (sphinx-build -c lectures).
 """
 
+import json
 import os
+from pathlib import Path
 
 os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}  # inherited by the notebooks' kernels
 
@@ -27,8 +29,8 @@ myst_heading_anchors = 2
 proof_uniform_numbering = True
 proof_title_format = " %t"  # the titles carry the numbers: "Theorem 2.6 Probability flow"
 
-# A stored result would outlive the module that made it, so notebooks run at every build, unless CI
-# has just run them all.
+# A stored result would outlive the module that made it, so notebooks run at every build, unless the
+# tests have just run them all: then their outputs are shown.
 nb_execution_mode = os.environ.get("BOOK_EXECUTION", "force")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
@@ -42,3 +44,22 @@ html_static_path = ["_static"]
 html_css_files = ["course.css"]
 html_show_sphinx = False
 html_copy_source = False
+
+
+def executed(app, docname: str, source: list[str]) -> None:
+    """Show what the tests' execution of this notebook printed, if its cells are still the same."""
+    kept = Path(app.srcdir, "build", "executed", f"{Path(docname).name}.ipynb")
+    if not docname.startswith("notebooks/") or not kept.exists():
+        return
+    found = kept.read_text()
+    if sources(found) == sources(source[0]):
+        source[0] = found
+
+
+def sources(notebook: str) -> list[str]:
+    return ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]]
+
+
+def setup(app) -> None:
+    if nb_execution_mode == "off":
+        app.connect("source-read", executed)

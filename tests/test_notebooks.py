@@ -1,6 +1,6 @@
 """The notebooks: twins agree, nothing is stored, every cell runs, wrong answers are refused.
 
-This is CI's only execution of the notebooks; `make pages` builds the pages without a second one.
+This is CI's only execution of the notebooks: `make pages` takes the outputs from build/executed.
 """
 
 import re
@@ -18,6 +18,7 @@ from scipy import stats
 from toy2d.config import course
 from toy2d.course import TASKS, check
 from toy2d.experiment import run
+from toy2d.runs.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 LECTURES, NOTEBOOKS = ROOT / "lectures", ROOT / "notebooks"
@@ -66,7 +67,7 @@ def course_run():
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_cell_runs(stem, course_run, monkeypatch):
-    """In a kernel of its own, in notebooks/, as a student runs it.
+    """In a kernel of its own, in notebooks/, as a student runs it. The pages show the result.
 
     Offline, because nothing may wait for a network; one thread, because tests run side by side.
     """
@@ -76,6 +77,7 @@ def test_every_cell_runs(stem, course_run, monkeypatch):
     notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4)
     where = {"metadata": {"path": str(NOTEBOOKS)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    write_atomic(ROOT / "build" / "executed" / f"{stem}.ipynb", nbformat.writes(notebook).encode())
     shown = [o for c in notebook.cells for o in c.get("outputs", ())]
     assert len(shown) >= sum(kind == "code" for kind, *_ in cells(NOTEBOOKS / f"{stem}.ipynb")) / 2
 
