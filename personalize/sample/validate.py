@@ -13,7 +13,7 @@ from PIL import Image
 from personalize.config.train_config import TrainConfig
 from personalize.pipeline.model import Model
 from personalize.sample.sampler import Sampling, generate, grid, image_seed
-from toy2d.runs.files import RunFailure
+from toy2d.runs.files import appearing
 
 
 class Validation:
@@ -73,11 +73,6 @@ class Validation:
 
 def save_picture(image: Image.Image, file: Path) -> Path:
     """A PNG that is whole or not there. Raises RunFailure if it cannot be written."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(file) as temporary:
         image.save(temporary, "PNG")
-        temporary.replace(file)
-    except OSError as e:
-        raise RunFailure(f"cannot write {file}: {e.strerror or e}; free some space") from e
     return file

@@ -127,8 +127,9 @@ class Parts:
         weights = hash_tensors(network.state_dict())
         name = f"{name}-{self.asked.seed}-{world.digest}-{weights}.safetensors"
         path = Path(self.asked.out, "data", name)
-        if not path.exists():
-            save_tensors(path, {"mean": vae.encode(network, pictures)})
+        with data.held(path.parent):
+            if not path.exists():
+                save_tensors(path, {"mean": vae.encode(network, pictures)})
         return load_tensors(path)["mean"]
 
     def terms(self, part: Part, world: data.Data) -> Terms:

@@ -3,16 +3,19 @@
 They are composed once for each seed and set of drawings, and kept in the pretraining folder.
 """
 
+import contextlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from personalize.mini.pretrain.artwork import Artwork, digest
 from personalize.mini.pretrain.world import Content, compose, contents
-from toy2d.runs.files import appearing
+from toy2d.runs.files import appearing, cannot_write, clear_torn
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,37 @@ def make(folder: Path, artwork: Artwork, seed: int, n_train: int = 20_000, views
     )
 
 
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Lock the folder of data, and remove what a stopped process left half written there.
+
+    Waits while another process makes data there. Raises RunFailure if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire()
+    except OSError as e:
+        raise cannot_write(folder, e) from e
+    try:
+        clear_torn(folder)
+        yield
+    except OSError as e:
+        raise cannot_write(folder, e) from e
+    finally:
+        lock.release()
+
+
 def _cached(path: Path, jobs: list) -> np.ndarray:
     """Compose a picture of each (drawing, scene, seed), or open those of last time
     (memory-mapped).
     """
-    if not path.exists():
-        bar = tqdm(jobs, f"composing {path.stem}", disable=None)
-        pictures = np.stack([np.asarray(compose(d, s, random.Random(seed))) for d, s, seed in bar])
-        with appearing(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, pictures)
+    with held(path.parent):
+        if not path.exists():
+            bar = tqdm(jobs, f"composing {path.stem}", disable=None)
+            made = [np.asarray(compose(d, s, random.Random(seed))) for d, s, seed in bar]
+            with appearing(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, np.stack(made))
     return np.load(path, mmap_mode="r")
 
 
