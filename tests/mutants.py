@@ -51,11 +51,17 @@ TESTS = {  # module -> its tests, the fastest first
 HEAVY = ("torch", "scipy.stats", "scipy.integrate", "matplotlib.pyplot", "pytest", "hypothesis")
 HEAVIER = ("diffusers", "transformers", "peft", "accelerate", "PIL.Image", "rich.console")
 SEEDS = "every run has all seeds, and each seed of it has its name and its weight"
+NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
 # mutants that change nothing that anyone sees: (module, start of the line, change) -> why
 EQUIVALENT = {
     ("toy2d/sentences.py", "same = next((runs for runs in prior if runs[0]", "0 -> 1"): SEEDS,
     ("toy2d/sentences.py", "f\"{same[0]['run']}, which replays", "0 -> 1"): SEEDS,
     ("toy2d/sentences.py", "pairs = zip(same, standard, strict=", "True -> False"): SEEDS,
+    (
+        "personalize/report/sentences.py",
+        "if not math.isnan(base + tuned)",
+        "base + tuned -> base - tuned",
+    ): NEITHER,
 }
 
 

@@ -1,13 +1,22 @@
 """Sentences follow the numbers: made-up numbers with a known order must give that order."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import claims_of, comparison, metrics, named, toy
+from folders import claims_of, comparison, metrics, named, toy, with_curves
 
 from personalize.compare import table
-from personalize.report.sentences import full_scale
+from personalize.report.sentences import (
+    at_equal_learning,
+    cost_sentence,
+    full_scale,
+    right_sentence,
+    spared,
+    time_ratio,
+)
+from toy2d.runs.frontier import HEADLINE, Contrast
 from toy2d.runs.sentences import (
     Scale,
     distance_sentence,
@@ -151,3 +160,131 @@ def test_a_run_is_compared_with_standard_on_its_own_subjects_and_seeds():
     assert {(r["run"], r["seed"]) for r in table.common(m["runs"])} == {
         (r, 0) for r in ("standard", "l2:1", "l2:2")
     }
+
+
+# ---- claims at equal learning
+def contrast(objective: str, ratios: dict[str, float]) -> dict[float, Contrast]:
+    logs = {unit: math.log(r) for unit, r in ratios.items()}
+    return {HEADLINE: Contrast(objective, HEADLINE, logs, len(logs), len(logs), ("1",))}
+
+
+def test_at_equal_learning_standard_is_one_and_rivals_are_compared_subject_by_subject():
+    """c is l2's alone, d prior's alone: 0.5 / 2 and 0.49 / 2 are what both have."""
+    found = {
+        "l2": contrast("l2", {"a": 0.5, "b": 0.49, "c": 50.0}),
+        "prior": contrast("prior", {"a": 2.0, "b": 2.0, "d": 0.001}),
+    }
+    alone = {"l2": contrast("l2", {"a": 0.5, "b": 0.49})}
+    verdict, words = at_equal_learning(alone, "l2", "standard")
+    assert verdict == "supported"
+    assert words.startswith(f"l2 against standard: × {0.245**0.5:.3g} (")
+    verdict, words = at_equal_learning(found, "l2", "prior")
+    assert verdict == "supported"
+    assert words.startswith(f"l2 against prior: × {0.06125**0.5:.3g} (")
+    assert words.endswith("2 subjects)")
+    assert at_equal_learning(found, "prior", "l2")[0] == "contradicted"
+    for ours, theirs in (("l2", "fisher"), ("fisher", "l2"), ("fisher", "standard")):
+        verdict, words = at_equal_learning(found, ours, theirs)
+        assert verdict == "unknown"
+        assert words == f"{ours} or {theirs} never learnt 75% of standard's peak"
+
+
+def test_claims_are_judged_at_equal_learning_where_gain_was_measured(runs, tmp_path):
+    """Four subjects; the paper's claims come first, then ours, and what it costs last."""
+    full = comparison(tmp_path / "full")
+    with_curves(full)
+    found = claims_of(runs[0], full)
+    verdict, words = found["L2 drifts less than standard fine-tuning at equal adaptation"]["full"]
+    assert verdict == "supported"
+    assert words.startswith("l2 against standard: × ")
+    assert words.endswith("4 subjects)")
+    whose = [c["source"] for c in found.values()]
+    assert whose == ["the paper", "the paper", "the paper", "ours", "ours", "the paper"]
+
+
+# ---- what prior spares, and what it costs
+GROUPS = ("class", "contexts", "unrelated")
+
+
+def spared_of(*settings, **numbers) -> tuple[str, str]:
+    """Of (objective, weight, drift of each of GROUPS, mean drift), three seeds each."""
+    records = [
+        made(o, w, s, moved=moved, moved_group=dict(zip(GROUPS, drifts, strict=False)), **numbers)
+        for o, w, drifts, moved in settings
+        for s in range(3)
+    ]
+    return spared(scale_of(records))
+
+
+def test_spared_is_what_prior_leaves_on_its_own_class_over_what_it_leaves_elsewhere():
+    """Elsewhere: the geometric mean of 0.2 and 0.8. Of two weights the one with less drift."""
+    standard = ("standard", None, (0.4, 0.8, 0.8), 0.7)  # itself half elsewhere's
+    weights = ("prior", 1.0, (0.4, 0.8, 0.8), 0.6), ("prior", 3.0, (0.1, 0.2, 0.8), 0.3)
+    verdict, words = spared_of(standard, *weights)
+    assert verdict == "supported"
+    assert words.startswith("prior:3, drift left on class over drift left elsewhere: × 0.5 (")
+    words = spared_of(standard, *weights, unlearnt=None)[1]  # none is best: the first weight
+    assert words.startswith("prior:1, drift left on class over drift left elsewhere: × 1 (")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [("prior", 1.0, (0.1, 0.2, 0.8), 0.3)],
+        [("standard", None, (0.1, 0.2, 0.8), 0.3)],
+        [("prior", 1.0, (0.1,), 0.1), ("standard", None, (0.1,), 0.1)],
+    ],
+)
+def test_spared_is_unknown_without_prior_standard_or_a_second_condition(settings):
+    assert spared_of(*settings) == ("unknown", "not measured")
+
+
+def timed(objective: str, weight: float | None, images: float, training: float | None, seed=0):
+    total = None if training is None else images + 2 + training
+    parts = {"class images": images, "preparing": 2.0, "training": training}
+    return made(objective, weight, seed, seconds=parts, total_seconds=total)
+
+
+def test_seconds_of_l2_over_prior_need_no_standard():
+    runs = [timed("l2", 0.1, 0, 8 + s, s) for s in range(3)]
+    runs += [timed("prior", 1.0, 30 + 3 * s, 8 + s, s) for s in range(3)]
+    verdict, words = time_ratio({"runs": runs, "equal_fidelity": 0.9})
+    assert verdict == "supported"
+    assert words.startswith("seconds of l2 over prior, class images included: × 0.25 (")
+    for one in (runs[:3], runs[3:]):
+        assert time_ratio({"runs": one, "equal_fidelity": 0.9}) == ("unknown", "not measured")
+
+
+def test_costs_are_multiples_of_standards_and_name_the_most_expensive():
+    runs = [timed("standard", None, 0, 8), timed("prior", 1.0, 30, 8), timed("l2", 0.1, 0, 18)]
+    assert cost_sentence({"runs": runs, "steps": 20}) == (
+        "At an equal budget of 20 steps standard takes 10 s; as multiples of it: prior 4.00, "
+        "l2 2.00. The most expensive is prior, 75% of it for class images."
+    )
+    alone = cost_sentence({"runs": runs[:1], "steps": 20})
+    assert "no other was run. The most expensive is standard, 0% of it" in alone
+    unknown = "Times as multiples of standard's were not measured."
+    assert cost_sentence({"runs": runs[1:], "steps": 20}) == unknown
+    untimed = [timed("standard", None, 0, None), *runs[1:]]
+    assert cost_sentence({"runs": untimed, "steps": 20}) == unknown
+
+
+def test_what_the_classifier_reads_is_standards_against_the_bases():
+    """One of two runs says nothing about scenes of contexts; a stopped one does not count."""
+
+    def read(seed, base, tuned, objective="standard", weight=None, **more):
+        groups = (
+            {"class": {"class": r}, "contexts": {"class": r, "scene": None}} for r in (base, tuned)
+        )
+        right = dict(zip(("base", "tuned"), groups, strict=True))
+        return made(objective, weight, seed, right=right, **more)
+
+    runs = [read(0, 0.9, 0.2), read(1, 0.7, 0.4), read(2, 0.0, 0.0, stopped="diverged")]
+    runs.append(read(0, 0.1, 0.9, "l2", 0.1))
+    assert right_sentence({"runs": runs}) == (
+        "Read by a classifier of this world: the class is right in 80% of the base's pictures of "
+        "class prompts, in 30% after standard; the class is right in 80% of the base's pictures "
+        "of context prompts, in 30% after standard."
+    )
+    nothing = made("standard", None, 0, right={"base": {"class": {"class": 0.9}}, "tuned": {}})
+    assert right_sentence({"runs": [nothing]}) == ""
