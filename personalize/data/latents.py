@@ -7,7 +7,8 @@
 Shapes: B batch, C h w latents, H W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -38,10 +39,19 @@ def resize_and_crop(
     The shorter side fills the frame, or the longer one if `crop` is "pad" (the rest is white).
     `position` in [0, 1] places the frame along the longer side (0.5 is the centre).
     """
-    size = _scaled(image.size, resolution, crop)
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    return cut(resize(image, resolution, crop), resolution, flip, position)
+
+
+def resize(image: Image.Image, resolution: int, crop: Crop = "center") -> Image.Image:
+    """The shorter side becomes `resolution`; for "pad" the longer one, in a white square."""
+    image = image.resize(_scaled(image.size, resolution, crop), Image.Resampling.LANCZOS)
     if crop == "pad":
         image = ImageOps.pad(image, (resolution, resolution), color=(255, 255, 255))
+    return image
+
+
+def cut(image: Image.Image, resolution: int, flip: bool = False, position: float = 0.5) -> Tensor:
+    """One square of pixels of a picture that `resize` has made."""
     left, top = _corner(image.size, resolution, position)
     image = image.crop((left, top, left + resolution, top + resolution))
     if flip:
@@ -111,10 +121,11 @@ class PictureSet:
 
     `posterior(i, v)` gives mean and standard deviation of the latents of variant v (a flip, a crop)
     of picture i, `frame(i, v)` the part of the photo that the variant shows. Without `frame` a
-    picture shows everything, as the pictures that the base drew do.
+    picture shows everything, as the pictures that the base drew do. Variants with an equal
+    `part(i, v)` have the same pixels.
 
-    `cache()` encodes all variants at once. Draws are equal to the bit with and without it, because
-    each variant is encoded alone.
+    `cache()` encodes all variants at once, equal ones once. Draws are equal to the bit with and
+    without it, because each is encoded alone.
     """
 
     def __init__(
@@ -123,9 +134,10 @@ class PictureSet:
         posterior: Posterior,
         variants: int = 1,
         frame: Callable[[int, int], tuple[int, ...]] | None = None,
+        part: Callable[[int, int], Hashable] = lambda i, v: v,
     ):
         self.prompts, self.variants = prompts, variants
-        self._posterior, self._frame, self._table = posterior, frame, {}
+        self._posterior, self._frame, self._part, self._table = posterior, frame, part, {}
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -133,9 +145,12 @@ class PictureSet:
     def cache(self) -> "PictureSet":
         """Encode every variant now, so that the VAE can be unloaded. Returns itself."""
         for i in range(len(self)):
+            shown = {}  # of a square photo all crops are one
             for v in range(self.variants):
-                if (i, v) not in self._table:
-                    self._table[i, v] = self._posterior(i, v)
+                part = self._part(i, v)
+                if part not in shown:
+                    shown[part] = self.latents(i, v)
+                self._table[i, v] = shown[part]
         return self
 
     def draw(self, indices: list[int], rng: torch.Generator) -> tuple[Tensor, list[str]]:
@@ -183,14 +198,21 @@ def instance_set(
         flip, place = divmod(v, positions)
         return crop, bool(flip), place / (positions - 1) if positions > 1 else 0.5
 
+    @lru_cache(maxsize=1)  # a photo is decoded once for all of its variants
+    def resized(i):
+        return resize(open_rgb(records[i].path), resolution, crop)
+
     def posterior(i, v):
-        mean, std = model.posterior(make_pixels(records[i], resolution, *variant(v))[None])
+        mean, std = model.posterior(cut(resized(i), resolution, *variant(v)[1:])[None])
         return mean[0], std[0]
 
     def frame(i, v):
         return frame_of((records[i].width, records[i].height), resolution, *variant(v))
 
-    return PictureSet(prompts, posterior, flips * positions, frame)
+    def part(i, v):
+        return variant(v)[1], frame(i, v)
+
+    return PictureSet(prompts, posterior, flips * positions, frame, part)
 
 
 class PromptCache:

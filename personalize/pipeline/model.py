@@ -294,6 +294,9 @@ class Model:
     @contextlib.contextmanager
     def _resident(self, module: nn.Module):
         parked = next(module.parameters()).device
+        if parked == self.device:  # `to` walks every module, also where nothing moves
+            yield
+            return
         module.to(self.device)
         try:
             yield

@@ -364,6 +364,24 @@ def test_the_variants_are_every_flip_at_every_position_once(base, photos):
     assert len({tuple(m.flatten().tolist()) for m in ours}) == 2 * CROPS
 
 
+@pytest.mark.parametrize(
+    ("size", "flip", "times"),
+    [((80, 80), False, 1), ((80, 80), True, 2), ((200, 80), False, CROPS), ((82, 80), True, 6)],
+)
+def test_what_shows_the_same_part_is_encoded_once(base, tmp_path, size, flip, times):
+    """A square photo has one crop; one of 82 x 80 pixels, 66 x 64 when resized, has three."""
+    folder = tmp_path / "p"
+    folder.mkdir()
+    photo(*size).save(folder / "a.png")
+    pictures = instance_set(base, scan(folder).require(), "p", 64, "random", flip)
+    asked, encode = [], pictures._posterior
+    pictures._posterior = lambda i, v: (asked.append(v), encode(i, v))[1]
+    pictures.cache()
+    assert len(asked) == times
+    for v in range(pictures.variants):
+        assert torch.equal(pictures.latents(0, v)[0], encode(0, v)[0])
+
+
 def test_flips_and_crops_are_all_drawn_and_equally_often(base, photos):
     pictures = instance_set(base, scan(photos).require(), "p", 64, "random", random_flip=True)
     seen = []
