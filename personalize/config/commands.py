@@ -241,6 +241,7 @@ class Bench(Command):
     # instead: this script (diffusers' train_dreambooth.py or _lora.py) against ours, whole
     # processes
     peer: str | None = None
+    photos: str | None = None  # folder of pictures for --peer; default: five JPEGs made here
     peer_steps: tuple[int, int] = (20, 100)  # two lengths; their difference is the time of steps
     peer_rounds: int = 3  # runs of each length; medians are shown
     out: str | None = None  # a JSON file for the numbers
@@ -253,11 +254,16 @@ class Bench(Command):
 def _wrong_peer(c: Bench) -> list[str]:
     usual = Bench()
     if c.peer is None:
-        given = [n for n in ("peer_steps", "peer_rounds") if getattr(c, n) != getattr(usual, n)]
+        flags = ("photos", "peer_steps", "peer_rounds")
+        given = [n for n in flags if getattr(c, n) != getattr(usual, n)]
         return [f"--{n} has no effect without --peer" for n in given]
     wrong = ["--peer and --memory are two measurements; choose one"] if c.memory else []
     if not Path(c.peer).expanduser().is_file():
         wrong.append(f"--peer {c.peer} is no file: it is a training script, such as diffusers'")
+    if c.photos and not Path(c.photos).expanduser().is_dir():
+        wrong.append(
+            f"--photos {c.photos} is not a folder; pass the folder that holds the pictures"
+        )
     if not 0 < c.peer_steps[0] < c.peer_steps[1]:
         wrong.append(f"--peer_steps {c.peer_steps[0]} {c.peer_steps[1]}: two lengths, short first")
     return wrong

@@ -5,9 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from small import photos
 
 from personalize.config.commands import Bench
-from personalize.cost.peer import Took, in_turns, measured, our_command, peer_command, summary
+from personalize.cost.peer import (
+    Took,
+    in_turns,
+    measured,
+    our_command,
+    peer_command,
+    summary,
+    table,
+)
 from personalize.cost.speed import bench
 from toy2d.runs.files import RunFailure
 
@@ -86,10 +95,38 @@ def test_a_script_that_fails_is_named_with_its_last_line():
         (Bench(peer=__file__, memory=True), "choose one"),
         (Bench(peer=__file__, peer_steps=(5, 5)), "two lengths, short first"),
         (Bench(peer_rounds=9), "--peer_rounds has no effect without --peer"),
+        (Bench(photos="."), "--photos has no effect without --peer"),
+        (Bench(peer=__file__, photos="nowhere"), "--photos nowhere is not a folder"),
     ],
 )
 def test_flags_of_the_peer_are_checked(command, said):
     assert any(said in problem for problem in command.problems())
+
+
+def test_each_process_begins_with_an_empty_cache(tmp_path):
+    """So ours samples the base's chains every time, and no earlier run of the user's speeds it."""
+    note = tmp_path / "note.txt"
+    code = "import os, pathlib; cache = pathlib.Path(os.environ['DRIFTLAB_CACHE']); "
+    code += f"open({str(note)!r}, 'a').write(f'{{len(list(cache.iterdir()))}}'); "
+    code += "(cache / 'chains').mkdir()"
+    for _ in range(2):
+        measured([sys.executable, "-c", code])
+    assert note.read_text() == "00"
+
+
+def test_the_table_shows_later_runs_without_the_chains():
+    took = {
+        "ours": [Took(1, 20.0, 1), Took(2, 30.0, 1)],
+        "peer": [Took(1, 15.0, 1), Took(2, 25.0, 1)],
+    }
+    record = summary(took)
+    record["our_seconds"] = {"chains": 10.0, "measuring": 0.5, "training": 20.0}
+    cells = {
+        row: cells
+        for row, *cells in zip(*(c._cells for c in table(record, "x").columns), strict=True)
+    }
+    assert cells["the same, a base's later runs (no chains), s"] == ["20", "25", "0.800"]
+    assert cells["of ours, measuring drift, s"] == ["0.5", "-", "2.5% of training"]
 
 
 @pytest.mark.slow
@@ -97,6 +134,7 @@ def test_the_whole_measurement_with_a_stand_in(tmp_path, capsys):
     script = tmp_path / "train_dreambooth_lora.py"
     script.write_text(STAND_IN)
     small = {"width": 16, "resolution": 64, "peer_steps": (1, 3), "peer_rounds": 1}
+    small["photos"] = str(photos(tmp_path / "photos", 2))
     out = tmp_path / "bench.json"
     numbers = bench(Bench(peer=str(script), **small, out=str(out)))["peer_times"]
     assert json.loads(out.read_text())["peer_times"] == numbers
