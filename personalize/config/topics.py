@@ -217,8 +217,9 @@ class Measuring:
     path_kl_steps: int = 0  # steps between measurements of path KL; 0: at start and end only
     measure_chains: int = 4  # sampling chains of the base for each prompt, for path KL
     measure_nodes: int = 10  # ancestral steps of each chain
-    # how many of these steps a measurement evaluates, drawn by importance; all of them: exact sum
-    nodes_per_chain: int = 1
+    # how many of these steps a measurement evaluates, drawn by importance; all of them: exact sum;
+    # default: 1, with prior 2 and with output 3, whose training steps cost more
+    nodes_per_chain: int | None = None
     # at the end, measure path KL of each kind of layer's change alone, the rest as in the base
     measure_layers: bool = False
     # number of each subject's pictures kept from training, to measure in nats what is learnt (gain)

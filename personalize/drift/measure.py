@@ -114,6 +114,15 @@ class Probes:
         """Path KL of a model that has not moved: 0, without evaluating anything."""
         return {name: (0.0, 0.0, n) for name, n in self.sizes.items()}
 
+    def some(self) -> Tensor:
+        """Indices of the pairs of every 2 K-th chain: half as many as there are chains.
+
+        Whole chains: the nodes of one are drawn in order, so the first of each are its noisier
+        ones.
+        """
+        i = torch.arange(len(self.node))
+        return i[i // self.each % (2 * self.each) == 0]
+
     def terms(self) -> Tensor:
         """Weight of each pair's square in delta eps squared: all nodes and chains count alike."""
         return self.share / ((len(self.schedule) - 1) * sum(self.sizes.values()))
@@ -132,12 +141,13 @@ def evaluations(config: TrainConfig) -> int:
     """How many samples a whole run evaluates to measure drift, the base's chains not counted."""
     c = config
     chains = c.measure_chains * sum(len(g) for g in prompt_groups(c).values())
-    pairs = chains * min(c.nodes_per_chain, c.measure_nodes - 1)
+    each = min(c.nodes_per_chain, c.measure_nodes - 1)
+    pairs = chains * each
     steps = range(c.probe_steps, c.max_train_steps, c.probe_steps)
     full = [s for s in steps if c.path_kl_steps and s % c.path_kl_steps == 0]
     more = 0 if not c.path_kl_steps else (c.max_train_steps - 1) // c.path_kl_steps
     between = len(steps) - len(full)
-    first = -(-pairs // 2) + FEW * (between - 1) if between else 0
+    first = each * -(-chains // (2 * each)) + FEW * (between - 1) if between else 0
     layers = len(LAYERS) if c.measure_layers else 0
     return pairs * (1 + more + layers) + first
 
@@ -188,29 +198,29 @@ class DriftMeter:
     def delta_eps(self, step: int) -> float:
         """delta eps between two full measurements, at a fraction of their cost.
 
-        The first call evaluates every second pair and keeps the squares. Later ones evaluate FEW of
+        The first call evaluates `Probes.some` and keeps the squares. Later ones evaluate FEW of
         those, drawn in proportion to what each contributed then, and multiply that first sum by
         the mean growth of their squares: unbiased for the sum over the same pairs.
         """
-        half = torch.arange(0, len(self.probes.node), 2)
-        terms = self.probes.terms()[half.to(self.probes.node.device)]
-        first = self._first(step, half)
+        some = self.probes.some()
+        terms = self.probes.terms()[some.to(self.probes.node.device)]
+        first = self._first(step, some)
         total = terms * first
         growth = 1.0
         if step != self._first_step:
             few = in_proportion(total, FEW, generator(self.seed, "probe/few"))
-            now = self.probes.squares(self.predict, self.chunk, half[few])
+            now = self.probes.squares(self.predict, self.chunk, some[few])
             growth = float((now / first[few.to(first.device)]).mean())
-        return (float(total.sum()) * growth * len(self.probes.node) / len(half)) ** 0.5
+        return (float(total.sum()) * growth * len(self.probes.node) / len(some)) ** 0.5
 
-    def _first(self, step: int, half: Tensor) -> Tensor:
+    def _first(self, step: int, some: Tensor) -> Tensor:
         """The squares at the first probed step: measured there, read from the file after it."""
         if self._squares is None and self.file.exists():
             kept = load_tensors(self.file)
             if int(kept["step"]) < step:
                 self._squares, self._first_step = kept["squares"], int(kept["step"])
         if self._squares is None or step <= self._first_step:
-            self._squares = self.probes.squares(self.predict, self.chunk, half)
+            self._squares = self.probes.squares(self.predict, self.chunk, some)
             self._first_step = step
             if self.writes:
                 save_tensors(self.file, {"squares": self._squares, "step": torch.tensor(step)})

@@ -43,7 +43,7 @@ def setting():
     def predict(x_t, t, texts):
         return model.predict(x_t, t, prompts(texts))
 
-    c = config("unused", **GROUPS, measure_nodes=5, measure_chains=3)
+    c = config("unused", **GROUPS, measure_nodes=5, measure_chains=3, nodes_per_chain=1)
     chains = make_chains(predict, model.schedule, chain_sampling(c, SHAPE))
     at_start = path_drift(predict, chains, 4)
     rng = torch.Generator().manual_seed(0)
@@ -127,6 +127,22 @@ def test_one_node_of_each_chain_is_unbiased(setting):
     assert abs(float(eps.mean()) - whole) < 4 * float(eps.std()) / 200**0.5
 
 
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_some_of_the_pairs_stand_for_all(setting, each):
+    """The sum that delta eps takes over some of the pairs is unbiased for the sum over all nodes
+    and chains, however many nodes of a chain are drawn. Here a square depends on its node alone.
+    """
+    found = []
+    for seed in range(400):
+        probes = Probes.of(setting[4], each, seed)
+        some = probes.some()
+        terms = (probes.terms() * 10.0**-probes.node)[some]
+        found.append(float(terms.sum()) * len(probes.node) / len(some))
+    found = torch.tensor(found)
+    wanted = (0.1 + 0.01 + 0.001 + 0.0001) / 4
+    assert abs(float(found.mean()) - wanted) < 4 * float(found.std()) / 20
+
+
 class Counting:
     """A predictor that counts the samples it is asked for, `h` away from the base."""
 
@@ -144,8 +160,8 @@ def meter(setting, predict, file) -> DriftMeter:
 
 
 def test_between_full_measurements_few_pairs_are_evaluated(setting, tmp_path):
-    """The first probed step evaluates every second pair, later ones two, step 0 none; a shift
-    that doubles is seen to double.
+    """The first probed step evaluates every second chain, later ones two pairs, step 0 none; a
+    shift that doubles is seen to double.
     """
     live = Counting(setting[2], 0.1)
     m = meter(setting, live, tmp_path / "probe.safetensors")
@@ -174,7 +190,12 @@ def test_how_many_evaluations_a_default_run_costs():
     c = resolve(dataclasses.replace(c, log_every=10, **{k: default[k] for k in keep}))
     assert evaluations(c) == 16 + 8 * 2 + 32
     assert evaluations(dataclasses.replace(c, path_kl_steps=50)) == 10 * 32
-    assert evaluations(dataclasses.replace(c, nodes_per_chain=99)) == 144 + 16 + 288
+    assert evaluations(dataclasses.replace(c, nodes_per_chain=2)) == 16 + 8 * 2 + 64
+    assert evaluations(dataclasses.replace(c, nodes_per_chain=99)) == 18 + 8 * 2 + 288
+    for objective, passes in (("standard", 2.6), ("prior", 5.2), ("output", 6.2)):  # of one step
+        more = {"objective": objective, "nodes_per_chain": None}
+        more |= {} if objective == "standard" else {"class_data_dir": "unused"}
+        assert evaluations(resolve(dataclasses.replace(c, **more))) < 0.05 * 500 * passes
 
 
 def test_evaluations_are_those_that_happen(setting, tmp_path):
