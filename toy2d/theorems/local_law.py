@@ -141,7 +141,8 @@ def ladder(
     another F.
     """
     direction = {k: p - pair.theta_star[k] for k, p in pair.theta.items()}
-    h = torch.tensor([s * math.sqrt(2 * kl / G) for kl in kls for s in (1.0, -1.0)])
+    # G is negative only under the wrong weights of `toy2d verify --power`
+    h = torch.tensor([s * math.sqrt(2 * kl / abs(G)) for kl in kls for s in (1.0, -1.0)])
     stack = {
         k: p + h.reshape(-1, *[1] * (p.ndim - 1)) * direction[k] for k, p in pair.theta_star.items()
     }
