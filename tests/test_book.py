@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from toy2d.runs.frontier import HEADLINE, Trajectory, contrasts
+from toy2d.runs.frontier import HEADLINE, Trajectory, agreement, contrasts
 from toy2d.runs.statistics import estimate
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +119,15 @@ def test_readmes_table_is_that_of_the_recorded_comparison(scale):
         mean, half, _ = found[name].ratio.log
         measured = [math.exp(v) for v in (mean, mean - half, mean + half)]
         assert promised[3 * i : 3 * i + 3] == pytest.approx(measured, abs=0.006)
+
+
+def test_readme_says_how_well_the_toy_predicts_the_order():
+    """Kendall's tau with its interval, full fine-tuning and LoRA."""
+    said = re.search(r"\(Kendall's tau (.*?)\), .*?\((.*?)\)", readme()).groups()
+    by_unit = {s: {o: c.by_unit for o, c in headlines(s).items()} for s in ("toy", "full", "lora")}
+    for scale, numbers in zip(("full", "lora"), said, strict=True):
+        promised = [float(n) for n in re.findall(r"[\d.]+", numbers)]
+        assert promised == pytest.approx(agreement(by_unit["toy"], by_unit[scale])[:3], abs=0.006)
 
 
 def test_readme_says_by_how_much_l2_drifts_more_than_prior_preservation():

@@ -47,7 +47,13 @@ def frontier_panel(
         name for at in contrasts(trajectories).values() for name in at[HEADLINE].weights
     }
     labelled = set()
-    for run, same in sorted(runs.items(), key=lambda item: rank(item[1][0].objective)):
+
+    def place(run: str) -> tuple[int, bool]:
+        """By objective, the bold line first: the legend shows it."""
+        return rank(runs[run][0].objective), run not in chosen
+
+    for run in sorted(runs, key=place):
+        same = runs[run]
         objective, path = same[0].objective, mean_path(same)
         bold = run in chosen
         look = style(objective) | {"linewidth": 1.8 if bold else 0.8, "alpha": 1 if bold else 0.35}
