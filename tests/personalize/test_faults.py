@@ -239,6 +239,25 @@ def test_closed_streams_end_quietly(line):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "none"],
+        ["evaluate", "--model", "none", "--reference", "none"],
+        ["compare", "--subjects", "none:dog", "--output_dir", "out"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_refusal_says_nothing_as_json(words, tmp_path, capsys, monkeypatch):
+    """stdout stays empty, so what reads it sees no half result: exit code 2 and one line."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("personalize: ")
+    assert err.count("\n") == 1
+
+
 def test_check_as_json(tmp_path, capsys):
     folder = photos(tmp_path / "p", 2)
     (folder / "0.txt").write_text("a sks dog, " * 40)

@@ -20,6 +20,7 @@ from personalize.config.compare_config import CompareConfig
 from personalize.report import curves, samples
 from personalize.report import write as report
 from personalize.train.guard import Diverged, Stopped
+from toy2d.runs.cli import guard
 from toy2d.runs.files import RunFailure, UserError, read_csv
 
 
@@ -88,10 +89,16 @@ def test_a_run_that_draws_no_pictures_has_its_curve_and_no_scores(tmp_path):
 
 
 def test_numbers_as_json_are_all_that_stdout_holds(done, capsys):
-    comparison.compare(config(done, json=True))
+    asked = config(done, json=True)
+    assert guard(lambda: comparison.compare(asked), "personalize") == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads((done / "metrics.json").read_text())
     assert "is done already" in err
+    other = config(done, json=True, each={"max_train_steps": 3})
+    assert guard(lambda: comparison.compare(other), "personalize") == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert "max_train_steps" in err
 
 
 def test_what_belongs_to_the_base_is_made_once(done):

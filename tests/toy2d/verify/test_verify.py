@@ -31,6 +31,10 @@ def test_rows_as_json_are_all_that_stdout_holds(folder, capsys):
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads((folder / "verify" / "partial.json").read_text())
     assert {r["label"] for r in record["rows"]} == {"counterexamples"}
+    assert main([*words, "--only", "theorem_9"]) == 2
+    out, complaint = capsys.readouterr()
+    assert not out
+    assert complaint.count("\n") == 1
 
 
 def test_a_failed_proof_exits_1_with_its_command(folder, capsys, monkeypatch):
@@ -43,6 +47,11 @@ def test_a_failed_proof_exits_1_with_its_command(folder, capsys, monkeypatch):
     complaint = capsys.readouterr().err
     assert "bug of ours" in complaint
     assert "toy2d verify --only path_bound --seeds 0 --name tiny" in complaint
+    assert main(["verify", "--name", "tiny", "--out", out, "--only", "path_bound", "--json"]) == 1
+    said, complaint = capsys.readouterr()
+    assert [r["holds"] for r in json.loads(said)["rows"]] == [r.holds for r in rows]
+    assert not all(r.holds for r in rows)
+    assert "bug of ours" in complaint
 
 
 def test_what_a_user_mistypes_is_one_line_and_exit_2(folder, capsys):
