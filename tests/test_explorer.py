@@ -86,6 +86,31 @@ def page(browser, page_file):
     opened.close()
 
 
+EVIL = (
+    "<!--<script></script><script>window.evil = 1</script>"
+    "<img src=x onerror='window.evil = 1'>&quot;$(touch mark)@DATA@"
+)
+
+
+def test_words_of_a_prompt_are_shown_and_do_nothing(browser, tmp_path, monkeypatch):
+    """In the data of the page and in the link that opens it."""
+    mini, words = build.mini_data, dict.fromkeys(build.OBJECTIVES, EVIL)
+    evil = {"prompts": [EVIL] * 5, "provenance": EVIL}
+    monkeypatch.setattr(build, "mini_data", lambda folder: mini(folder) | evil)
+    monkeypatch.setattr(build, "OBJECTIVES", words)
+    build.main(tmp_path / "explore.html")
+    opened, faults = browser.new_page(), []
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.goto(f"{(tmp_path / 'explore.html').as_uri()}#{EVIL}=1&a={EVIL}&seed={EVIL}")
+    assert opened.locator("#provenance").inner_text().endswith(EVIL)
+    assert opened.locator("#a-what").inner_text() == EVIL
+    assert EVIL in opened.locator("#a-before").get_attribute("alt")
+    assert opened.evaluate("window.evil") is None
+    assert opened.locator("script").count() == 2
+    assert not faults
+    opened.close()
+
+
 def number(page, run: str, row: int) -> float:
     return float(page.locator(f"#{run}-numbers td").nth(row).inner_text().split()[0])
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from toy2d.config import PRESETS, Sweep, ToyConfig, course
@@ -66,7 +67,7 @@ def print_table(folder: Path) -> None:
     trajectories = toy_trajectories(metrics, read_csv(folder / "history.csv"))
     header, rows = summary(metrics, False, trajectories)
     table = Table(
-        title=f"{folder.name}: KL in nats after the last step, median over seeds; bold: the "
+        title=f"{escape(folder.name)}: KL in nats after the last step, median over seeds; bold: the "
         "weights chosen at equal learning",
         title_justify="left",
     )

@@ -132,7 +132,8 @@ def page() -> str:
             "objectives": {k: style(k)["color"] for k in kinds},
         },
     }
-    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    # neither "</script>" nor "<!--<script" of a text may end or hide what follows
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     made = (HERE / "page.html").read_text()
     made = made.replace("@STYLE@", (HERE / "style.css").read_text())
     made = made.replace("@SCRIPT@", (HERE / "explorer.js").read_text())

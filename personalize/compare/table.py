@@ -9,6 +9,7 @@ standard on the (subject, seed)s that it has.
 
 import math
 
+from rich.markup import escape
 from rich.table import Table
 
 from toy2d.runs.statistics import (
@@ -130,7 +131,7 @@ def times(cost: dict) -> str:
 
 
 def table_of(title: str, columns: tuple[str, ...]) -> Table:
-    out = Table(title=title, title_justify="left")
+    out = Table(title=escape(title), title_justify="left")
     for i, column in enumerate(columns):
         out.add_column(column, justify="right" if i else "left")
     return out

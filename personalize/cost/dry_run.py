@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from personalize.adapters.anchors import plain_parameters
@@ -68,7 +69,7 @@ def dry_run(config: TrainConfig, console: Console | None = None) -> Cost:
     console = console or Console(quiet=not accelerator.is_main_process)
     console.print(_settings(config))
     for line in pairing(config, len(pictures.records), accelerator.num_processes):
-        console.print(line)
+        console.print(line, markup=False)
     cost = measure_cost(config, pictures, accelerator)
     console.print(_costs(cost))
     return cost
@@ -228,7 +229,7 @@ def _settings(config: TrainConfig) -> Table:
     table = Table("setting", "value", title="what will run")
     for name, value in asdict(config).items():
         if value is not None and value is not False and value != ():
-            table.add_row(name, str(value))
+            table.add_row(name, escape(str(value)))
     return table
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 
 from personalize.config.commands import Bench
@@ -165,7 +166,9 @@ def _medians(took: list[Took]) -> dict[str, float]:
 
 def table(record: dict, script: str) -> Table:
     ours, peer, ratio = record["ours"], record["peer"], record["ratio"]
-    shown = Table("what", "ours", "peer", "ratio", title=f"whole processes, against {script}")
+    shown = Table(
+        "what", "ours", "peer", "ratio", title=escape(f"whole processes, against {script}")
+    )
     rows = {
         "s / step": ("step", 1),
         f"whole command of {ours['steps']} steps, s": ("whole", 1),

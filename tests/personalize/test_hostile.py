@@ -7,6 +7,7 @@ A new place that reads a file gets a row in HOSTILE.
 import json
 import os
 import pickle
+import shlex
 import shutil
 import zlib
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from small import photos, workshop
+from small import config, photos, workshop
 from test_faults import command_of
 
 from personalize.__main__ import main
+from personalize.compare.table import table_of
 from personalize.data.prompts import prompt_set
 from toy2d.runs.files import MAX_TEXT, UserError, clear_torn, write_atomic
 from toy2d.runs.folder import RunFolder
@@ -196,3 +198,33 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
     """A list of prompts of MAX_TEXT bytes is no device."""
     (tmp_path / "p.txt").write_text("a {0} {1}\n" + "#" * (MAX_TEXT - 20) + "\n")
     assert prompt_set(str(tmp_path / "p.txt"), "sks", "dog").groups["subject"] == ("a sks dog",)
+
+
+WORDS = "<script>alert(1)</script> $(touch mark) `touch mark`; touch mark [/b] {0} ../../x"
+
+
+def test_words_of_prompts_and_captions_are_drawn_and_nothing_else(tmp_path, monkeypatch, capsys):
+    """In the plan, in training and in its validation pictures."""
+    folder = photos(tmp_path / "photos", 1)
+    (folder / "0.txt").write_text(f"a sks dog, {WORDS}")
+    few = {"max_train_steps": 1, "num_validation_images": 1, "validation_inference_steps": 1}
+    words = {"instance_data_dir": str(folder), "validation_prompt": (WORDS,), "class_prompt": WORDS}
+    c = config(tmp_path / "run", "prior", **few | words, class_data_dir=str(tmp_path / "class"))
+    monkeypatch.chdir(tmp_path)
+    command = shlex.split(c.command())[1:]
+    assert main([*command, "--dry_run"]) == 0
+    assert "[/b] {0}" in capsys.readouterr().out
+    assert main(command) == 0
+    figures = {str(p.relative_to(tmp_path / "run/figures")) for p in tmp_path.rglob("figures/**/*")}
+    assert figures == {"base", "base/00000.png", "validation-000000.png", "validation-000001.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"photos", "run", "class"}
+    assert not [p for p in tmp_path.rglob("*") if "mark" in p.name or "script" in p.name]
+    assert json.loads((tmp_path / "run/config.json").read_text())["validation_prompt"] == [WORDS]
+
+
+def test_the_name_of_a_folder_is_no_markup_of_a_table():
+    assert table_of(f"{WORDS}: mean", ("run",)).title.replace("\\", "") == f"{WORDS}: mean"
+    from rich.console import Console
+
+    with Console(width=200, file=open(os.devnull, "w")) as console:
+        console.print(table_of("[/b]", ("run",)))
