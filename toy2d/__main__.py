@@ -67,8 +67,8 @@ def print_table(folder: Path) -> None:
     trajectories = toy_trajectories(metrics, read_csv(folder / "history.csv"))
     header, rows = summary(metrics, False, trajectories)
     table = Table(
-        title=f"{escape(folder.name)}: KL in nats after the last step, median over seeds; bold: the "
-        "weights chosen at equal learning",
+        title=f"{escape(folder.name)}: KL in nats after the last step, median over seeds; "
+        "bold: the weights chosen at equal learning",
         title_justify="left",
     )
     for i, name in enumerate(header):
