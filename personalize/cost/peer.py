@@ -37,8 +37,8 @@ MIB = 2**20
 WATCHER = """
 import resource, subprocess, sys
 code = subprocess.call(sys.argv[2:])
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB
-open(sys.argv[1], "w").write(str(peak))
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=open(sys.argv[1], "w"))  # s, KiB
 sys.exit(code)
 """
 MakeCommand = Callable[[int, Path], list[str]]  # (steps, output folder) -> the command line
@@ -49,6 +49,7 @@ class Took(NamedTuple):
 
     steps: int
     seconds: float
+    cpu: float  # seconds of all threads: what a machine that others use disturbs less
     peak: int  # bytes
 
 
@@ -119,21 +120,25 @@ def in_turns(
     for k in range(rounds):
         for steps in lengths:
             for name, make in makers.items():
-                seconds, peak = measured(make(steps, folder / f"{name}-{steps}-{k}"))
-                took[name].append(Took(steps, seconds, peak))
+                took[name].append(
+                    Took(steps, *measured(make(steps, folder / f"{name}-{steps}-{k}")))
+                )
     return took
 
 
-def measured(words: list[str]) -> tuple[float, int]:
-    """Seconds and peak bytes of a process. Raises RunFailure with its last line if it fails."""
+def measured(words: list[str]) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and peak bytes of a process.
+
+    Raises RunFailure with its last line if it fails.
+    """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     with (
         tempfile.TemporaryFile("w+") as log,
-        tempfile.NamedTemporaryFile("r") as peak,
+        tempfile.NamedTemporaryFile("r") as used,
         tempfile.TemporaryDirectory() as cache,
     ):
         environment["DRIFTLAB_CACHE"] = cache
-        watched = [sys.executable, "-c", WATCHER, peak.name, *words]
+        watched = [sys.executable, "-c", WATCHER, used.name, *words]
         started = time.perf_counter()
         done = subprocess.run(watched, env=environment, stdout=log, stderr=log)
         seconds = time.perf_counter() - started
@@ -141,25 +146,30 @@ def measured(words: list[str]) -> tuple[float, int]:
             log.seek(0)
             last = (log.read().strip().splitlines() or ["no output"])[-1]
             raise RunFailure(f"{' '.join(words[:3])} ... ended with {done.returncode}: {last}")
-        return seconds, int(peak.read()) * 1024
+        cpu, peak = used.read().split()
+        return seconds, float(cpu), int(peak) * 1024
 
 
 def summary(took: dict[str, list[Took]]) -> dict[str, dict]:
-    """By process: "step" and "whole" (seconds), "peak" (bytes); and the ratios ours / peer."""
+    """By process: "step" and "whole" (seconds), the same in CPU seconds, "peak" (bytes); and the
+    ratios ours / peer.
+    """
     numbers = {name: _medians(of) for name, of in took.items()}
     ours, peer = numbers["ours"], numbers["peer"]
-    return numbers | {"ratio": {k: ours[k] / peer[k] for k in ("step", "whole", "peak")}}
+    return numbers | {"ratio": {k: ours[k] / peer[k] for k in ours if k != "steps"}}
 
 
 def _medians(took: list[Took]) -> dict[str, float]:
     """A step's seconds are the slope between the two lengths, one slope a round."""
     short, long = (sorted({t.steps for t in took})[i] for i in (0, -1))
     starts, ends = ([t for t in took if t.steps == n] for n in (short, long))
-    slopes = [(b.seconds - a.seconds) / (long - short) for a, b in zip(starts, ends, strict=True)]
+    rounds = list(zip(starts, ends, strict=True))
     return {
         "steps": long,
-        "step": median(slopes),
+        "step": median((b.seconds - a.seconds) / (long - short) for a, b in rounds),
+        "step_cpu": median((b.cpu - a.cpu) / (long - short) for a, b in rounds),
         "whole": median(t.seconds for t in ends),
+        "whole_cpu": median(t.cpu for t in ends),
         "peak": median(t.peak for t in ends),
     }
 
@@ -171,7 +181,9 @@ def table(record: dict, script: str) -> Table:
     )
     rows = {
         "s / step": ("step", 1),
+        "CPU s / step": ("step_cpu", 1),
         f"whole command of {ours['steps']} steps, s": ("whole", 1),
+        "the same, CPU s": ("whole_cpu", 1),
         "peak memory, MiB": ("peak", MIB),
     }
     for title, (key, unit) in rows.items():
@@ -181,7 +193,7 @@ def table(record: dict, script: str) -> Table:
     chains, measuring = phases.get("chains", 0.0), phases.get("measuring", 0.0)
     later = ours["whole"] - chains
     words = f"{later:.4g}", f"{peer['whole']:.4g}", f"{later / peer['whole']:.3f}"
-    shown.add_row("the same, a base's later runs (no chains), s", *words)
+    shown.add_row("a base's later runs (no chains), s", *words)
     shown.add_row("of ours, the base's chains, s", f"{chains:.4g}", "-", "-")
     share = f"{measuring / phases['training']:.1%} of training"
     shown.add_row("of ours, measuring drift, s", f"{measuring:.4g}", "-", share)

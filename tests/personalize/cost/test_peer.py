@@ -67,6 +67,7 @@ def test_they_run_in_turns_and_peaks_are_each_process_s_own(tmp_path):
     took = in_turns({"ours": maker("o", 10), "peer": maker("p", 300)}, (1, 2), 2, tmp_path)
     assert note.read_text() == "op" * 4
     assert [t.steps for t in took["ours"]] == [1, 2, 1, 2]
+    assert all(0 < t.cpu < 5 for t in took["ours"])
     apart = took["peer"][0].peak - took["ours"][0].peak
     assert 280 * 2**20 < apart < 300 * 2**20
 
@@ -74,13 +75,15 @@ def test_they_run_in_turns_and_peaks_are_each_process_s_own(tmp_path):
 def test_a_step_is_the_slope_between_two_lengths():
     """Start and end cost 5 s and 3 s here; a step 0.5 s and 2 s."""
     took = {
-        name: [Took(n, start + n * step, peak) for _ in range(3) for n in (10, 30)]
+        name: [Took(n, start + n * step, 2 * n, peak) for _ in range(3) for n in (10, 30)]
         for name, start, step, peak in (("ours", 5.0, 0.5, 100), ("peer", 3.0, 2.0, 400))
     }
     numbers = summary(took)
     assert numbers["ours"]["step"] == pytest.approx(0.5)
     assert numbers["peer"]["whole"] == pytest.approx(63.0)
-    assert numbers["ratio"] == pytest.approx({"step": 0.25, "whole": 20 / 63, "peak": 0.25})
+    wanted = {"step": 0.25, "whole": 20 / 63, "step_cpu": 1.0, "whole_cpu": 1.0, "peak": 0.25}
+    assert numbers["ratio"] == pytest.approx(wanted)
+    assert numbers["ours"]["step_cpu"] == pytest.approx(2.0)
 
 
 def test_a_script_that_fails_is_named_with_its_last_line():
@@ -116,16 +119,14 @@ def test_each_process_begins_with_an_empty_cache(tmp_path):
 
 def test_the_table_shows_later_runs_without_the_chains():
     took = {
-        "ours": [Took(1, 20.0, 1), Took(2, 30.0, 1)],
-        "peer": [Took(1, 15.0, 1), Took(2, 25.0, 1)],
+        "ours": [Took(1, 20.0, 2.0, 1), Took(2, 30.0, 3.0, 1)],
+        "peer": [Took(1, 15.0, 2.0, 1), Took(2, 25.0, 4.0, 1)],
     }
     record = summary(took)
     record["our_seconds"] = {"chains": 10.0, "measuring": 0.5, "training": 20.0}
-    cells = {
-        row: cells
-        for row, *cells in zip(*(c._cells for c in table(record, "x").columns), strict=True)
-    }
-    assert cells["the same, a base's later runs (no chains), s"] == ["20", "25", "0.800"]
+    columns = [list(column.cells) for column in table(record, "x").columns]
+    cells = {row: cells for row, *cells in zip(*columns, strict=True)}
+    assert cells["a base's later runs (no chains), s"] == ["20", "25", "0.800"]
     assert cells["of ours, measuring drift, s"] == ["0.5", "-", "2.5% of training"]
 
 
