@@ -3,6 +3,7 @@
 Whatever a run would refuse is refused here, before anything trains.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,7 @@ def comparison(s: Study, arm: Arm, path: Path) -> CompareConfig:
         first = TrainConfig(s.pretrained_model_name_or_path, "", **measured)
     settings = scaled(arm.settings, *s.scales, s.mini)
     steps = settings["max_train_steps"]
-    every = max(1, steps // MEASURED)
+    every = math.ceil(steps / MEASURED)
     along = {"log_every": every, "probe_steps": every, "path_kl_steps": every}
     each = replace(first, **settings, **along, checkpointing_steps=max(1, steps // 2))
     if s.resolution:

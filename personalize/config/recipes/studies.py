@@ -24,9 +24,9 @@ from personalize.config.recipes.regimes import (
 from personalize.mini.shipped import is_mini
 
 # On the mini: the report's steps (and warmup, class images) are divided by SCALE, its rates times
-# RATE. So balanced has the mini's own rate, 5e-5, and ends near where standard's gain peaks (48
-# steps, lab log, 25 November 2026). RATE = 100 ruins the mini in overfit: no class is right.
-SCALE, RATE = 20.0, 50.0
+# RATE. So balanced has 80 steps at 3e-5: rate x steps are those at which standard's gain peaks (48
+# at 5e-5, lab log, 25 November 2026). With 20 and 50 overfit draws no animal any more.
+SCALE, RATE = 10.0, 30.0
 FACE, TOY = 0, 1  # places in --subjects
 # what depends on the size of the network, or what a study decides itself
 NOT_OF_THE_MINI = ("resolution", "mixed_precision", "gradient_checkpointing", "train_batch_size")
@@ -123,10 +123,10 @@ class Study(Command):
     # two, the face first. Default: the mini's polar_bear (a face) and black_cat (a purple figure)
     subjects: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)  # of training
-    # the report's steps, warmup and class images are divided by this; default: 20 for the mini,
+    # the report's steps, warmup and class images are divided by this; default: 10 for the mini,
     # 1 for another base
     scale: float | None = None
-    # its learning rates are multiplied by this; default: 50 for the mini, 1 for another base
+    # its learning rates are multiplied by this; default: 30 for the mini, 1 for another base
     rate: float | None = None
     resolution: int | None = None  # pixels, for every arm; default: the report's, or the mini's own
     images: int = 4  # pictures for each prompt of the subject, from the same seeds in every arm

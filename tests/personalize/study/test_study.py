@@ -116,11 +116,11 @@ def test_the_ablations_change_one_setting_of_balanced():
 
 
 def test_the_mini_takes_the_reports_settings_scaled():
-    """By hand: 800 / 20 steps, 100 / 20 class images, 1e-6 x 50; the balanced regime."""
+    """By hand: 800 / 10 steps, 100 / 10 class images, 1e-6 x 30; the balanced regime."""
     found = scaled(balanced(), SCALE, RATE, mini=True)
-    assert found["max_train_steps"] == 40
-    assert found["num_class_images"] == 5
-    assert found["learning_rate"] == pytest.approx(5e-5)
+    assert found["max_train_steps"] == 80
+    assert found["num_class_images"] == 10
+    assert found["learning_rate"] == pytest.approx(3e-5)
     assert "resolution" not in found
     assert scaled(balanced(), 1, 1, mini=False)["resolution"] == 512
 
