@@ -85,10 +85,13 @@ def resolve(config: TrainConfig, processes: int = 1) -> TrainConfig:
 
 
 def usual_nodes(c: TrainConfig) -> int:
-    """Nodes of a chain that a measurement evaluates: as many as keep it below 5 % of 500 LoRA steps
-    at batch 1, of about 2.6 forward passes, with prior 5.2 and with output 6.2 (lab log).
+    """Nodes of a chain that a measurement evaluates: as many as keep it below 5 % of 500 steps at
+    batch 1, of 3.0 forward passes with LoRA and 4.5 with full training, twice that with pictures of
+    the base (lab log, 2026-11-26); at most three.
     """
-    return 3 if c.uses("output") else 2 if c.uses("prior") else 1
+    if c.uses("prior", "output"):
+        return 3
+    return 2 if c.train == "full" else 1
 
 
 def _wrong_values(c: TrainConfig) -> list[str]:

@@ -218,7 +218,7 @@ class Measuring:
     measure_chains: int = 4  # sampling chains of the base for each prompt, for path KL
     measure_nodes: int = 10  # ancestral steps of each chain
     # how many of these steps a measurement evaluates, drawn by importance; all of them: exact sum;
-    # default: 1, with prior 2 and with output 3, whose training steps cost more
+    # default: 1; 2 with --train full; 3 with prior or output: their training steps cost more
     nodes_per_chain: int | None = None
     # at the end, measure path KL of each kind of layer's change alone, the rest as in the base
     measure_layers: bool = False
