@@ -70,7 +70,7 @@ def test_a_killed_study_goes_on_and_later_arms_go_on_from_the_first(tmp_path, mo
     }
     assert min(steps["face-300"]) == 0
     assert min(steps["face-1200"]) == 2  # went on from step 1
-    assert steps["toy-1200-weight-0.5"] == steps["toy-1200-weight-1"] == [3, 4]
+    assert steps["toy-1200-weight-0.5"] == steps["toy-1200-weight-1"] == [4]
     moved = {arm: r["delta_theta"] for arm, r in runs.items()}
     assert moved["toy-1200-weight-0.5"] != moved["toy-1200-weight-1"]
     for r in runs.values():
