@@ -53,6 +53,7 @@ def test_every_fault_has_its_exit_code_and_one_line(fault, code, said, capfd):
 def test_a_signal_is_recorded_in_the_run_folder_and_is_the_exit_code(
     tmp_path, number, code, capsys
 ):
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest itself may run under nohup
     run = RunFolder(tmp_path / "run", {})
 
     def main():
@@ -67,6 +68,7 @@ def test_a_signal_is_recorded_in_the_run_folder_and_is_the_exit_code(
     assert name in record["reason"]
     assert "the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGHUP, hangup)
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():
