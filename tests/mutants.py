@@ -51,12 +51,57 @@ TESTS = {  # module -> its tests, the fastest first
 HEAVY = ("torch", "scipy.stats", "scipy.integrate", "matplotlib.pyplot", "pytest", "hypothesis")
 HEAVIER = ("diffusers", "transformers", "peft", "accelerate", "PIL.Image", "rich.console")
 SEEDS = "every run has all seeds, and each seed of it has its name and its weight"
+SQUARED = "of a difference that is squared: either sign"
+SYMMETRIC = "the distance of two pictures is symmetric"
+ANY_ORDER = "a question about any of them"
 NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
 # mutants that change nothing that anyone sees: (module, start of the line, change) -> why
 EQUIVALENT = {
     ("toy2d/sentences.py", "same = next((runs for runs in prior if runs[0]", "0 -> 1"): SEEDS,
     ("toy2d/sentences.py", "f\"{same[0]['run']}, which replays", "0 -> 1"): SEEDS,
     ("toy2d/sentences.py", "pairs = zip(same, standard, strict=", "True -> False"): SEEDS,
+    (
+        "toy2d/core/objectives.py",
+        "return per_run_mean(output, schedule.target(x0, t, eps)",
+        "per_run_mean(output, schedule.target(x0, t, eps), t, weights) -> "
+        "per_run_mean(schedule.target(x0, t, eps), output, t, weights)",
+    ): SQUARED,
+    (
+        "toy2d/core/objectives.py",
+        "return per_run_mean(predict(x_t, steps, cond), star",
+        "per_run_mean(predict(x_t, steps, cond), star, t, weights) -> "
+        "per_run_mean(star, predict(x_t, steps, cond), t, weights)",
+    ): SQUARED,
+    (
+        "toy2d/core/objectives.py",
+        "if self.uses(",
+        "self.uses('l2', 'fisher') -> self.uses('fisher', 'l2')",
+    ): ANY_ORDER,
+    (
+        "toy2d/core/objectives.py",
+        "if self.uses(",
+        "other.uses('l2', 'fisher') -> other.uses('fisher', 'l2')",
+    ): ANY_ORDER,
+    (
+        "toy2d/core/objectives.py",
+        "yield p, self.theta_star[name]",
+        "True -> False",
+    ): "whether a copy waits changes no number",
+    (
+        "toy2d/core/objectives.py",
+        "distance = other if",
+        "other.uses('l2', 'fisher') -> other.uses('fisher', 'l2')",
+    ): ANY_ORDER,
+    (
+        "personalize/evaluate/metrics.py",
+        "for x, y in zip(a, b",
+        "zip(a, b, strict=True) -> zip(b, a, strict=True)",
+    ): SYMMETRIC,
+    (
+        "personalize/evaluate/metrics.py",
+        "out[i, i + 1 :] = out",
+        "perceptual_distance(one, rest, channel) -> perceptual_distance(rest, one, channel)",
+    ): SYMMETRIC,
     (
         "personalize/report/sentences.py",
         "if not math.isnan(base + tuned)",

@@ -1,9 +1,21 @@
 """The objectives: limits, sums, and the gradient added in place."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Anchor, Example, Objective
+from toy2d.core.objectives import (
+    FISHER,
+    L2,
+    OUTPUT,
+    PRIOR,
+    STANDARD,
+    TERMS,
+    Anchor,
+    Example,
+    Objective,
+)
 from toy2d.core.schedule import Schedule
 
 SCHEDULE = Schedule.linear(100)
@@ -138,14 +150,17 @@ def test_pull_is_the_proximal_step():
     assert theta["a"] == 2.0
 
 
-@pytest.mark.parametrize("objective", [L2(0.7), L2(0.7, decoupled=True)])
-def test_coupled_adds_gradients_and_decoupled_pulls(objective):
+@pytest.mark.parametrize("decoupled", [None, True])
+@pytest.mark.parametrize(("make", "role"), [(L2, "l2"), (FISHER, "fisher")])
+def test_coupled_adds_gradients_and_decoupled_pulls(make, role, decoupled):
+    """Coupled unless asked for."""
+    objective = make(0.7) if decoupled is None else make(0.7, decoupled=True)
     theta = {"a": torch.tensor([3.0], requires_grad=True)}
     theta["a"].grad = torch.zeros(1)
-    anchors = {"l2": Anchor(theta, {"a": torch.tensor([1.0])})}
+    anchors = {role: Anchor(theta, {"a": torch.tensor([1.0])})}
     objective.add_anchor_gradients_(anchors)
     objective.pull_to_anchors_(anchors, learning_rate=0.1)
-    if objective.decoupled:
+    if decoupled:
         assert theta["a"].grad == 0
         assert float(theta["a"].detach()) == pytest.approx(1 + 2 / (1 + 2 * 0.07))
     else:
@@ -206,3 +221,66 @@ def test_the_same_code_takes_images():
     }
     terms = STANDARD.terms(lambda x, t, c: x * c["text"], SCHEDULE, batch)
     assert terms["instance"].shape == ()
+
+
+def test_a_stacks_losses_are_those_of_its_runs():
+    """Whatever the number of the data's dimensions, with weights of the nodes and without."""
+    for shape in ((4, 3), (4, 2, 3)):
+        alone = [{k: example(10 * r + i, shape) for i, k in enumerate(BATCH)} for r in (1, 2)]
+        stacked = {
+            k: Example(*(torch.stack(both) for both in zip(*(b[k] for b in alone), strict=True)))
+            for k in BATCH
+        }
+        net, star = network(0), network(1)
+        both = PRIOR(2.0) + OUTPUT(0.5)
+        for weights in (None, SCHEDULE.min_snr_weights(5.0)):
+
+            def terms(objective, batch, net=net, star=star, weights=weights):
+                predict, base = lambda x, t, c: net(x), lambda x, t, c: star(x)
+                return objective.terms(predict, SCHEDULE, batch, base, weights)
+
+            together = terms(Objective.stack([both, both]), stacked)
+            for name, values in together.items():
+                wanted = torch.stack([terms(both, batch)[name] for batch in alone])
+                torch.testing.assert_close(values, wanted)
+
+
+def test_the_anchor_of_some_parameters_is_that_of_those_alone():
+    rng = torch.Generator().manual_seed(0)
+    theta, star, F = ({n: torch.rand(2, 3, generator=rng) for n in "ab"} for _ in range(3))
+    for v in theta.values():
+        v.grad = torch.zeros_like(v)
+    whole = Anchor(theta, star, F, "tensor_mean", runs=1)
+    part = whole.of({id(theta["b"])})
+    wanted = (F["b"] * (theta["b"] - star["b"]) ** 2).mean(1)
+    torch.testing.assert_close(part.squared_distance(), wanted)
+    part.add_gradient_(1.0)
+    part.pull_(1.0)
+    assert not theta["a"].grad.any()
+    torch.testing.assert_close(whole.of({id(v) for v in theta.values()}).theta, theta)
+
+
+def test_a_stack_of_one_run_is_that_run():
+    theta, star = torch.tensor([[3.0, 5.0]]), torch.tensor([[1.0, 1.0]])
+    theta.grad = torch.zeros_like(theta)
+    Anchor({"a": theta}, {"a": star}, None, "tensor_mean", 1).add_gradient_(torch.tensor([0.5]))
+    torch.testing.assert_close(theta.grad, torch.tensor([[1.0, 2.0]]))  # 2 * 0.5 * d / 2
+
+
+def test_runs_of_a_stack_share_how_their_distances_count():
+    for other in (L2(0.1, "tensor_mean"), L2(0.1, decoupled=True)):
+        with pytest.raises(ValueError, match="must share"):
+            Objective.stack([L2(0.1), other])
+    mean = SimpleNamespace(**dict.fromkeys(TERMS, 0.0), reduction="mean")  # past the type checker
+    with pytest.raises(ValueError, match="sum or tensor_mean"):
+        Objective.__post_init__(mean)
+
+
+def test_a_sum_keeps_the_distances_reduction_and_coupling_on_either_side():
+    distance = L2(0.1, "tensor_mean", decoupled=True)
+    for total in (distance + PRIOR(2.0), PRIOR(2.0) + distance):
+        assert (total.l2, total.prior) == (0.1, 2.0)
+        assert (total.reduction, total.decoupled) == ("tensor_mean", True)
+    assert (L2(0.1) + FISHER(0.2)).fisher == 0.2
+    with pytest.raises(ValueError, match="one coupling"):
+        L2(0.1) + FISHER(0.2, decoupled=True)

@@ -55,10 +55,8 @@ def test_ddim_is_diffusers_ddim():
 @pytest.mark.parametrize(
     ("variance", "name"), [("beta", "fixed_large"), ("posterior", "fixed_small")]
 )
-def test_an_ancestral_step_is_diffusers_ddpm_step(variance, name):
-    """One reverse step from the same noise; theirs computes the mean through x0, so equality is to
-    rounding.
-    """
+def test_the_chain_is_diffusers_ddpm(variance, name):
+    """From the same noise; theirs computes each mean through x0, so equality is to rounding."""
     from diffusers import DDPMScheduler
 
     theirs = DDPMScheduler(
@@ -70,14 +68,35 @@ def test_an_ancestral_step_is_diffusers_ddpm_step(variance, name):
         variance_type=name,
     )
     schedule = Schedule(theirs.alphas_cumprod)
-    t, x = 30, normal(20).float()
-    eps = torch.randn(20, 2, generator=generator(3, "sample"))
-    beta, alpha, s2 = schedule.reverse_chain(variance)
-    z = torch.randn(20, 2, generator=generator(4, "sample"))
-    ours = (x - float(beta[t] / (1 - schedule.alpha_bar[t]).sqrt()) * eps) / float(alpha[t]) ** 0.5
-    ours = ours + float(s2[t]) ** 0.5 * z
-    step = theirs.step(eps, t, x, generator=generator(4, "sample")).prev_sample
-    torch.testing.assert_close(ours, step, rtol=1e-4, atol=1e-4)
+    w, x, rng = Pentagon(schedule), normal(20).float(), generator(4, "sample")
+    cond = torch.tensor(1)
+    ours = ancestral(w.eps, schedule, x, cond, generator(4, "sample"), variance, chain=True)
+    torch.testing.assert_close(ours[-1], x)
+    for t in range(49, 0, -1):
+        x = theirs.step(w.eps(x, t, cond), t, x, generator=rng).prev_sample
+        torch.testing.assert_close(ours[t - 1], x, rtol=1e-3, atol=1e-3)
+
+
+def test_flow_samplers_are_those_of_the_twin_in_eps():
+    """DDIM: Euler steps of dx/ds = network. Ancestral: the chain of the twin, divided by k."""
+    eps_s, flow = (Schedule.log_snr(30, prediction=p) for p in ("eps", "flow"))
+    w, k, cond = Pentagon(eps_s), flow.vp_scale, torch.tensor(1)
+    s = (1 - flow.alpha_bar).sqrt() / k
+
+    def velocity(x, t, cond):
+        n = int(t.flatten()[0])
+        eps = w.eps(k[n] * x, t, cond)
+        return (eps - x) / (1 - s[n])
+
+    x = normal(20)
+    ours = ddim(velocity, flow, x, cond)
+    for n in range(29, 0, -1):
+        x = x + (s[n - 1] - s[n]) * velocity(x, torch.tensor(n), cond)
+    torch.testing.assert_close(ours, x)
+    x = normal(20)
+    ours = ancestral(velocity, flow, x / k[-1], cond, generator(1, "sample"))
+    twin = ancestral(w.eps, eps_s, x, cond, generator(1, "sample"))
+    torch.testing.assert_close(ours, twin / k[0])
 
 
 def test_samplers_work_on_latents_and_on_stacks():
@@ -93,7 +112,17 @@ def test_samplers_work_on_latents_and_on_stacks():
     assert ddim(predict, schedule, latents, None).shape == latents.shape
     assert seen[0] == [99, 99, 99]  # the network's own step numbers
     stack = torch.randn(2, 5, 2)
-    assert ddim(lambda x, t, c: x * t.shape[1], schedule, stack, None, runs=1).shape == stack.shape
+    asked = []
+
+    def of_a_stack(x, t, cond):
+        asked.append(tuple(t.shape))
+        return x
+
+    for sampler in (ddim, denoise):
+        assert sampler(of_a_stack, schedule, stack, None, runs=1).shape == stack.shape
+    rng = torch.Generator()
+    assert ancestral(of_a_stack, schedule, stack, None, rng, runs=1).shape == stack.shape
+    assert set(asked) == {(2, 5)}
 
 
 def test_denoise_is_the_posterior_mean():
