@@ -1,5 +1,6 @@
 """The objectives: limits, sums, and the gradient added in place."""
 
+from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
 import pytest
@@ -274,6 +275,11 @@ def test_runs_of_a_stack_share_how_their_distances_count():
     mean = SimpleNamespace(**dict.fromkeys(TERMS, 0.0), reduction="mean")  # past the type checker
     with pytest.raises(ValueError, match="sum or tensor_mean"):
         Objective.__post_init__(mean)
+
+
+def test_an_objective_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        STANDARD.l2 = 1.0
 
 
 def test_a_sum_keeps_the_distances_reduction_and_coupling_on_either_side():
