@@ -32,7 +32,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from personalize.config.commands import Bench
-from personalize.cost import memory, peer
+from personalize.cost import measuring, memory, peer
 from personalize.cost.fixture import BenchFixture, bench_model
 from personalize.sample.sampler import Sampling, generate
 from personalize.train.experiment import PACKAGES
@@ -83,7 +83,8 @@ def bench(command: Bench, console: Console | None = None) -> dict:
 
 # ---- what is measured
 def step_times(command: Bench, kind: str) -> dict[str, dict]:
-    """By objective: seconds of a step, bytes held and, on a GPU, bytes at the peak.
+    """By objective: seconds of a step, bytes held, on a GPU bytes at the peak, and what measuring
+    drift adds to a default run (measuring.py).
 
     Seconds are the fastest of ROUNDS after one that is not timed, all objectives in turns: they
     train one network, so a slow minute of the machine slows them all. `held` leaves out what the
@@ -98,6 +99,7 @@ def step_times(command: Bench, kind: str) -> dict[str, dict]:
     first = loops[command.objectives[0]]
     state = make_state(fixture.theta, first.config, accelerator.scaler)
     seconds, peaks = in_turns(loops, state, accelerator, command.steps)
+    forward = measuring.forward_seconds(fixture, _seconds)
     unet = sum(p.numel() * p.element_size() for p in fixture.model.denoiser.parameters())
     common, out = held_bytes() - sum(own.values()), {}
     for objective, took in seconds.items():
@@ -107,6 +109,7 @@ def step_times(command: Bench, kind: str) -> dict[str, dict]:
             "ratio": took / seconds[command.objectives[0]],
             "held": (common + own[objective]) / unet,
             "peak_bytes": peaks[objective] - others if peaks[objective] else None,
+            "drift": measuring.share(objective, kind, took, forward),
         }
     out[command.objectives[0]]["flops"] = step_flops(first, fixture.theta)
     return out
@@ -237,14 +240,15 @@ def tables(numbers: dict) -> list[Table]:
 
 def step_table(kinds: dict, device: str, matmul_flops: float) -> Table:
     columns = ("kind", "objective", "s / step", "ratio", "held", "peak MiB", "GFLOP/s", "of matmul")
-    table = Table(*columns, title=f"steps on {device}")
+    drift = f"drift measured, of {measuring.STEPS} steps"
+    table = Table(*columns, drift, title=f"steps on {device}")
     for kind, records in kinds.items():
         for name, r in records.items():
             numbers = [f"{r['seconds']:.4g}", f"{r['ratio']:.3f}", f"{r['held']:.2f}"]
             peak = f"{r['peak_bytes'] / 2**20:.0f}" if r["peak_bytes"] else "-"
             rate = r.get("flops", 0) / r["seconds"]
             share = [f"{rate / 1e9:.1f}", f"{rate / matmul_flops:.0%}"] if rate else ["", ""]
-            table.add_row(kind, name, *numbers, peak, *share)
+            table.add_row(kind, name, *numbers, peak, *share, f"{r['drift']:.1%}")
     return table
 
 
