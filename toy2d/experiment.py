@@ -40,7 +40,7 @@ from toy2d.records import (
 )
 from toy2d.runs.files import UserError, read_record, write_atomic, write_csv, write_json
 from toy2d.runs.folder import RunFolder, environment, load_tensors, save_tensors
-from toy2d.train import MOMENTS, Group, Streams, fit
+from toy2d.train import MOMENTS, Group, Saving, Streams, Watch, fit
 
 
 def run(
@@ -134,11 +134,9 @@ def _train_bases(setting: Setting, folder: RunFolder) -> dict[str, Tensor]:
         Streams({"old classes": pool}, seeds, c.pretrain_batch_size, "pretrain"),
         setting.schedule,
         c.pretrain_steps,
+        saving=checkpoints.saving(c.pretrain_steps),
         decay=c.pretrain_decay,
         label="pretrain",
-        save=checkpoints.save,
-        save_every=max(1, c.pretrain_steps // 8),
-        resume=checkpoints.found,
     )
     if group.stopped:
         raise UserError(
@@ -151,7 +149,7 @@ def _train_bases(setting: Setting, folder: RunFolder) -> dict[str, Tensor]:
 
 
 class Checkpoints:
-    """Checkpoints of one phase in a run folder: `found` to resume from, and `save` for `fit`.
+    """Checkpoints of one phase in a run folder: `found` to resume from, and `saving` for `fit`.
 
     A checkpoint also holds the `rows` measured so far and the seconds spent.
     """
@@ -168,6 +166,10 @@ class Checkpoints:
     def seconds(self) -> float:
         """Spent in this phase, earlier attempts included up to their last checkpoint."""
         return self._before + time.perf_counter() - self._started
+
+    def saving(self, steps: int) -> Saving:
+        """About eight checkpoints in `steps` steps."""
+        return Saving(self.save, max(1, steps // 8), self.found)
 
     def save(self, tensors: dict[str, Tensor], scalars: dict) -> None:
         more = {"phase": self.phase, "rows": self.rows, "seconds": self.seconds}
@@ -208,13 +210,10 @@ def finetune(setting: Setting, folder: RunFolder, bases: Bases, probe: Probe) ->
         Streams(pools, c.seeds, c.batch_size, "finetune"),
         setting.schedule,
         c.steps,
-        observe=observe,
-        observe_at=tuple({s for s in c.snapshots if s < c.steps} | set(every)),
+        Watch(observe, tuple({s for s in c.snapshots if s < c.steps} | set(every))),
+        checkpoints.saving(c.steps),
         moments=_moments_of(bases, groups) if c.carry_moments else None,
         label="fine-tune",
-        save=checkpoints.save,
-        save_every=max(1, c.steps // 8),
-        resume=checkpoints.found,
     )
     return Tuned(groups, checkpoints.rows, checkpoints.seconds)
 

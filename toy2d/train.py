@@ -9,6 +9,7 @@ Shapes: M runs of a group, S seeds, B batch.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,27 +142,41 @@ class Streams:
         }
 
 
+class Watch(NamedTuple):
+    """observe(step, terms of each group) is called before the steps in `at`, and after the last one
+    if it is among them. It never draws from the training's generators.
+    """
+
+    observe: Callable[[int, list[dict[str, Tensor]]], None]
+    at: tuple[int, ...]
+
+
+class Saving(NamedTuple):
+    """save(tensors, scalars) receives the exact state every `every` steps, `resume` takes it back."""
+
+    save: Callable[[dict[str, Tensor], dict], None] | None = None
+    every: int = 0  # 0: never
+    resume: tuple[dict[str, Tensor], dict] | None = None
+
+
 def fit(
     groups: list[Group],
     streams: Streams,
     schedule: Schedule,
     steps: int,
-    observe: Callable[[int, list[dict[str, Tensor]]], None] | None = None,
-    observe_at: tuple[int, ...] = (),
-    save: Callable[[dict[str, Tensor], dict], None] | None = None,
-    save_every: int = 0,
-    resume: tuple[dict[str, Tensor], dict] | None = None,
+    watch: Watch | None = None,
+    saving: Saving | None = None,
+    *,
     moments: list[dict[str, Tensor]] | None = None,
     decay: bool = False,
     label: str = "train",
 ) -> torch.optim.Adam:
     """Train every run of every group for `steps` Adam steps; returns the optimizer.
 
-    observe(step, terms of each group) is called before the steps in `observe_at`; it never draws
-    from the training's generators. save(tensors, scalars) receives the exact state every
-    `save_every` steps, and `resume` takes it back. `moments` start Adam (see `carry_moments`).
-    `decay`: the learning rate falls linearly to 0.
+    `moments` start Adam (see `carry_moments`). `decay`: the learning rate falls linearly to 0.
     """
+    observe, at = watch or (None, ())
+    save, every, resume = saving or (None, 0, None)
     optimizer = torch.optim.Adam(
         [{"params": list(g.theta.values()), "lr": g.learning_rate} for g in groups], fused=True
     )
@@ -171,14 +186,14 @@ def fit(
     for step in tqdm(range(start, steps), desc=label, initial=start, total=steps, disable=None):
         batch = streams.next(len(schedule))
         terms = [g.terms(schedule, batch) for g in groups]
-        if step in observe_at and observe is not None:
+        if step in at:
             observe(step, [g.all_terms(t) for g, t in zip(groups, terms, strict=True)])
         for setting, g in zip(optimizer.param_groups, groups, strict=True):
             setting["lr"] = g.learning_rate * (1 - step / steps if decay else 1.0)
         adam_step(groups, optimizer, terms, step)
-        if save is not None and save_every and (step + 1) % save_every == 0 and step + 1 < steps:
+        if every and (step + 1) % every == 0 and step + 1 < steps:
             save(*state(groups, optimizer, streams, step + 1))
-    if observe is not None and steps in observe_at:
+    if steps in at:
         terms = [g.terms(schedule, streams.next(len(schedule))) for g in groups]
         observe(steps, [g.all_terms(t) for g, t in zip(groups, terms, strict=True)])
     return optimizer

@@ -13,7 +13,7 @@ from toy2d.measure import drift_on_chains
 from toy2d.prepare import Setting, make_groups, snapshot_probe, target_probe
 from toy2d.runs.files import UserError
 from toy2d.runs.spec import parse_run
-from toy2d.train import Streams, fit
+from toy2d.train import Saving, Streams, Watch, fit
 
 torch.set_num_threads(1)
 STEPS, EVERY, NATS = 400, 20, 0.03
@@ -43,10 +43,10 @@ def trained(lab, kept=None, resume=None):
     def save(tensors, scalars):
         kept.append(({k: v.clone() for k, v in tensors.items()}, scalars))
 
-    told = {"observe": observe, "observe_at": tuple(range(EVERY, STEPS, EVERY)), "resume": resume}
-    if kept is not None:
-        told |= {"save": save, "save_every": STEPS - 50}
-    fit(groups, Streams(pools, c.seeds, c.batch_size, "finetune"), setting.schedule, STEPS, **told)
+    watch = Watch(observe, tuple(range(EVERY, STEPS, EVERY)))
+    saving = Saving(resume=resume) if kept is None else Saving(save, STEPS - 50, resume)
+    streams = Streams(pools, c.seeds, c.batch_size, "finetune")
+    fit(groups, streams, setting.schedule, STEPS, watch, saving)
     return groups, weights
 
 

@@ -10,7 +10,7 @@ from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 from toy2d.data import ExamplePool, Pentagon, world_pool
 from toy2d.model import EpsMLP, members
-from toy2d.train import Group, Streams, fit, restore, state
+from toy2d.train import Group, Saving, Streams, Watch, fit, restore, state
 
 SCHEDULE = Schedule.log_snr(20, 5.0, -10.0)
 WORLD = Pentagon(SCHEDULE)
@@ -137,6 +137,11 @@ def test_an_absurd_learning_rate_is_caught_before_the_update():
     assert all(torch.isfinite(p).all() for p in theta.values())
 
 
+def keeping(kept: dict):
+    """A `save` that keeps every state by its step."""
+    return lambda t, s: kept.setdefault(s["step"], ({n: v.clone() for n, v in t.items()}, s))
+
+
 @pytest.mark.parametrize("k", [1, 7, 29])
 def test_resume_is_bit_exact(k):
     """N steps = k + restore + (N - k)."""
@@ -146,13 +151,9 @@ def test_resume_is_bit_exact(k):
         return [group([o] * 2, [0, 1]) for o in objectives]
 
     whole = train(groups())
-    first, kept = groups(), {}
-    train(
-        first,
-        save=lambda t, s: kept.setdefault(s["step"], ({n: v.clone() for n, v in t.items()}, s)),
-        save_every=1,
-    )
-    second = train(groups(), resume=kept[k])
+    kept = {}
+    train(groups(), saving=Saving(keeping(kept), 1))
+    second = train(groups(), saving=Saving(resume=kept[k]))
     for a, b in zip(whole, second, strict=True):
         assert all(torch.equal(a[n], b[n]) for n in a)
 
@@ -163,18 +164,11 @@ def test_resume_needs_every_part_of_the_state(lost):
     whole = train([group([STANDARD], [0])])[0]
     g, streams = group([STANDARD], [0]), Streams(POOLS, SEEDS, 8, "test")
     kept = {}
-    fit(
-        [g],
-        streams,
-        SCHEDULE,
-        30,
-        save=lambda t, s: kept.setdefault(s["step"], ({n: v.clone() for n, v in t.items()}, s)),
-        save_every=10,
-    )
+    fit([g], streams, SCHEDULE, 30, saving=Saving(keeping(kept), 10))
     tensors, scalars = kept[10]
     key = next(n for n in tensors if n.endswith(lost))
     tensors[key] = generator(9, "other").get_state() if "rng" in lost else tensors[key] * 0
-    broken = train([group([STANDARD], [0])], resume=(tensors, scalars))[0]
+    broken = train([group([STANDARD], [0])], saving=Saving(resume=(tensors, scalars)))[0]
     assert any(not torch.equal(whole[n], broken[n]) for n in whole)
 
 
@@ -192,8 +186,7 @@ def test_state_and_restore_are_inverse():
 def test_observing_does_not_change_training():
     plain = train([group([STANDARD], [0])])[0]
     seen = []
-    watched = train(
-        [group([STANDARD], [0])], observe=lambda s, t: seen.append(s), observe_at=(0, 5, 30)
-    )[0]
+    watch = Watch(lambda step, terms: seen.append(step), (0, 5, 30))
+    watched = train([group([STANDARD], [0])], watch=watch)[0]
     assert seen == [0, 5, 30]
     assert all(torch.equal(plain[n], watched[n]) for n in plain)

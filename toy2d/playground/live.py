@@ -23,7 +23,7 @@ from toy2d.model import members
 from toy2d.prepare import Setting, make_groups, make_pools, snapshot_probe, used_pools
 from toy2d.runs.files import UserError
 from toy2d.runs.folder import RunFolder
-from toy2d.train import Group, Streams, fit
+from toy2d.train import Group, Streams, Watch, fit
 
 SAMPLES = 80  # of each prompt
 MOST_POINTS = 50
@@ -105,7 +105,7 @@ class Sandbox:
 
         streams = Streams(used_pools(pools, groups), config.seeds, config.batch_size, "finetune")
         stops = (*range(0, steps, every), steps)
-        fit(groups, streams, setting.schedule, steps, observe=observe, observe_at=stops)
+        fit(groups, streams, setting.schedule, steps, Watch(observe, stops))
         return found
 
     def _frames(self, group: Group, step: int, points: Tensor, before: float) -> list[Frame]:

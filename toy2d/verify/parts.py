@@ -27,7 +27,7 @@ from toy2d.theorems import (
 from toy2d.theorems.pair import Pair
 from toy2d.theorems.paper_theorem_2 import Drift
 from toy2d.theorems.row import Row
-from toy2d.train import Streams, fit
+from toy2d.train import Streams, Watch, fit
 from toy2d.verify.course import Course
 
 SNAPSHOTS = (10, 30, 100, 300)
@@ -84,8 +84,8 @@ def snapshots(c: Course, seed: int, specs: list[str]) -> list[tuple[int, str, Pa
 
     at = tuple(s for s in SNAPSHOTS if s < config.steps)
     streams = Streams(pools, (seed,), config.batch_size, "finetune")
-    told = {"observe": observe, "observe_at": at, "label": "snapshots"}
-    fit(groups, streams, setting.schedule, max(at) + 1, **told)
+    watch = Watch(observe, at)
+    fit(groups, streams, setting.schedule, max(at) + 1, watch, label="snapshots")
     return found
 
 
