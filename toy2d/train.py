@@ -152,7 +152,7 @@ class Watch(NamedTuple):
 
 
 class Saving(NamedTuple):
-    """save(tensors, scalars) receives the exact state every `every` steps, `resume` takes it back."""
+    """save(tensors, scalars) gets the exact state every `every` steps; `resume` takes it back."""
 
     save: Callable[[dict[str, Tensor], dict], None] | None = None
     every: int = 0  # 0: never
