@@ -170,6 +170,7 @@ LONG = (
     "--tune",
     "personalize compare",
     "personalize pretrain",
+    "personalize study",
     "verify",
 )
 NEEDS = (
