@@ -33,7 +33,7 @@ def page(path: Path, metrics: dict) -> str:
         verdict_words=VERDICTS,
         scale=scale(metrics),
         settings={"header": SETTINGS, "rows": settings_rows(metrics)},
-        scores={"header": HEADER, "rows": [{"cells": c, "best": False} for c in rows(metrics)]},
+        scores=score_table(metrics),
         meanings=MEANINGS,
         sentences=sentences(metrics),
         curves=figure(
@@ -123,22 +123,25 @@ def of_arm(same: list[dict], key: str) -> Estimate:
     return estimate([value(r, key) for r in same])
 
 
+def score_table(metrics: dict) -> dict:
+    """A column for the base on each subject and for each arm, a row for each score."""
+    found = rows(metrics)
+    lines = zip(HEADER[1:], *(row[1:] for row in found), strict=True)
+    header = ["score", *(row[0] for row in found)]
+    return {"header": header, "rows": [{"cells": line, "best": False} for line in lines]}
+
+
 def shown(metrics: dict, path: Path) -> None:
     """Print the table, the verdicts and where the page is."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    table = table_of(
-        f"{path.name}: mean \u00b1 95 % interval over runs", ("score", *rows_of(metrics))
-    )
-    for line in zip(HEADER[1:], *(row[1:] for row in rows(metrics)), strict=True):
-        table.add_row(*line)
+    console, found = Console(width=None if sys.stdout.isatty() else 140), score_table(metrics)
+    title = f"{path.name}: mean \u00b1 95 % interval over runs"
+    table = table_of(title, tuple(found["header"]))
+    for row in found["rows"]:
+        table.add_row(*row["cells"])
     console.print(table)
     for c in metrics["conclusions"]:
         print(f"{VERDICTS[c['verdict']]}: {c['text']} ({c['source']}). {c['words']}")
     print(f"as a page: {path / 'report.html'}")
-
-
-def rows_of(metrics: dict) -> list[str]:
-    return [row[0] for row in rows(metrics)]
 
 
 # ---- pictures
@@ -155,7 +158,7 @@ def gains(ax, metrics: dict) -> None:
 
 
 def pictures(path: Path, metrics: dict) -> list[dict]:
-    """Strips of the first subject prompts, for each arm's first run on each subject."""
+    """Strips of the subject's prompts, for each arm's first run on each subject."""
     out = []
     for arm in metrics["arms"]:
         for subject in metrics["subjects"]:
@@ -178,6 +181,7 @@ def picture_row(folder: Path, arm: str, record: dict) -> dict:
             f"{len(files)} pictures for \u201c{prompt}\u201d by {arm}",
         )
         for prompt, files in prompts.items()
+        if len(files) > 1  # prompts without the subject have one
     ]
     known = ("clip_i", "clip_t", "memorization")
     values = {k: value(record, k) for k in known}
