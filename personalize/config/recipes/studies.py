@@ -25,8 +25,8 @@ from personalize.mini.shipped import is_mini
 
 # On the mini: the report's steps (and warmup, class images) are divided by SCALE, its rates times
 # RATE. So balanced has 80 steps at 3e-5: rate x steps are those at which standard's gain peaks (48
-# at 5e-5, lab log, 25 November 2026). With 20 and 50 overfit draws no animal in
-# three of four runs (lab log, 26 November 2026).
+# at 5e-5, lab log, 25 November 2026). With 20 and 50 overfit drew no animal in two of
+# four runs (lab log, 26 November 2026).
 SCALE, RATE = 10.0, 30.0
 FACE, TOY = 0, 1  # places in --subjects
 # what depends on the size of the network, or what a study decides itself
