@@ -2,6 +2,8 @@
 loud where it must be.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -182,3 +184,64 @@ def test_strided_keeps_the_ends_and_the_networks_numbers():
     torch.testing.assert_close(s.alpha_bar, Schedule.linear(1000).alpha_bar[s.timesteps])
     with pytest.raises(ValueError, match="strided"):
         s.strided(6)
+
+
+def test_defaults_are_the_published_tables():
+    linear, cosine, log_snr = Schedule.linear(), Schedule.cosine(), Schedule.log_snr()
+    assert [s.num_timesteps for s in (linear, cosine, log_snr)] == [1000, 1000, 100]
+    assert [float(v) for v in log_snr.log_snr_table[[0, -1]]] == pytest.approx([8, -16])
+    beta = 1 - linear.alpha_bar[1:] / linear.alpha_bar[:-1]
+    assert float(beta[-1]) == pytest.approx(0.02)
+    short = Schedule.linear(100)
+    betas = torch.linspace(1e-3, 0.2, 100, dtype=torch.float64)
+    torch.testing.assert_close(short.alpha_bar, Schedule.from_betas(betas).alpha_bar)
+    assert len(Schedule.linear(21)) == 21
+    with pytest.raises(ValueError, match=r"beta_T = 1\.00 would reach 1"):
+        Schedule.linear(20)
+
+
+def test_between_nodes_log_snr_is_linear_in_the_timestep():
+    s = Schedule.linear(100)
+    log_snr, t = s.log_snr_table, torch.tensor([0.0, 2.25, 98.5, 99.0], dtype=torch.float64)
+    wanted = torch.stack(
+        [
+            log_snr[0],
+            0.75 * log_snr[2] + 0.25 * log_snr[3],
+            (log_snr[98] + log_snr[99]) / 2,
+            log_snr[99],
+        ]
+    )
+    torch.testing.assert_close(torch.logit(s.alpha_bar_at(t)), wanted)
+    assert torch.equal(s.alpha_bar_at(torch.tensor([0, 3])), s.alpha_bar[[0, 3]])
+    # and back: the timestep of a log-SNR, in the network's own numbers
+    torch.testing.assert_close(s.at_log_snr(wanted).timesteps, t)
+    torch.testing.assert_close(s.at_log_snr(wanted).log_snr_table, wanted)
+    few = s.strided(4)  # 0, 33, 66, 99
+    middle = (few.log_snr_table[1:] + few.log_snr_table[:-1]) / 2
+    found = few.at_log_snr(middle).timesteps
+    torch.testing.assert_close(found, torch.tensor([16.5, 49.5, 82.5], dtype=torch.float64))
+
+
+def test_the_score_of_unit_normal_data_is_minus_x():
+    """x_t is N(0, 1) at every t, and its best eps is b_t x_t."""
+    s, t = Schedule.log_snr(20), torch.arange(20)
+    x = torch.randn(20, 3, dtype=torch.float64)
+    b = s.coefficients(t, x)[1]
+    torch.testing.assert_close(s.score_from_eps(b * x, t), -x)
+    torch.testing.assert_close(s.noise_ratio**2, torch.exp(-s.log_snr_table))
+
+
+def test_the_smallest_and_the_largest_of_what_is_allowed():
+    s = Schedule(torch.tensor([0.9, 0.5]))
+    assert s.strided(2).timesteps.tolist() == [0, 1]
+    for n in (1, 3):
+        with pytest.raises(ValueError, match=r"need 2 <= n <= 2"):
+            s.strided(n)
+    with pytest.raises(ValueError, match=r"alpha_bar\[1\] >= alpha_bar\[0\]"):
+        Schedule(torch.tensor([0.5, 0.5]))
+    table = SimpleNamespace(alpha_bar=torch.tensor([[0.9, 0.5]]), prediction="eps", timesteps=None)
+    with pytest.raises(ValueError, match=r"not \(1, 2\)"):  # past the type checker
+        Schedule.__post_init__(table)
+    x0 = SimpleNamespace(alpha_bar=s.alpha_bar, prediction="x0", timesteps=None)
+    with pytest.raises(ValueError, match="eps, v or flow, not 'x0'"):
+        Schedule.__post_init__(x0)
