@@ -184,3 +184,72 @@ def test_distance_does_not_depend_on_the_order_of_names():
     star = {k: torch.zeros_like(v) for k, v in theta.items()}
     backwards = dict(reversed(theta.items()))
     assert torch.equal(squared_distance(theta, star), squared_distance(backwards, star))
+
+
+def test_importance_weighs_every_coordinate_of_every_shape():
+    """A single number, a vector and a matrix; with "tensor_mean" each is averaged; and in a
+    stack."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"gain": (), "bias": (4,), "weight": (3, 4)}
+    theta, star, F = (
+        {n: torch.rand(2, *s, generator=rng) for n, s in shapes.items()} for _ in range(3)
+    )
+    squares = {n: (F[n] * (theta[n] - star[n]) ** 2).reshape(2, -1) for n in shapes}
+    for reduction, of in (("sum", torch.sum), ("tensor_mean", torch.mean)):
+        wanted = sum(of(v, 1) for v in squares.values())
+        stack = squared_distance(theta, star, F, reduction, runs=1)
+        torch.testing.assert_close(stack, wanted)
+        first = ({n: v[0] for n, v in each.items()} for each in (theta, star, F))
+        torch.testing.assert_close(squared_distance(*first, reduction), wanted[0])
+    torch.testing.assert_close(
+        delta_theta(theta, star, 1) ** 2, squared_distance(theta, star, runs=1)
+    )
+
+
+def test_path_kl_of_a_stack_is_that_of_its_runs():
+    """Sum by hand of w_t ||eps - eps_star||^2; the variance of the sampler and the strata count."""
+    schedule, strata = Schedule.log_snr(6, 3.0, -3.0), torch.tensor([0, 0, 1, 1])
+    rng = torch.Generator().manual_seed(0)
+    chain = [torch.randn(2, 4, 3, generator=rng) for _ in range(6)]
+
+    def predict(x, t, cond):
+        return x + 0.1 * t[..., None] * x.sin()
+
+    def star(x, t, cond):
+        return x
+
+    for variance in ("beta", "posterior"):
+        asked = schedule, chain, None, variance
+        mean, error = path_kl(predict, star, *asked, runs=1, strata=strata)
+        w = schedule.path_weights(variance).float()
+        each = sum(w[n] * ((0.1 * n * chain[n].sin()) ** 2).sum(-1) for n in range(6))
+        torch.testing.assert_close(mean, each.mean(-1))
+        within = sum(2 * each[:, strata == g].var(-1) for g in (0, 1))
+        torch.testing.assert_close(error, within.sqrt() / 4)
+
+
+def test_fisher_needs_samples_and_is_that_of_eps_whatever_is_predicted():
+    """A network of v whose eps is theta * x: the same Fisher diagonal from the same signs."""
+    eps_s, v_s = Schedule.log_snr(10, 2.0, -2.0), Schedule.log_snr(10, 2.0, -2.0, prediction="v")
+    theta = {"theta": torch.ones(2, requires_grad=True)}
+    rng = torch.Generator().manual_seed(0)
+    samples = [
+        (torch.randn(4, 2, generator=rng), torch.randint(1, 10, (4,), generator=rng), None)
+        for _ in range(20)
+    ]
+
+    def as_v(x, t, cond):
+        a, b = v_s.coefficients(t, x)
+        return (theta["theta"] * x - b * x) / a
+
+    found = [
+        fisher_diagonal(p, theta, s, samples, torch.Generator().manual_seed(1))["theta"]
+        for p, s in ((lambda x, t, c: theta["theta"] * x, eps_s), (as_v, v_s))
+    ]
+    torch.testing.assert_close(*found)
+    other = fisher_diagonal(
+        lambda x, t, c: theta["theta"] * x, theta, eps_s, samples, rng, "posterior"
+    )
+    assert (other["theta"] > found[0]).all()  # its steps have less noise: a difference counts more
+    with pytest.raises(ValueError, match="no samples"):
+        fisher_diagonal(as_v, theta, v_s, [], rng)

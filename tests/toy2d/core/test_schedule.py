@@ -233,6 +233,7 @@ def test_the_score_of_unit_normal_data_is_minus_x():
 
 def test_the_smallest_and_the_largest_of_what_is_allowed():
     s = Schedule(torch.tensor([0.9, 0.5]))
+    assert s.alpha_bar.dtype == torch.float64
     assert s.strided(2).timesteps.tolist() == [0, 1]
     for n in (1, 3):
         with pytest.raises(ValueError, match=r"need 2 <= n <= 2"):
