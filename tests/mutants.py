@@ -93,6 +93,17 @@ EQUIVALENT = {
         "other.uses('l2', 'fisher') -> other.uses('fisher', 'l2')",
     ): ANY_ORDER,
     (
+        "toy2d/core/drift.py",
+        "errors.append(squared_error(",
+        "squared_error(predict, predict_star, schedule, chain[n], t, cond) -> "
+        "squared_error(predict_star, predict, schedule, chain[n], t, cond)",
+    ): SQUARED,
+    (
+        "toy2d/core/drift.py",
+        "grads = torch.autograd.grad(",
+        "eps * sign -> eps / sign",
+    ): "a sign is its own inverse",
+    (
         "personalize/evaluate/metrics.py",
         "for x, y in zip(a, b",
         "zip(a, b, strict=True) -> zip(b, a, strict=True)",
