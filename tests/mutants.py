@@ -41,7 +41,7 @@ TESTS = {  # module -> its tests, the fastest first
     "personalize/adapters/anchors.py": f"{TUNE}/adapters {TUNE}/test_objectives_identity.py",
     "personalize/adapters/deltas.py": f"{TUNE}/adapters",
     "personalize/evaluate/metrics.py": f"{TUNE}/evaluate/test_metrics.py",
-    "personalize/train/state.py": f"{TUNE}/train/test_resume.py",
+    "personalize/train/state.py": f"{TUNE}/train/test_state.py {TUNE}/train/test_resume.py",
     "personalize/train/streams.py": f"{TUNE}/train/test_prior.py {TUNE}/parallel/test_processes.py",
     "personalize/train/loop.py": f"{TUNE}/train/test_prior.py {TUNE}/train/test_train.py",
     "personalize/drift/measure.py": f"{TUNE}/drift/test_measure.py",
