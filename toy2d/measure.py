@@ -29,6 +29,7 @@ from toy2d.data import World
 from toy2d.kl import Points, base_points, compare_in_parts, truth_points
 from toy2d.model import Bound, EpsMLP, members
 from toy2d.quadrature import Rule, sobol
+from toy2d.runs.progress import progress
 from toy2d.train import Group
 
 
@@ -102,7 +103,7 @@ def measure(world: World, group: Group, probe: Probe, chunk: int = 8192) -> list
         points *= len(world.old)
     size, records = max(1, chunk // points), []
     drifts = drift_on_chains(group, probe)
-    for start in range(0, len(group), size):
+    for start in progress(range(0, len(group), size), "measuring", leave=False):
         which = list(range(start, min(start + size, len(group))))
         kls = _kls_of_chunk(world, group, probe, which)
         records += [kl | drifts[m] for m, kl in zip(which, kls, strict=True)]

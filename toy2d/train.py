@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from toy2d.core.objectives import Anchor, Example, Objective
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 from toy2d.data import ExamplePool, draw
 from toy2d.model import EpsMLP, members
+from toy2d.runs.progress import progress
 from toy2d.runs.spec import SeededRun
 from toy2d.runs.target import DriftTarget
 
@@ -183,7 +183,7 @@ def fit(
     if moments is not None:
         carry_moments(optimizer, groups, moments)
     start = restore(groups, optimizer, streams, *resume) if resume is not None else 0
-    for step in tqdm(range(start, steps), desc=label, initial=start, total=steps, disable=None):
+    for step in progress(range(start, steps), label, steps, start):
         batch = streams.next(len(schedule))
         terms = [g.terms(schedule, batch) for g in groups]
         if step in at:

@@ -17,7 +17,6 @@ from typing import Literal
 import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
-from tqdm import tqdm
 
 from personalize.data.decode import open_rgb
 from personalize.data.latents import PictureSet, resize_and_crop
@@ -33,6 +32,7 @@ from personalize.sample.sampler import (
 from personalize.sample.store import MANIFEST, PictureStore, png
 from toy2d.runs.files import UserError
 from toy2d.runs.folder import load_tensors
+from toy2d.runs.progress import progress
 
 Keep = Literal["png", "latents"]
 SUFFIX = {"png": ".png", "latents": ".safetensors"}
@@ -90,7 +90,7 @@ def _make(
     with torch.no_grad(), model.evaluating(), base:
         cond, uncond = encode([settings["prompt"]]), encode([""])
         parts = batches(missing, sampling.batch_size)
-        for batch in tqdm(parts, "class images", disable=None, leave=False):
+        for batch in progress(parts, "class images", leave=False):
             seeds = [image_seed(settings["seed"], i) for i in batch]
             rows = {k: v.expand(len(batch), *v.shape[1:]) for k, v in cond.items()}
             latents = sample_latents(model, rows, seeds, sampling, uncond)

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from personalize.pipeline.model import Model
 from personalize.sample.sampler import Sampling, Wanted, batches, draw_pictures
 from personalize.sample.store import PictureStore, png
 from toy2d.runs.folder import hash_tensors
+from toy2d.runs.progress import progress
 
 
 def weights_hash(model: Model) -> str:
@@ -57,7 +56,7 @@ def pictures(
         missing = [picture for picture, name in names.items() if name in lost]
         began = time.perf_counter()
         parts = batches(missing, sampling.batch_size)
-        for batch in tqdm(parts, "pictures", disable=None, leave=False):
+        for batch in progress(parts, "pictures", leave=False):
             drawn = draw_pictures(model, batch, sampling, base=base)
             store.put(
                 (names[prompt, seed], png(image), {"prompt": prompt, "seed": seed})

@@ -26,11 +26,11 @@ from diffusers import (
 )
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from tqdm import tqdm
 
 from personalize.pipeline.families import Cond
 from personalize.pipeline.model import Model
 from toy2d.runs.files import RunFailure, UserError
+from toy2d.runs.progress import progress
 
 Encode = Callable[[list[str]], Cond]
 Wanted = tuple[str, int]  # a picture: its prompt and its seed
@@ -138,7 +138,7 @@ def sample_latents(
     if guidance > 1:
         without = model.family.unconditional(uncond, cond)
         both = {k: torch.cat([without[k], v]) for k, v in cond.items()}
-    for t in scheduler.timesteps:
+    for t in progress(scheduler.timesteps, "steps of the sampler", leave=False):
         x_in = scale(x, t)
         if guidance > 1:
             without, output = _predict(model, torch.cat([x_in, x_in]), t, both).chunk(2)
@@ -187,7 +187,7 @@ def draw_pictures(
     with torch.no_grad(), model.evaluating(), model.base() if base else contextlib.nullcontext():
         uncond = encode([negative_prompt]) if guided else None
         parts = batches(wanted, sampling.batch_size)
-        for batch in tqdm(parts, "pictures", disable=None, leave=False):
+        for batch in progress(parts, "pictures", leave=False):
             prompts, seeds = map(list, zip(*batch, strict=True))
             latents = sample_latents(model, encode(prompts), seeds, sampling, uncond)
             images += to_pil(model.decode(latents))

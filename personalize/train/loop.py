@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from personalize.config.train_config import TrainConfig
 from personalize.parallel.processes import average_, largest
@@ -25,6 +24,7 @@ from toy2d.core.drift import Predict
 from toy2d.core.objectives import FISHER, L2, OUTPUT, PRIOR, STANDARD, Distance, Example, Objective
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
+from toy2d.runs.progress import progress
 
 
 def objective_of(config: TrainConfig) -> Objective:
@@ -136,8 +136,8 @@ def fit(
     config, last = loop.config, loop.config.max_train_steps
     guard = Guard(state.optimizer, next(iter(state.theta.values())).device, state.scaler)
     take_step = TrainingStep(loop, state, accelerator, guard)
-    silent = None if accelerator.is_main_process else True
-    bar = tqdm(range(state.step, last), "train", last, initial=state.step, disable=silent)
+    silent = not accelerator.is_main_process
+    bar = progress(range(state.step, last), "train", last, state.step, silent=silent)
     with finish_step_on_signal() as signals:
         for step in bar:
             started = time.perf_counter()

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from personalize.config.train_config import TrainConfig
 from personalize.train.timesteps import timestep_law
@@ -20,6 +19,7 @@ from toy2d.core.drift import Predict
 from toy2d.core.objectives import Example
 from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
+from toy2d.runs.progress import progress
 
 
 class Pool(Protocol):
@@ -105,7 +105,7 @@ class StoredAnswers:
     ) -> "StoredAnswers":
         """The base's outputs for n samples; the same ones under any number of processes."""
         answers, size = [], streams.batch_size
-        for first in tqdm(range(0, n, size), "base answers", disable=None):
+        for first in progress(range(0, n, size), "base answers"):
             x0, t, eps, cond = streams.collate("output", range(first, min(first + size, n)))
             x_t = schedule.add_noise(x0, t, eps)
             answers.append(predict(x_t, schedule.timesteps[t], cond).cpu())

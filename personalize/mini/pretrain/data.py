@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from personalize.mini.pretrain.artwork import Artwork, digest
 from personalize.mini.pretrain.world import Content, compose, contents
 from toy2d.runs.files import appearing, cannot_write, clear_torn
+from toy2d.runs.progress import progress
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _cached(path: Path, jobs: list) -> np.ndarray:
     """
     with held(path.parent):
         if not path.exists():
-            bar = tqdm(jobs, f"composing {path.stem}", disable=None)
+            bar = progress(jobs, f"composing {path.stem}")
             made = [np.asarray(compose(d, s, random.Random(seed))) for d, s, seed in bar]
             with appearing(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, np.stack(made))

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from personalize.train.state import State
 from toy2d.core.rng import generator
 from toy2d.runs.files import RunFailure, UserError, read_csv, write_csv
 from toy2d.runs.folder import RunFolder, hash_tensors
+from toy2d.runs.progress import progress
 
 WARMUP = 100  # steps
 SAVE_EVERY = 180.0  # seconds
@@ -85,9 +85,7 @@ def fit(
         history = _restore(run, state, network)
         saved = time.monotonic()
         network.train()
-        for step in tqdm(
-            range(state.step, steps), name, initial=state.step, total=steps, disable=None
-        ):
+        for step in progress(range(state.step, steps), name, steps, state.step):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 terms = terms_of(network, generator(seed, f"{name} {step}"))
             state.optimizer.zero_grad(set_to_none=True)
