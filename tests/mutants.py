@@ -54,6 +54,7 @@ SEEDS = "every run has all seeds, and each seed of it has its name and its weigh
 SQUARED = "of a difference that is squared: either sign"
 SYMMETRIC = "the distance of two pictures is symmetric"
 ANY_ORDER = "a question about any of them"
+AS_MANY = "one shadow for each parameter, by construction"
 NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
 # mutants that change nothing that anyone sees: (module, start of the line, change) -> why
 EQUIVALENT = {
@@ -103,6 +104,8 @@ EQUIVALENT = {
         "grads = torch.autograd.grad(",
         "eps * sign -> eps / sign",
     ): "a sign is its own inverse",
+    ("personalize/train/state.py", "shadow = zip(self.theta", "True -> False"): AS_MANY,
+    ("personalize/train/state.py", "for (name, p), shadow in zip(", "True -> False"): AS_MANY,
     (
         "personalize/evaluate/metrics.py",
         "for x, y in zip(a, b",
