@@ -19,13 +19,17 @@ STRONG = 0.6  # Kendall's tau from which four of five pairs are in one order
 Found = dict[str, dict[float, Contrast]]
 
 
-def frontier(toy: FinishedRun, full: FinishedRun, name: str) -> dict:
+def of_toy(toy: FinishedRun) -> list[Trajectory]:
+    """The toy's runs along training; none for a folder without history.csv."""
+    history = toy.path / "history.csv"
+    return toy_trajectories(toy.metrics, read_csv(history) if history.exists() else [])
+
+
+def frontier(small: list[Trajectory], full: FinishedRun, name: str) -> dict:
     """The template's values; `frontiers` is None where no pictures were held out."""
     large = trajectories(full.metrics)
     if not large:
         return {"frontiers": None, "judged_by_pictures": JUDGED_BY_PICTURES}
-    history = toy.path / "history.csv"
-    small = toy_trajectories(toy.metrics, read_csv(history) if history.exists() else [])
     here, there = contrasts(small), contrasts(large)
     return {
         "frontiers": {"toy": panel(small, "toy", "Toy"), "full": panel(large, "full", name)},
@@ -84,6 +88,9 @@ def prediction(toy: Found, full: Found, name: str) -> str:
     if not names:
         return "No objective can be ranked at both scales."
     ranked = f"Order of drift at equal learning (standard, {', '.join(names)}): Kendall's tau"
+    units = [len({u for o in names for u in scale[o]}) for scale in (here, there)]
+    if min(units) < 2:
+        return f"{ranked} between the scales is {tau:.2f}. One subject or seed gives no interval."
     if low > 0 and tau >= STRONG:
         verdict = f"the toy predicts the order on {name}"
     elif low > 0:

@@ -4,12 +4,13 @@ The statistic and the sentences that both scales share are in toy2d/runs/sentenc
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from personalize.compare.frontier import trajectories
 from personalize.compare.table import best, costs, times
-from toy2d.runs.frontier import HEADLINE, Contrast, contrasts, in_words
+from toy2d.runs.frontier import HEADLINE, Contrast, Trajectory, contrasts, in_words
 from toy2d.runs.sentences import Records, Scale, drift_ratio
 from toy2d.runs.statistics import (
     Ratio,
@@ -55,21 +56,29 @@ CHEAPER = "L2 costs less time than prior preservation"
 ONE_STACK = "unknown", "all objectives train as one stack: their times cannot be told apart"
 
 
-def claims(toy: Scale, full: Scale, metrics: dict) -> list[dict]:
-    """Each claim with a (verdict, words) at both scales."""
+def claims(toy: Scale, full: Scale, metrics: dict, along: Sequence[Trajectory] = ()) -> list[dict]:
+    """Each claim with a (verdict, words) at both scales.
+
+    `along`: the toy's runs along training. Where both scales have them, both are judged at equal
+    learning, else each by what it has after the last step.
+    """
 
     def claim(text, source, toy_says, full_says):
         return {"text": text, "source": source, "toy": toy_says, "full": full_says}
 
     measured = contrasts(trajectories(metrics), (HEADLINE,))
+    of_toy = contrasts(along, (HEADLINE,)) if measured else {}
 
-    def on_full(ours, theirs):
-        if measured:
-            return at_equal_learning(measured, ours, theirs)
-        return drift_ratio(full, ours, theirs)
+    def judged(scale, found, unit, rivals):
+        return at_equal_learning(found, *rivals, unit) if found else drift_ratio(scale, *rivals)
 
     found = [
-        claim(text, source, drift_ratio(toy, *rivals), on_full(*rivals))
+        claim(
+            text,
+            source,
+            judged(toy, of_toy, "seed", rivals),
+            judged(full, measured, "subject", rivals),
+        )
         for text, source, rivals in RIVALS
     ]
     found.insert(2, claim(SPARED, PAPER, spared(toy), spared(full)))
@@ -77,7 +86,7 @@ def claims(toy: Scale, full: Scale, metrics: dict) -> list[dict]:
 
 
 def at_equal_learning(
-    found: dict[str, dict[float, Contrast]], ours: str, theirs: str
+    found: dict[str, dict[float, Contrast]], ours: str, theirs: str, unit: str = "subject"
 ) -> tuple[str, str]:
     """(verdict, words): does `ours` drift less than `theirs` where both learnt the same?"""
     logs = {o: at[HEADLINE].by_unit for o, at in found.items()}
@@ -87,7 +96,7 @@ def at_equal_learning(
     if not units:
         return "unknown", f"{ours} or {theirs} never learnt {HEADLINE:.0%} of standard's peak"
     ratio = Ratio(estimate(mine[u] - other[u] for u in units))
-    return ratio.verdict, f"{ours} against {theirs}: \u00d7 {in_words(ratio, 'subject')}"
+    return ratio.verdict, f"{ours} against {theirs}: \u00d7 {in_words(ratio, unit)}"
 
 
 def spared(scale: Scale) -> tuple[str, str]:

@@ -11,9 +11,11 @@ from folders import STRENGTH, claims_of, comparison, metrics, toy, with_curves
 from personalize.compare import frontier
 from personalize.compare.run import show
 from personalize.report import frontier as headline
+from personalize.report.sentences import claims, full_scale
 from personalize.report.write import write
 from toy2d.runs.files import write_csv
-from toy2d.runs.frontier import HEADLINE, contrasts
+from toy2d.runs.frontier import HEADLINE, Trajectory, contrasts
+from toy2d.runs.sentences import toy_scale
 
 
 def with_history(folder, strength=STRENGTH):
@@ -75,6 +77,37 @@ def test_the_toy_predicts_the_order_only_if_the_numbers_agree(runs, tmp_path):
         for o, at in there.items()
     }
     assert "reversed" in headline.prediction(reversed_, there, "full")
+
+
+def test_one_subject_gives_the_order_no_interval(runs):
+    there = contrasts(frontier.trajectories(metrics(runs[1])))
+    first = next(iter(there["l2"][HEADLINE].by_unit))
+    one = {
+        o: {s: c._replace(by_unit={first: c.by_unit[first]}) for s, c in at.items()}
+        for o, at in there.items()
+    }
+    said = headline.prediction(there, one, "full")
+    assert "is 1.00. One subject" in said
+    assert "predicts" not in said
+
+
+def test_the_toys_claims_are_made_at_equal_learning_too(runs):
+    """Where its curve is known: here l2 drifts more than standard on its way, and less at the
+    end.
+    """
+    small, full = metrics(runs[0]), metrics(runs[1])
+    scales = toy_scale(small), full_scale(full, "full")
+    text = "L2 drifts less than standard fine-tuning at equal adaptation"
+    at_the_end = {c["text"]: c["toy"] for c in claims(*scales, full)}
+    assert at_the_end[text][0] == "supported"
+    along = [
+        Trajectory(run, run.split(":")[0], unit, int(unit), (0, 1, 2), (0.0, 1.0, 1.1), drift, None)
+        for unit in "0123"
+        for run, drift in (("standard", (0.0, 1.0, 9.0)), ("l2:0.1", (0.0, 2.0 + int(unit), 3.0)))
+    ]
+    verdict, words = {c["text"]: c["toy"] for c in claims(*scales, full, along)}[text]
+    assert verdict == "contradicted"
+    assert "4 seeds" in words
 
 
 def test_claims_at_full_scale_are_made_at_equal_learning(runs):
