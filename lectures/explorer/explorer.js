@@ -285,7 +285,7 @@ function panel(name) {
     element("div", { class: "two" },
       element("div", {}, element("h3", {}, "The 2D world"),
         element("figure", {}, plane(name), element("figcaption", {}, "Samples of every prompt; grey: the base's, +: the six shots of the new class.")),
-        element("figure", {}, bars(name), element("figcaption", {}, "KL(base || tuned) of each old class in nats, with its error: ODE, quadrature and rounding added. *New class: KL(world || tuned), lower is learned better.")),
+        element("figure", {}, bars(name), element("figcaption", {}, "KL(base || tuned) of each old class in nats, with its error: ODE, quadrature and rounding added. *New class: KL(world || tuned), lower is learned better. Path KL, below, bounds the KL of another sampler's law and may be smaller (lecture 6).")),
         element("table", { id: id("numbers") })),
       element("div", {}, element("h3", {}, "The mini model"),
         field("mini", "Its own weight", range("mini")),

@@ -186,7 +186,8 @@ def _read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as e:
-        raise UserError(f"{path.parent} is no run folder: {path.name} cannot be read ({e})") from e
+        why = "is not there" if isinstance(e, FileNotFoundError) else f"cannot be read ({e})"
+        raise UserError(f"{path.parent} is no run folder: {path.name} {why}") from e
     if not isinstance(value, dict):
         raise UserError(f"{path.parent} is no run folder: {path.name} is not an object")
     return value

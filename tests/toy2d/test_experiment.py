@@ -319,7 +319,7 @@ def test_if_an_ordering_flips_the_sentence_flips():
 def test_overfitting_is_said_with_how_often_it_was_seen():
     olds = {"standard": 3.0, "l2": 1.0}
     say = " ".join(readings(fake_metrics(**olds), fake_trajectories(**olds)))
-    assert "It overfits: in 3 of 3 seeds (44%" in say
+    assert "In 3 of 3 seeds (44%" in say
     assert "at step 10" in say
 
 

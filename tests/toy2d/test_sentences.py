@@ -187,7 +187,7 @@ def along(peaks=(1.0, 0.8), seeds=(0, 1), **objectives) -> list[str]:
 def test_where_standard_learns_best_is_counted_over_seeds():
     assert "in 2 of 2 seeds (34%\u2013100%)" in " ".join(along())
     assert "best before the last step, at step 2. Objectives" in " ".join(along())
-    assert "in 0 of 2 seeds" in " ".join(along(peaks=(0.8, 1.0)))
+    assert "In 0 of 2 seeds" in " ".join(along(peaks=(0.8, 1.0)))
 
 
 def test_three_measured_steps_show_a_peak_and_two_do_not():
@@ -198,8 +198,8 @@ def test_three_measured_steps_show_a_peak_and_two_do_not():
         found = [trajectory("standard", s, learnt, drift) for s in (0, 1)]
         return " ".join(readings(metrics, found))
 
-    assert "It overfits: in 2 of 2 seeds" in of((0.0, 1.0, 0.5))
-    assert "It overfits" not in of((0.0, 1.0))
+    assert "In 2 of 2 seeds" in of((0.0, 1.0, 0.5))
+    assert "it overfits" not in of((0.0, 1.0))
 
 
 def test_objectives_are_ordered_by_their_drift_at_equal_learning():
