@@ -185,8 +185,8 @@ def along(peaks=(1.0, 0.8), seeds=(0, 1), **objectives) -> list[str]:
 
 
 def test_where_standard_learns_best_is_counted_over_seeds():
-    assert "in 2 of 2 seeds (34%\u2013100%)" in " ".join(along())
-    assert "best before the last step, at step 2. Objectives" in " ".join(along())
+    assert "In 2 of 2 seeds (34%\u2013100%)" in " ".join(along())
+    assert "best before the last step (at step 2 over all seeds). Objectives" in " ".join(along())
     assert "In 0 of 2 seeds" in " ".join(along(peaks=(0.8, 1.0)))
 
 
