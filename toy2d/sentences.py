@@ -36,8 +36,8 @@ def median_range(same: Runs, key: str) -> str:
 
 
 TWO_LAWS = (
-    "Path KL bounds the KL of the ancestral sampler's laws. The KLs here are of other laws, those of "
-    "the probability-flow ODE, and may be larger (lecture 6)."
+    "Path KL bounds the KL of the ancestral sampler's laws. The KLs here are of other laws, those "
+    "of the probability-flow ODE, and may be larger (lecture 6)."
 )
 
 
