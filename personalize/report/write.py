@@ -74,7 +74,7 @@ def page(toy: FinishedRun, full: FinishedRun) -> dict:
         "title": "Language drift, measured at two scales",
         "description": "Drift of personalized diffusion models: the 2D toy beside "
         f"{name}, objective by objective.",
-        "lead": lead(found, name),
+        "lead": lead(found, name, len(full.metrics["subjects"])),
         "subtitle": subtitle(toy, full, name),
         "old_prompts": len(small.conditions),
         "names": {"toy": "Toy", "full": name},
@@ -125,7 +125,7 @@ def adaptation(metrics: dict, along: Sequence[Trajectory]) -> str:
     )
 
 
-def lead(found: list[dict], name: str) -> str:
+def lead(found: list[dict], name: str, subjects: int) -> str:
     """How many claims each scale supports, and which ones measurement contradicts."""
 
     def counted(scale: str) -> str:
@@ -143,7 +143,9 @@ def lead(found: list[dict], name: str) -> str:
         f"{len(found)} claims about how fine-tuning on a few examples changes the rest of a model. "
         f"In the toy: {counted('toy')}. On {name}: {counted('full')}. "
     )
-    return words + (f"Contradicted: {'; '.join(against)}." if against else "None is contradicted.")
+    words += f"Contradicted: {'; '.join(against)}." if against else "None is contradicted."
+    few = " One subject decides nothing: `personalize compare` without --quick takes six."
+    return words + (few if subjects == 1 else "")
 
 
 def subtitle(toy: FinishedRun, full: FinishedRun, name: str) -> str:

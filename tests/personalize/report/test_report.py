@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from folders import STRENGTH, claims_of, comparison, metrics, toy
+from folders import STRENGTH, claims_of, comparison, metrics, toy, with_curves
 from matplotlib.figure import Figure
 
 from personalize.compare import table
@@ -200,3 +200,10 @@ def test_pictures_that_are_gone_are_named(runs, tmp_path, undrawn):
     (full / "base" / "manifest.json").unlink()
     with pytest.raises(UserError, match="whole folder"):
         write(runs[0], full)
+
+
+def test_one_subject_is_said_to_decide_nothing(runs, tmp_path, undrawn):
+    full = comparison(tmp_path / "f")
+    assert "One subject decides nothing" in write(runs[0], full).read_text()
+    with_curves(full, subjects=4)
+    assert "One subject decides nothing" not in write(runs[0], full).read_text()
