@@ -9,7 +9,6 @@ to one engine together. IP-Adapter is one more job for each subject and seed tha
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,11 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from personalize.compare.benchmark_plan import counted, planned
-from personalize.compare.engines import run_all
 from personalize.compare.jobs import Job, evaluation_plan, train_config
 from personalize.compare.paper_table import show, table_rows
 from personalize.compare.record import scores
-from personalize.compare.run import all_or_failure, workers_of
+from personalize.compare.run import all_or_failure, fleet_of
 from personalize.compare.tasks import (
     base_folder,
     judges,
@@ -62,9 +60,7 @@ def run(b: Benchmark, say: Callable[[str], None] = print) -> Path:
         for note in (notes := [*todo.notes, *judges(first).left_out]):
             say(f"note: {note}")
         say(f"{todo.path}: {len(jobs)} runs that train, {len(todo.prompted)} of IP-Adapter")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        at = {"engine": b.engine, "workers": workers_of(first), "logs": todo.path / "logs"}
-        fleet = partial(run_all, say=say, **at)
+        fleet = fleet_of(first, todo.path, say)
         # one after the other: methods share their class images and the base's pictures
         seconds: dict[str, float | None] = {}
         for of_method in [*todo.trained.values(), *([todo.prompted] if todo.prompted else [])]:

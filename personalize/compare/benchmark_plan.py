@@ -82,7 +82,7 @@ def comparison(b: Benchmark, method: str, path: Path) -> tuple[CompareConfig, li
     """The method's part as a comparison, and which objectives have no effect on it."""
     mini = is_mini(b.pretrained_model_name_or_path)
     recipe = mini_recipe(method) if mini else published_recipe(b.backbone, method)
-    usual, kind = mini_compare(), TRAINING_KINDS[method]
+    usual, kind = usual_of(b.pretrained_model_name_or_path), TRAINING_KINDS[method]
     able = [
         o
         for o in b.objectives
@@ -90,9 +90,7 @@ def comparison(b: Benchmark, method: str, path: Path) -> tuple[CompareConfig, li
     ]
     left_out = [f"{method}: {o} has no effect on it" for o in b.objectives if o not in able]
     settings = {k: v for k, v in recipe.settings.items() if k not in DECIDED_HERE}
-    measured = {k: getattr(usual.each, k) for k in MEASURING}
-    first = usual.each if mini else TrainConfig(b.pretrained_model_name_or_path, "", **measured)
-    each = replace(first, **settings, output_dir=str(path / method))
+    each = replace(usual.each, **settings, output_dir=str(path / method))
     own = {"max_train_steps": b.max_train_steps, "resolution": b.resolution}
     each = replace(each, **{k: v for k, v in own.items() if v})
     c = CompareConfig(
@@ -103,8 +101,8 @@ def comparison(b: Benchmark, method: str, path: Path) -> tuple[CompareConfig, li
         identifier=NEW_WORD if each.placeholder_token else "sks",
         prompts_each=b.prompts_each,
         images=b.images,
-        inference_steps=usual.inference_steps if mini else 25,
-        guidance=usual.guidance if mini else 7.5,
+        inference_steps=usual.inference_steps,
+        guidance=usual.guidance,
         clip=b.clip,
         dino=b.dino,
         engine=b.engine,
@@ -112,6 +110,17 @@ def comparison(b: Benchmark, method: str, path: Path) -> tuple[CompareConfig, li
         shared=str(path / "shared"),
     )
     return (quick(c) if b.quick else c), left_out
+
+
+def usual_of(base: str) -> CompareConfig:
+    """How a base is sampled and measured before any recipe: every base is measured as the mini is,
+    and one other than the mini drawn by 25 steps at guidance 7.5.
+    """
+    usual = mini_compare()
+    if is_mini(base):
+        return usual
+    measured = {k: getattr(usual.each, k) for k in MEASURING}
+    return replace(usual, each=TrainConfig(base, "", **measured), inference_steps=25, guidance=7.5)
 
 
 def quick(c: CompareConfig) -> CompareConfig:

@@ -58,9 +58,7 @@ def run(config: CompareConfig, say: Callable[[str], None] = print) -> Path:
             say(f"note: {note}")
         names = ", ".join(s.name for s in subjects)
         say(f"{path}: {len(jobs)} runs of {c.each.max_train_steps} steps on {names}")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of several workers would overlap
-        at = {"engine": c.engine, "workers": workers_of(c), "logs": path / "logs"}
-        fleet = partial(run_all, say=say, **at)
+        fleet = fleet_of(c, path, say)
         seconds = dict(all_or_failure(fleet(preparations(jobs))))
         tasks = [partial(work, job, seconds.get(job.shared, 0.0)) for job in jobs]
         write_results(c, subjects, jobs, all_or_failure(fleet(tasks)), notes)
@@ -83,6 +81,16 @@ def recorded(c: CompareConfig, subjects: list[ComparedSubject]) -> dict:
     """What config.json holds: every setting that can change a number, and the subjects."""
     kept = {k: v for k, v in asdict(c).items() if k not in NOT_OF_THE_NUMBERS}
     return kept | {"subjects": [s._asdict() for s in subjects]}
+
+
+def fleet_of(c: CompareConfig, path: Path, say: Callable[[str], None]) -> Callable[[list], list]:
+    """Tasks -> their results, on the comparison's engine; logs go to the folder `path`.
+
+    Raises UserError for --workers below 1.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of several workers would overlap
+    at = {"engine": c.engine, "workers": workers_of(c), "logs": path / "logs"}
+    return partial(run_all, say=say, **at)
 
 
 def workers_of(c: CompareConfig) -> int:

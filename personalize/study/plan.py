@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from personalize.compare.benchmark_plan import MEASURING
+from personalize.compare.benchmark_plan import usual_of
 from personalize.compare.jobs import Job, file_name, subject_of, train_config
-from personalize.config.compare_config import CompareConfig, mini_compare
+from personalize.config.compare_config import CompareConfig
 from personalize.config.recipes.studies import MINI_SUBJECTS, STUDIES, Arm, Study, scaled
 from personalize.config.rules import resolve
-from personalize.config.train_config import TrainConfig
 from personalize.data.subjects import scan_subjects
 from toy2d.runs.files import UserError
 
@@ -56,16 +55,12 @@ def planned(s: Study) -> Planned:
 
 def comparison(s: Study, arm: Arm, path: Path) -> CompareConfig:
     """The arm as a comparison of one run; its folder is the arm's."""
-    usual = mini_compare()
-    first = usual.each
-    if not s.mini:
-        measured = {k: getattr(usual.each, k) for k in MEASURING}
-        first = TrainConfig(s.pretrained_model_name_or_path, "", **measured)
+    usual = usual_of(s.pretrained_model_name_or_path)
     settings = scaled(arm.settings, *s.scales, s.mini)
     steps = settings["max_train_steps"]
     every = math.ceil(steps / MEASURED)
     along = {"log_every": every, "probe_steps": every, "path_kl_steps": every}
-    each = replace(first, **settings, **along, checkpointing_steps=max(1, steps // 2))
+    each = replace(usual.each, **settings, **along, checkpointing_steps=max(1, steps // 2))
     if s.resolution:
         each = replace(each, resolution=s.resolution)
     return CompareConfig(
@@ -76,8 +71,8 @@ def comparison(s: Study, arm: Arm, path: Path) -> CompareConfig:
         prompts_each=s.prompts_each,
         images=1,  # of prompts without the subject
         subject_images=s.images,
-        inference_steps=usual.inference_steps if s.mini else 25,
-        guidance=usual.guidance if s.mini else 7.5,
+        inference_steps=usual.inference_steps,
+        guidance=usual.guidance,
         clip=s.clip,
         dino=s.dino,
         engine=s.engine,

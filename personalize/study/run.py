@@ -9,7 +9,6 @@ run deletes its checkpoints.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -17,10 +16,9 @@ from pathlib import Path
 
 from personalize.compare.benchmark_plan import Planned as Counted
 from personalize.compare.benchmark_plan import counted
-from personalize.compare.engines import run_all
 from personalize.compare.jobs import Job, train_config
 from personalize.compare.record import NOTHING
-from personalize.compare.run import all_or_failure, workers_of
+from personalize.compare.run import all_or_failure, fleet_of
 from personalize.compare.tasks import (
     Failed,
     identity,
@@ -62,9 +60,7 @@ def run(s: Study, say: Callable[[str], None] = print) -> Path:
         for note in judges(first).left_out:
             say(f"note: {note}")
         say(f"{todo.path}: {len(jobs)} runs, {len(todo.arms)} arms")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        at = {"engine": s.engine, "workers": workers_of(first), "logs": todo.path / "logs"}
-        fleet = partial(run_all, say=say, **at)
+        fleet = fleet_of(first, todo.path, say)
         all_or_failure(fleet(preparations(by_class_images(jobs))))
         found = fleet([partial(line_of_runs, line) for line in todo.lines()])
         write_results(s, todo, all_or_failure([r for line in found for r in line]))
