@@ -42,7 +42,7 @@ def bench_model(command: Bench, kind: str = "full", family: str = "sd15") -> Mod
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if command.model:
         return load(command.model, dtype=dtype).to(device)
-    pipeline = random_pipeline(family, command.width)
+    pipeline = random_pipeline(family, command.width, device=device)
     model = Model(pipeline, FAMILIES[type(pipeline).__name__])
     model.denoiser.to(dtype)
     return model.to(device)

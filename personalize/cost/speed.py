@@ -45,6 +45,7 @@ from toy2d.runs.folder import environment
 
 # diffusers' README for DreamBooth with prior preservation
 RECIPE = {"steps": 800, "class_images": 200}
+USUAL_SAMPLING = {"sd15": ("pndm", 50), "sdxl": ("euler", 50), "sd3": ("euler", 28)}
 ROUNDS = 3
 
 
@@ -166,13 +167,13 @@ def step_flops(loop: TrainingLoop, theta: dict) -> int:
     return counter.get_total_flops()
 
 
-def class_image_rates(command: Bench) -> dict[str, float]:
+def class_image_rates(command: Bench, family: str = "sd15") -> dict[str, float]:
     """Images per second, ours and usual, both with guidance 7.5.
 
-    Ours: 20 steps of dpmsolver++ in batches of 16. Usual: 50 steps of PNDM in fours. On a CPU both
-    in twos.
+    Ours: 20 steps of dpmsolver++ in batches of 16. Usual: the published pipeline's own sampler and
+    steps, in fours. On a CPU both in twos.
     """
-    model = bench_model(command, "lora")
+    model = bench_model(command, "lora", family)
     batch = 16 if model.device.type == "cuda" else 2
     dtype, mixed = DTYPES[command.mixed_precision], command.mixed_precision != "no"
 
@@ -185,7 +186,8 @@ def class_image_rates(command: Bench) -> dict[str, float]:
         return size / _seconds(lambda: make(steps))
 
     with torch.autocast(model.device.type, dtype, enabled=mixed):
-        ours, usual = rate("dpmsolver++", 20, batch), rate("pndm", 50, min(batch, 4))
+        ours = rate("dpmsolver++", 20, batch)
+        usual = rate(*USUAL_SAMPLING[family], min(batch, 4))
     return {"images_per_second": ours, "usual_images_per_second": usual, "speedup": ours / usual}
 
 

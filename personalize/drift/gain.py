@@ -74,7 +74,7 @@ def share_out(schedule: Schedule, samples: int) -> Int[Tensor, " T"]:
     """How many samples each node gets: at least 2, the rest in proportion to w_t alpha_bar_t;
     none at node 0.
     """
-    law = schedule.path_weights() * schedule.alpha_bar
+    law = (schedule.path_weights() * schedule.alpha_bar).cpu()
     counts = torch.full((len(schedule),), LEAST_SAMPLES)
     counts[0] = 0
     wanted = law / law.sum() * max(samples, int(counts.sum()))

@@ -42,7 +42,7 @@ class Model:
 
     def __post_init__(self):
         self.denoiser = getattr(self.pipeline, self.family.denoiser)
-        self.schedule = self.family.schedule(self.pipeline.scheduler)
+        self.schedule = self.family.schedule(self.pipeline.scheduler).to(self.device)
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             warnings.warn(
                 "the VAE overflows in float16 (force_upcast): it computes in float32", stacklevel=3

@@ -8,6 +8,7 @@ and stable-diffusion-3-medium (their config.json files). Heads and layers stay a
 one has the same shape of cost. The tokenizers know a few hundred words (tokenizer.py).
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -69,15 +70,24 @@ def tiny(
     return pipeline
 
 
-def random_pipeline(kind: Kind = "sd15", width: int = 320, seed: int = 0) -> DiffusionPipeline:
-    """`width`: of the UNet's first level in SD-1.5; all others follow in proportion."""
-    return _assembled(kind, lambda tokenizer: PUBLISHED[kind](width, tokenizer), "epsilon", seed)
+def random_pipeline(
+    kind: Kind = "sd15", width: int = 320, seed: int = 0, device: str = "cpu"
+) -> DiffusionPipeline:
+    """`width`: of the UNet's first level in SD-1.5; all others follow in proportion.
+
+    `device`: where the weights are drawn: seconds on a GPU, minutes for SD-3 on a CPU.
+    """
+    networks = partial(PUBLISHED[kind], width)
+    return _assembled(kind, networks, "epsilon", seed, device)
 
 
-def _assembled(kind: Kind, networks, prediction: str, seed: int) -> DiffusionPipeline:
+def _assembled(
+    kind: Kind, networks, prediction: str, seed: int, device: str = "cpu"
+) -> DiffusionPipeline:
     """The pipeline around `networks(tokenizer)`, whose weights are drawn from `seed`."""
     tokenizer = word_tokenizer(set(WORDS.split()))
-    with torch.random.fork_rng(devices=[]):
+    gpus = range(torch.cuda.device_count()) if device != "cpu" else ()
+    with torch.random.fork_rng(gpus), torch.device(device):
         torch.manual_seed(seed)
         parts = networks(tokenizer)
     if kind == "sd15":

@@ -11,9 +11,10 @@ from personalize.cost.gpu_table import Cell, GpuPlan, cells, main
 def test_every_objective_is_in_the_table_and_variants_once():
     plan = GpuPlan()
     made = list(cells(plan))
-    assert len(made) == len(set(made)) == 3 * 2 * 2 * (5 + 2)
+    assert len(made) == len(set(made)) == 3 * 2 * (2 * (5 + 4) + 1)
     assert made[:5] == [Cell("sd15", "bf16", "lora", o) for o in plan.objectives]
-    assert {c.objective for c in made if c.variant != "plain"} == {"standard"}
+    others = [c for c in made if c.variant not in ("plain", "class images")]
+    assert {c.objective for c in others} == {"standard"}
 
 
 def test_a_cut_loses_one_cell(tmp_path, monkeypatch):
@@ -49,7 +50,10 @@ def test_no_cell_is_begun_after_the_time_is_up(tmp_path, monkeypatch):
 def test_it_measures_at_width_32_on_a_cpu(tmp_path, family):
     small = {"width": 32, "resolution": 64, "steps": 1, "objectives": ("standard", "output")}
     out = str(tmp_path / "gpu.jsonl")
-    plan = GpuPlan(out, (family,), ("no",), ("lora",), variants=("plain",), **small)
+    variants = ("plain", "usual", "class images")
+    plan = GpuPlan(out, (family,), ("no",), ("lora",), variants=variants, **small)
     records = main(plan)
-    assert all(r["seconds"] > 0 and r["stays_bytes"] > 0 for r in records)
+    *steps, pictures = records
+    assert all(r["seconds"] > 0 and r["stays_bytes"] > 0 for r in steps)
+    assert pictures["images_per_second"] > 0
     assert json.loads((tmp_path / "gpu.jsonl").read_text().splitlines()[0]) == records[0]
