@@ -6,7 +6,7 @@ REMOTE := '<(script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*href="(https?:)?
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo course test units slow lint format bench book pages explorer lab twins figures clean
+.PHONY: help demo course test units gpu slow lint format bench book pages explorer lab twins figures clean
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -34,9 +34,13 @@ units: .venv/ready  ## a quick part of the tests as if on processors with other 
 	@$(AVX2) $(BIN)/python -m pytest -n auto --dist loadfile $(PORTABLE)
 
 slow: .venv/ready  ## every test, the long ones too; then the default suite as if on two other processors
-	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m ""
 	@$(PLAIN) $(BIN)/python -m pytest -n auto --dist loadfile
 	@$(AVX2) $(BIN)/python -m pytest -n auto --dist loadfile
+
+DEVICE := $(addprefix tests/personalize/,drift evaluate sample pipeline export)
+gpu: .venv/ready  ## on a GPU, the tests that compare no bits
+	@CUDA_VISIBLE_DEVICES=0 $(BIN)/python -m pytest -n auto --dist loadfile $(DEVICE)
 
 lint: .venv/ready  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -13,6 +13,8 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# bits are compared, and a GPU's sums have no fixed order: `make gpu` shows the tests one
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # chains of the base are never kept in the user's own cache
 os.environ["DRIFTLAB_CACHE"] = tempfile.mkdtemp(prefix="driftlab-cache-")
 atexit.register(shutil.rmtree, os.environ["DRIFTLAB_CACHE"], ignore_errors=True)

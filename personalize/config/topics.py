@@ -171,8 +171,6 @@ class Optimization:
     # precision of frozen weights and of the computation; trained weights stay fp32
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     allow_tf32: bool = False  # faster float32 products on Ampere GPUs and later
-    # on a GPU: kernels that add in a fixed order, so that the same run gives the same bits
-    deterministic: bool = False
     # default: that of the kind of training, e.g. 5e-6 for full, 5e-4 for lora
     learning_rate: float | None = None
     text_encoder_lr: float | None = None  # default: --learning_rate

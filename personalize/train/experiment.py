@@ -225,6 +225,8 @@ class Experiment:
                     f"begun with {what} {before[what]}, continued with {now}: "
                     "equal to rounding, not to the bit"
                 )
+        if self.accelerator.device.type == "cuda":
+            self.say("continued on a GPU, whose sums have no fixed order: equal to rounding")
 
     def where(self) -> dict:
         """What may change the last bits of a run, and nothing else."""

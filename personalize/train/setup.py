@@ -68,11 +68,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise UserError("--allow_tf32 has no effect: there is no CUDA device")
     refuse_what_is_not_sharded(config)
     refuse_what_the_launcher_contradicts(config)
-    if config.deterministic and not cuda:
-        raise UserError("--deterministic has no effect: without a CUDA device every run is")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-    if cuda:
-        fix_the_order_of_sums(config.deterministic)
     # without this a second run in this process could not choose another precision
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -90,12 +86,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             "personalize/parallel/configs/fsdp.yaml divides the same memory"
         )
     return accelerator
-
-
-def fix_the_order_of_sums(always: bool) -> None:
-    """Of CUDA's kernels; one that can add in any order only is named by a warning of torch."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS is first used
-    torch.use_deterministic_algorithms(always, warn_only=True)
 
 
 def refuse_what_the_launcher_contradicts(config: TrainConfig) -> None:

@@ -163,7 +163,6 @@ REFUSED = {
     ),
     "use_8bit_adam": ({"use_8bit_adam": True}, "needs bitsandbytes"),
     "allow_tf32": ({"allow_tf32": True}, "no CUDA device"),
-    "deterministic": ({"deterministic": True}, "without a CUDA device"),
     "report_to": ({"report_to": "tensorboard"}, "not installed here"),
     "resume_from_checkpoint": ({"resume_from_checkpoint": "latest"}, "no whole checkpoint"),
 }

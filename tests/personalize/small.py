@@ -81,7 +81,6 @@ def config(out: Path, objective: str = "standard", kind: str = "lora", **more) -
         "checkpointing_steps": 0,
         "center_crop": True,
         "log_every": 1,
-        "deterministic": torch.cuda.is_available(),  # these tests compare bits
         "probe_steps": 4,
         # of two nodes the one used is pure noise, where a flow's output says nothing about eps
         "measure_nodes": 3,

@@ -11,7 +11,7 @@ from personalize.cost.gpu_table import Cell, GpuPlan, cells, main
 def test_every_objective_is_in_the_table_and_variants_once():
     plan = GpuPlan()
     made = list(cells(plan))
-    assert len(made) == len(set(made)) == 3 * 2 * (2 * (5 + 4) + 1)
+    assert len(made) == len(set(made)) == 3 * 2 * (2 * (5 + 3) + 1)
     assert made[:5] == [Cell("sd15", "bf16", "lora", o) for o in plan.objectives]
     others = [c for c in made if c.variant not in ("plain", "class images")]
     assert {c.objective for c in others} == {"standard"}
