@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 
 
 def old_kl(record: dict, key: str) -> float:
@@ -57,10 +57,11 @@ class Median(NamedTuple):
         """NaN if there is no value or one is missing."""
         x = np.sort(np.asarray(list(values), float))
         n = len(x)
-        k = max((k for k in range(n // 2) if _covers(n, k) >= 0.95), default=0)
         if n == 0 or np.isnan(x).any():
             return cls(math.nan, math.nan, math.nan, math.nan)
-        return cls(float(np.median(x)), float(x[k]), float(x[n - 1 - k]), _covers(n, k))
+        covers = _coverage(n)
+        k = max(int((covers >= 0.95).sum()) - 1, 0)  # it falls as k grows
+        return cls(float(np.median(x)), float(x[k]), float(x[n - 1 - k]), float(covers[k]))
 
     def __str__(self) -> str:
         if math.isnan(self.value):
@@ -70,9 +71,9 @@ class Median(NamedTuple):
         return f"{number(self.value)} ({number(self.low)}\u2013{number(self.high)})"
 
 
-def _covers(n: int, k: int) -> float:
-    """P(the k-th smallest < median < the k-th largest) of n values, k from 0."""
-    return 1 - 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n
+def _coverage(n: int) -> np.ndarray:
+    """P(the k-th smallest < median < the k-th largest) of n values, for k from 0 to n // 2."""
+    return 1 - 2 * bdtr(np.arange(n // 2 + 1), n, 0.5)
 
 
 def proportion(count: int, n: int) -> tuple[float, float]:
