@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -22,9 +23,8 @@ ACTIVATIONS = {"silu": F.silu, "relu": F.relu}
 
 
 def _silu_and_slope(a: Tensor) -> tuple[Tensor, Tensor]:
-    s = torch.sigmoid(a)
-    h = a * s
-    return h, s * (1 + a - h)
+    one = torch.ones((), dtype=a.dtype, device=a.device).expand_as(a)
+    return F.silu(a), torch.ops.aten.silu_backward(one, a)  # one pass each
 
 
 SLOPES = {"silu": _silu_and_slope, "relu": lambda a: (a.relu(), (a > 0).to(a.dtype))}
@@ -86,6 +86,7 @@ class EpsMLP:
 
     def __call__(self, theta: Mapping[str, Tensor], x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """eps_hat (M, B, 2) for x_t (M, B, 2) and t, cond (M, B) or broadcastable to it."""
+        t = _one_time(t)
         h = self._features(theta, x_t, t, cond)
         for i in range(self.depth):
             h = ACTIVATIONS[self.activation](_layer(theta, i, h))
@@ -96,6 +97,7 @@ class EpsMLP:
         self, theta: Mapping[str, Tensor], x_t: Tensor, t: Tensor, cond: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(eps_hat, tr(d eps_hat / dx_t)), exact."""
+        t = _one_time(t)
         h, slopes = self._features(theta, x_t, t, cond), []
         for i in range(self.depth):
             h, slope = SLOPES[self.activation](_layer(theta, i, h))
@@ -137,8 +139,7 @@ class EpsMLP:
         """(skip, scale), shape (..., 1): b and a b of the step, or 0 and 1 without `alpha_bar`."""
         if self.alpha_bar is None:
             return 0.0, 1.0
-        table = torch.tensor(self.alpha_bar, dtype=torch.float64, device=x_t.device)
-        ab = interpolate_alpha_bar(table, _one_time(t))[..., None]
+        ab = interpolate_alpha_bar(self._alpha_bar.to(x_t.device), t)[..., None]
         b = (1 - ab).sqrt()
         return b.to(x_t.dtype), (ab.sqrt() * b).to(x_t.dtype)
 
@@ -149,9 +150,9 @@ class EpsMLP:
     def _features(self, theta, x_t, t, cond):
         """x_t, the time and the summed words, side by side."""
         stack, batch = x_t.shape[:2]
-        t, cond = _one_time(t), cond.expand(stack, batch)
+        cond = cond.expand(stack, batch)
         row = torch.arange(stack, device=x_t.device)[:, None]
-        words = torch.tensor(self.tokens, device=x_t.device)[cond]
+        words = self._words.to(x_t.device)[cond]
         token = theta["token"][row[..., None], words].sum(-2)
         time = theta["time"][row, t] if self.time == "table" else self._cosines(t, x_t)
         return torch.cat([x_t, time.expand(stack, batch, -1), token], -1)
@@ -163,9 +164,22 @@ class EpsMLP:
         return torch.cos(math.pi * t[..., None] / self.num_timesteps * k).to(like)
 
     def time_features(self, like: Tensor) -> Tensor:
+        return self._all_cosines.to(like)
+
+    # ---- constants of the architecture, made once
+    @cached_property
+    def _alpha_bar(self) -> Tensor:
+        return torch.tensor(self.alpha_bar, dtype=torch.float64)
+
+    @cached_property
+    def _words(self) -> Tensor:
+        return torch.tensor(self.tokens)
+
+    @cached_property
+    def _all_cosines(self) -> Tensor:
         u = torch.arange(self.num_timesteps, dtype=torch.float64) / self.num_timesteps
         k = torch.arange(1, self.time_dim + 1, dtype=torch.float64)
-        return torch.cos(math.pi * u[:, None] * k).to(like)
+        return torch.cos(math.pi * u[:, None] * k)
 
 
 @dataclass(frozen=True)

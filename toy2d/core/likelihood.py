@@ -135,7 +135,7 @@ def _advance(state: State, slopes: list, nodes: list[int], u: list[float], start
     x, total = state
     weights = _weights(tuple(u[n] for n in nodes), u[start], u[end])
     for w, n in zip(weights, nodes, strict=True):
-        x, total = x + w * slopes[n][0], total + w * slopes[n][1]
+        x, total = x.add(slopes[n][0], alpha=w), total + w * slopes[n][1]
     return x, total
 
 
