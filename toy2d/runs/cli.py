@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tyro
@@ -127,37 +127,48 @@ def guard(main: Callable[[], Any], prog: str) -> int:
     """
     with_open_streams()
     try:
-        code = _guarded(main, prog)
-        sys.stdout.flush()
+        code, reason = _ended(main)
+        with uninterrupted():
+            if code:
+                with contextlib.suppress(BrokenPipeError):
+                    print(f"{prog}: {on_one_line(reason)}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
     except BrokenPipeError:
         nobody_reads()
         return BROKEN_PIPE
     return code
 
 
-def _guarded(main: Callable[[], Any], prog: str) -> int:
+def _ended(main: Callable[[], Any]) -> tuple[int, str]:
+    """(exit code, why it is not 0)."""
     try:
         with raised_signals():
             main()
     except UserError as e:
-        return _end(prog, e, 2)
+        return 2, str(e)
     except RunFailure as e:  # a signal that was obeyed ends as the shell expects
-        return _end(prog, e, 128 + e.number if hasattr(e, "number") else 1)
+        return 128 + e.number if hasattr(e, "number") else 1, str(e)
     except MemoryError:
-        return _end(prog, "the memory of this machine does not suffice", 1)
+        return 1, "the memory of this machine does not suffice"
     except KeyboardInterrupt as e:
         number = getattr(e, "number", signal.SIGINT)
         said = "interrupted" if number == signal.SIGINT else f"ended by {e}"
-        return _end(
-            prog, f"{said}; the same command goes on from the last checkpoint", 128 + number
-        )
-    return 0
+        return 128 + number, f"{said}; the same command goes on from the last checkpoint"
+    return 0, ""
 
 
-def _end(prog: str, reason: Any, code: int) -> int:
-    with contextlib.suppress(BrokenPipeError):
-        print(f"{prog}: {on_one_line(str(reason))}", file=sys.stderr, flush=True)
-    return code
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C is ignored while the last line is written."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread: signals are its business
+        before = None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def on_one_line(text: str) -> str:

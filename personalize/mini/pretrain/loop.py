@@ -103,8 +103,9 @@ def fit(
             if state.step == steps or time.monotonic() - saved > SAVE_EVERY:
                 tensors, scalars = state.exact()
                 tensors |= {f"buffer/{k}": b for k, b in network.named_buffers()}
-                run.save_checkpoint(state.step, tensors, scalars)
+                # history first: `_restore` leaves out the rows that a checkpoint has not reached
                 write_csv(run.path / "history.csv", history)
+                run.save_checkpoint(state.step, tensors, scalars)
                 saved = time.monotonic()
         state.ema.copy_to(state.theta.values())
     return network.eval()
