@@ -54,7 +54,8 @@ SEEDS = "every run has all seeds, and each seed of it has its name and its weigh
 SQUARED = "of a difference that is squared: either sign"
 SYMMETRIC = "the distance of two pictures is symmetric"
 ANY_ORDER = "a question about any of them"
-AS_MANY = "one shadow for each parameter, by construction"
+AS_MANY = "as many of one as of the other, by construction"
+MEMORY = "a graph that is kept longer changes no number"
 NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
 # mutants that change nothing that anyone sees: (module, start of the line, change) -> why
 EQUIVALENT = {
@@ -104,6 +105,13 @@ EQUIVALENT = {
         "grads = torch.autograd.grad(",
         "eps * sign -> eps / sign",
     ): "a sign is its own inverse",
+    (
+        "toy2d/core/trace.py",
+        "(Jv,) = torch.autograd.grad(",
+        "i + 1 -> i - 1",
+    ): MEMORY,
+    ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
+    ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "shadow = zip(self.theta", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "for (name, p), shadow in zip(", "True -> False"): AS_MANY,
     (

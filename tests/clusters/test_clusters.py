@@ -5,10 +5,13 @@ Slow. A cluster that is not installed is skipped: `pip install ray`, or Debian's
 slurm-client and munge (as root).
 """
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +20,11 @@ import pytest
 from small import config, history, same
 
 from personalize.compare.engines import run_all
+from toy2d.runs.files import read_csv, read_record
 from toy2d.runs.folder import load_tensors
 
 HERE = Path(__file__).parent
+QUICK = [sys.executable, "-m", "personalize", "compare", "--quick"]
 PATHS = os.pathsep.join(map(str, (HERE.parents[1], HERE.parent, HERE.parent / "personalize")))
 
 
@@ -71,6 +76,54 @@ def test_runs_whose_worker_is_killed_end_as_those_of_one_process(cluster, tmp_pa
         weights = [load_tensors(Path(c.output_dir, file)) for c in (a, b)]
         assert same(*weights)
         assert history(a) == history(b)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """`compare --quick` in one process: nine runs of the mini, three minutes."""
+    folder = tmp_path_factory.mktemp("alone") / "mini"
+    subprocess.run([*QUICK, "--workers", "1", "--output_dir", folder], check=True)
+    return numbers(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["slurm", "ray"])
+def test_compare_quick_whose_worker_is_killed_is_that_of_one_process(
+    cluster, tmp_path, request, alone
+):
+    engine, folder = request.getfixturevalue(cluster), tmp_path / "mini"
+    command = [*QUICK, "--engine", engine, "--workers", "2", "--output_dir", folder]
+    with subprocess.Popen(command) as comparison:
+        dead = kill_a_worker(Path(f"{folder}-quick", "runs"))
+        assert comparison.wait() == 0
+    resumed = read_csv(dead / "history.csv")
+    assert resumed[-1]["step"] == 100
+    assert numbers(folder) == alone
+
+
+def kill_a_worker(runs: Path) -> Path:
+    """The folder of the run, half-way, whose process was killed."""
+    while True:
+        for checkpoint in runs.glob("*/*/*/train/checkpoints/*"):
+            run = checkpoint.parents[1]
+            record = read_record(run / "status.json")
+            if record["status"] == "running" and record["pid"] != os.getpid():
+                os.kill(record["pid"], signal.SIGKILL)
+                return run
+        time.sleep(0.05)
+
+
+def numbers(folder: Path) -> dict:
+    """Every number of a comparison but its seconds: records, and each run's rows."""
+    place = Path(f"{folder}-quick")
+    records = json.loads((place / "metrics.json").read_text())["runs"]
+    rows = {}
+    for record in records:
+        rows[record["folder"]] = read_csv(place / record["folder"] / "train" / "history.csv")
+        del record["seconds"], record["total_seconds"]
+        for row in rows[record["folder"]]:
+            del row["seconds"]
+    return {"records": records, "rows": rows}
 
 
 @pytest.mark.slow

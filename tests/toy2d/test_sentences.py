@@ -3,6 +3,7 @@
 import pytest
 
 from toy2d.runs.frontier import Trajectory
+from toy2d.runs.sentences import drift_sentence, toy_scale
 from toy2d.sentences import median, readings
 
 
@@ -103,6 +104,24 @@ def test_the_mixture_is_no_class_that_is_lost():
     prior = [record("prior:1", 0, 1.0, 1.0) | {"kl_base": classes}]
     metrics = {"runs": prior, "base": prior, "replayed_class": "class 0", "groups": None}
     assert "even better" in " ".join(readings(metrics))
+
+
+def test_conditions_are_the_replayed_class_first_and_no_mixture():
+    classes = {name: [1.0, 0, 9] for name in ("class 1", "class 0", "mixture", "class 2")}
+    runs = [record("standard", 0, 1.0, 1.0) | {"kl_base": classes}]
+    scale = toy_scale({"runs": runs, "replayed_class": "class 0"})
+    assert scale.conditions == ["class 0", "class 1", "class 2"]
+    assert scale.at(runs[0], "class 2") == 1.0
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_drift_is_a_multiple_of_standards_also_on_one_seed(seeds):
+    """Two settings are a comparison, one is none."""
+    runs = [record(n, s, d, 1.0) for n, d in (("standard", 2.0), ("l2:1", 0.5)) for s in seeds]
+    found = drift_sentence(toy_scale({"runs": runs, "replayed_class": "class 0"}))
+    assert "l2:1: \u00d7 0.25" in found
+    alone = drift_sentence(toy_scale({"runs": runs[: len(seeds)], "replayed_class": "class 0"}))
+    assert alone == "No run but standard's: nothing to compare."
 
 
 def grouped(run: str, own, contexts, composed=0.5, modes=0.9, seeds=(0, 1, 2)) -> list[dict]:

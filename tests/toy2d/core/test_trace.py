@@ -97,6 +97,7 @@ def test_traces_are_those_of_the_jacobian():
     x = torch.randn(3, 2, 3, 2, generator=rng, dtype=torch.float64)
     v = rademacher(2, x, rng)
     assert set(v.unique().tolist()) == {-1.0, 1.0}
+    v[1] *= 1.5  # a quadratic form, not only of signs
     _, traces = eps_and_traces(predict, SCHEDULE, x, torch.full((3,), 5), None, v)
     for i in range(3):
         J = torch.autograd.functional.jacobian(
@@ -147,8 +148,31 @@ def test_kl_of_two_gaussians_and_pairing():
     a, b = (log_prob_by_probes(law, SCHEDULE, x0, None, probes).value for law in (star, theta))
     c = log_prob_by_probes(theta, SCHEDULE, x0, None, other).value
     assert (a - b).std() < 0.5 * (a - c).std()
+    assert kl.mean == pytest.approx(float((a - b).mean()))
+    assert kl.error == pytest.approx(float((a - b).std()) / 200**0.5)
+    two = ode_kl(theta, star, SCHEDULE, x0[:2], None, probes[:, :2], 0, lambda c, r: None)
+    assert two.n == 2
     with pytest.raises(ValueError, match="2 points"):
         ode_kl(theta, star, SCHEDULE, x0[:1], None, probes[:, :1], 0, lambda c, r: None)
+
+
+def test_a_chunk_of_points_keeps_its_conditions():
+    """Two laws, told apart by their condition: the KL of a law with itself is 0 in any chunks, and
+    every point is measured under its own.
+    """
+    laws, rng = [Gaussian(SCHEDULE, 4, 0), Gaussian(SCHEDULE, 4, 1)], torch.Generator()
+
+    def mixed(x, steps, cond):
+        return torch.stack([laws[int(c)](x[i : i + 1], steps, None)[0] for i, c in enumerate(cond)])
+
+    cond = torch.tensor([0, 1, 1, 0, 1])
+    x0 = torch.randn(5, 4, generator=rng, dtype=torch.float64)
+    probes = rademacher(2, x0, rng)
+    found = [ode_kl(laws[0], mixed, SCHEDULE, x0, cond, probes, chunk) for chunk in (0, 2)]
+    assert found[0] == pytest.approx(found[1])
+    by_law = [log_prob_by_probes(law, SCHEDULE, x0, None, probes).value for law in laws]
+    apart = torch.where(cond == 1, by_law[1] - by_law[0], 0.0)
+    assert found[0].mean == pytest.approx(float(apart.mean()))
 
 
 def test_points_of_the_base_have_the_bases_mean_log_density():
