@@ -94,22 +94,18 @@ def test_compare_quick_whose_worker_is_killed_is_that_of_one_process(
     engine, folder = request.getfixturevalue(cluster), tmp_path / "mini"
     command = [*QUICK, "--engine", engine, "--workers", "2", "--output_dir", folder]
     with subprocess.Popen(command) as comparison:
-        dead = kill_a_worker(Path(f"{folder}-quick", "runs"))
+        kill_a_worker(Path(f"{folder}-quick", "runs"))
         assert comparison.wait() == 0
-    resumed = read_csv(dead / "history.csv")
-    assert resumed[-1]["step"] == 100
     assert numbers(folder) == alone
 
 
-def kill_a_worker(runs: Path) -> Path:
-    """The folder of the run, half-way, whose process was killed."""
+def kill_a_worker(runs: Path) -> None:
+    """Wait for a run with a checkpoint, and kill its process."""
     while True:
         for checkpoint in runs.glob("*/*/*/train/checkpoints/*"):
-            run = checkpoint.parents[1]
-            record = read_record(run / "status.json")
+            record = read_record(checkpoint.parents[1] / "status.json")
             if record["status"] == "running" and record["pid"] != os.getpid():
-                os.kill(record["pid"], signal.SIGKILL)
-                return run
+                return os.kill(record["pid"], signal.SIGKILL)
         time.sleep(0.05)
 
 
