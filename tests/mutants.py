@@ -56,6 +56,7 @@ SYMMETRIC = "the distance of two pictures is symmetric"
 ANY_ORDER = "a question about any of them"
 AS_MANY = "as many of one as of the other, by construction"
 MEMORY = "a graph that is kept longer changes no number"
+NO_NUMBER = "a limit that no computed number meets exactly"
 NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
 # mutants that change nothing that anyone sees: (module, start of the line, change) -> why
 EQUIVALENT = {
@@ -110,6 +111,17 @@ EQUIVALENT = {
         "(Jv,) = torch.autograd.grad(",
         "i + 1 -> i - 1",
     ): MEMORY,
+    (
+        "toy2d/runs/sentences.py",
+        "if error > UNRESOLVED",
+        "error > UNRESOLVED -> error >= UNRESOLVED",
+    ): NO_NUMBER,
+    (
+        "toy2d/runs/sentences.py",
+        "elif abs(slope - 2) < 2",
+        "abs(slope - 2) < 2 * error + 0.005 -> abs(slope - 2) <= 2 * error + 0.005",
+    ): NO_NUMBER,
+    ("toy2d/runs/sentences.py", "rises, falls = (", "1 -> 2"): "of a factor only the sign counts",
     ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
     ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "shadow = zip(self.theta", "True -> False"): AS_MANY,

@@ -74,6 +74,42 @@ def test_a_slope_is_held_against_theory_by_its_error(power, spread, words):
     assert words in slope_sentence(scale_of(records))
 
 
+def slope_of(eps, kl) -> str:
+    pairs = zip(eps, kl, strict=True)
+    return slope_sentence(
+        scale_of([made("l2", 0.1, s, delta_eps=e, path_kl=[k]) for s, (e, k) in enumerate(pairs)])
+    )
+
+
+@pytest.mark.parametrize(("off", "words"), [(1.9, ": compatible"), (2.1, "more than two standard")])
+def test_two_standard_errors_and_half_a_digit_are_the_limit(off, words):
+    """Residuals orthogonal to the line, so that slope and error are known."""
+    x = np.linspace(-2, 1, 12)
+    line = np.stack([np.ones(12), x], 1)
+    noise = np.cos(5 * x)
+    noise -= line @ np.linalg.lstsq(line, noise, rcond=None)[0]
+    error = (noise @ noise / 10 / ((x - x.mean()) ** 2).sum()) ** 0.5
+    noise *= 0.1 / error
+    found = slope_of(np.exp(x), np.exp((2 + off * 0.1 + 0.005) * x + noise))
+    assert words in found
+    assert "\u00b1 0.10 (standard error, 12 runs)" in found
+
+
+@pytest.mark.parametrize(
+    ("eps", "kl", "words"),
+    [
+        ((1.0, 2.0, 4.0), (1.0, 4.0, 16.0), "Too few"),
+        ((1.0, 1.01, 1.02, 1.03), (1.0, 2.0, 4.0, 8.0), "Too few runs, or too alike"),
+        ((0.1, 0.2, 0.4, 0.8), (0.01, 0.04, 0.16, 0.64), "4 runs"),
+        ((0.1, 0.2, 0.4, 0.0), (0.01, 0.04, 0.16, 0.0), "Too few"),
+        ((0.1, 0.2, 0.4, 0.8, 0.9), (0.01, 0.04, 0.16, 0.64, 0.0), "4 runs"),
+    ],
+)
+def test_a_slope_needs_four_runs_that_differ(eps, kl, words):
+    """A run without drift has no logarithm."""
+    assert words in slope_of(eps, kl)
+
+
 def test_distance_in_theta_is_contradicted_by_a_run_that_moved_further_and_drifted_less(runs):
     found = distance_sentence(full_scale(metrics(runs[1]), "full"))
     assert "does not rank drift: 3 of 12" in found  # output's three weights
