@@ -11,6 +11,7 @@ from scipy.integrate import quad
 
 from toy2d.config import course, paper
 from toy2d.core.likelihood import (
+    LogProb,
     adams,
     eps_and_divergence,
     flow_sample,
@@ -104,6 +105,14 @@ def test_the_stated_error_of_the_ode_covers_the_true_one(n):
     assert (found.value - reference).abs().mean() < 2 * found.error.mean()
 
 
+def test_a_small_gap_counts_a_sixteenth_and_a_large_one_whole():
+    """Equation (3); a difference of two log densities has an error too, of no sign."""
+    value = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    coarse = torch.tensor([1.0032, 0.9968, 1.02, 1.0], dtype=torch.float64)
+    expected = torch.tensor([0.0002, 0.0002, 0.02, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(LogProb(value, coarse).error, expected)
+
+
 def test_multistep_weights_integrate_polynomials_of_their_degree():
     """dx/du = k u^5 and dI/du = k u^3 on uneven nodes, once the history is long enough: order 6
     integrates both exactly, the coarser value (order 4, two nodes a step) only the second.
@@ -113,21 +122,29 @@ def test_multistep_weights_integrate_polynomials_of_their_degree():
     def k(v):
         return math.exp(2 * v) / (1 + math.exp(2 * v)) ** 1.5
 
-    def slope(x, n):
-        return torch.tensor(k(u[n]) * u[n] ** 5), torch.tensor(k(u[n]) * u[n] ** 3)
-
     def exact(degree):
         return quad(lambda v: k(v) * v**degree, u[6], u[8])[0]
 
-    zero = torch.tensor(0.0, dtype=torch.float64)
-    ends, before = (adams(slope, zero, u[:n]) for n in (9, 7))
-    fine, coarse = (
-        [float(b - a) for a, b in zip(*states, strict=True)]
-        for states in zip(before, ends, strict=True)
-    )
+    def last_steps(*degrees):
+        """(fine, coarse): of x and of I, from node 6 to node 8."""
+
+        def slope(x, n):
+            return tuple(torch.tensor(k(u[n]) * u[n] ** d) for d in degrees)
+
+        zero = torch.tensor(0.0, dtype=torch.float64)
+        ends, before = (adams(slope, zero, u[:n]) for n in (9, 7))
+        return [
+            [float(b - a) for a, b in zip(*states, strict=True)]
+            for states in zip(before, ends, strict=True)
+        ]
+
+    fine, coarse = last_steps(5, 3)
     assert fine == pytest.approx([exact(5), exact(3)], rel=1e-5)
     assert coarse[1] == pytest.approx(exact(3), rel=1e-5)
     assert coarse[0] != pytest.approx(exact(5), rel=1e-3)
+    fine, coarse = last_steps(6, 4)
+    assert fine[0] != pytest.approx(exact(6), rel=1e-4)
+    assert coarse[1] != pytest.approx(exact(4), rel=1e-4)
 
 
 def test_against_torchdiffeq():
