@@ -27,9 +27,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "lectures").glob("*.md"))]
 PAGES.append(ROOT / "personalize" / "parallel" / "configs" / "README.md")
 VARIABLES = {"MODEL": "stable-diffusion-v1-5/stable-diffusion-v1-5", "BASE": "mini"}
-RUNS = ("runs/rex",)
+RUNS = ("runs/rex", "runs/bear", "runs/personalize/try")
 FILES = ("delta.bin", "train_dreambooth_lora.py")
-PHOTOS = ("photos", "photos/rex", "photos/tea")
+PHOTOS = ("photos", "photos/rex", "photos/tea", "dreambooth")
 SHELL = ("source", "export", "pip", "jupyter", "#")  # commands of others
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -88,6 +88,7 @@ def place(tmp_path, monkeypatch):
             shutil.copy(picture, tmp_path / name)
     for run in RUNS:
         (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "config.json").write_text("{}")
     for file in FILES:
         (tmp_path / file).touch()
     (tmp_path / "personalize").symlink_to(ROOT / "personalize")

@@ -30,6 +30,16 @@ def below(command, **least: float) -> list[str]:
     ]
 
 
+def no_folders(command, *names: str) -> list[str]:
+    """The flags whose value is given and is no folder here."""
+    values = {name: getattr(command, name) for name in names}
+    return [
+        f"--{name} {value} is not a folder; pass the folder that holds the pictures"
+        for name, value in values.items()
+        if value and not Path(value).expanduser().is_dir()
+    ]
+
+
 def memory_here() -> int:
     """Bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -87,7 +97,10 @@ class Generate(Command):
     out: str | None = None  # a PNG file; default: figures/ of the run
 
     def problems(self) -> list[str]:
-        return below(self, images=1, steps=1, guidance=1, sample_batch_size=1, resolution=1)
+        wrong = below(self, images=1, steps=1, guidance=1, sample_batch_size=1, resolution=1)
+        if not Path(self.run, "config.json").expanduser().is_file():
+            wrong.append(f"{self.run} is no run folder: config.json is not there")
+        return wrong
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,7 @@ class Evaluate(Command):
             wrong.append(
                 "--chains 1: one chain has no standard error; use at least 2, or 0 for none"
             )
-        return wrong
+        return wrong + no_folders(self, "reference", "training", "held_out_data_dir")
 
 
 def _wrong_image_prompt(c: Evaluate) -> list[str]:
@@ -260,10 +273,7 @@ def _wrong_peer(c: Bench) -> list[str]:
     wrong = ["--peer and --memory are two measurements; choose one"] if c.memory else []
     if not Path(c.peer).expanduser().is_file():
         wrong.append(f"--peer {c.peer} is no file: it is a training script, such as diffusers'")
-    if c.photos and not Path(c.photos).expanduser().is_dir():
-        wrong.append(
-            f"--photos {c.photos} is not a folder; pass the folder that holds the pictures"
-        )
+    wrong += no_folders(c, "photos")
     if not 0 < c.peer_steps[0] < c.peer_steps[1]:
         wrong.append(f"--peer_steps {c.peer_steps[0]} {c.peer_steps[1]}: two lengths, short first")
     return wrong
