@@ -122,6 +122,26 @@ EQUIVALENT = {
         "abs(slope - 2) < 2 * error + 0.005 -> abs(slope - 2) <= 2 * error + 0.005",
     ): NO_NUMBER,
     ("toy2d/runs/sentences.py", "rises, falls = (", "1 -> 2"): "of a factor only the sign counts",
+    (
+        "toy2d/core/likelihood.py",
+        "past = list(range(n, max(",
+        "max(n - order, -1) -> max(-1, n - order)",
+    ): "the larger of two, in either order",
+    (
+        "toy2d/core/likelihood.py",
+        "past = list(range(at, -1",
+        "1 -> 2",
+    ): "`at` is even wherever a step begins: -1 and -2 are both below node 0",
+    (
+        "toy2d/core/likelihood.py",
+        "if step[-1] > 4",
+        "step[-1] > 4 * step[-2] -> step[-1] >= 4 * step[-2]",
+    ): NO_NUMBER,
+    (
+        "toy2d/core/likelihood.py",
+        "fine = torch.linspace(",
+        "4001 -> 4002",
+    ): "one point more of a fine grid: nodes move by 1e-8",
     ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
     ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "shadow = zip(self.theta", "True -> False"): AS_MANY,

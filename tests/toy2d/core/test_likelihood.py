@@ -105,6 +105,21 @@ def test_the_stated_error_of_the_ode_covers_the_true_one(n):
     assert (found.value - reference).abs().mean() < 2 * found.error.mean()
 
 
+@pytest.mark.parametrize("T", [40, 41])
+def test_every_second_node_is_the_shorter_schedule(T):
+    """The last node is kept, whether it is one of them or not."""
+    world = Pentagon(Schedule.log_snr(T, 5.0, -15.0))
+    kept = torch.tensor([*range(0, T - 1, 2), T - 1])
+    short = replace(
+        world.schedule,
+        alpha_bar=world.schedule.alpha_bar[kept],
+        timesteps=world.schedule.timesteps[kept],
+    )
+    found = log_prob(world.eps, world.schedule, X, torch.tensor(0), every=2)
+    assert torch.equal(found, log_prob(world.eps, short, X, torch.tensor(0)))
+    assert not torch.equal(found, log_prob(world.eps, world.schedule, X, torch.tensor(0)))
+
+
 def test_a_small_gap_counts_a_sixteenth_and_a_large_one_whole():
     """Equation (3); a difference of two log densities has an error too, of no sign."""
     value = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
