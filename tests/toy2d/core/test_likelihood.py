@@ -244,6 +244,28 @@ def test_the_networks_own_divergence_is_forward_mode_s(activation, time, precond
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_networks_own_divergence_is_that_of_eps_only():
+    """For another prediction, d eps / dx is not d output / dx."""
+
+    class Own:
+        def __call__(self, x, steps, cond):
+            return x
+
+        def with_divergence(self, x, steps, cond):
+            return x, torch.full(x.shape[:-1], 7.0, dtype=x.dtype)
+
+    eps = Schedule.log_snr(20)
+    flow = Schedule.from_flow(torch.linspace(0.05, 0.95, 20, dtype=torch.float64))
+    t = torch.full((len(X),), 9)
+    assert torch.equal(
+        eps_and_divergence(Own(), eps, X, t, None)[1], torch.full((30,), 7.0).double()
+    )
+    value, trace = eps_and_divergence(Own(), flow, X, t, None)
+    torch.testing.assert_close(value, flow.eps_from(X, X, t))
+    slope = value[0, 0] / X[0, 0]  # eps is a multiple of x there
+    torch.testing.assert_close(trace, (2 * slope).expand_as(trace))
+
+
 def test_points_of_the_flow_are_points_of_the_law():
     """flow_sample then log_prob: the latent that comes back is the one that went in (down, then
     up).
