@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 CORE, TUNE = "tests/toy2d/core", "tests/personalize"
 TESTS = {  # module -> its tests, the fastest first
     "toy2d/core/drift.py": f"{CORE}/test_drift.py {CORE}/test_gain.py tests/toy2d/test_measure.py",
-    "toy2d/core/likelihood.py": f"{CORE}/test_likelihood.py",
+    "toy2d/core/likelihood.py": f"{CORE}/test_likelihood.py tests/toy2d/theorems/test_ddim.py",
     "toy2d/core/objectives.py": f"{CORE}/test_objectives.py tests/toy2d/test_train.py",
     "toy2d/core/sample.py": f"{CORE}/test_sample.py tests/toy2d/theorems/test_ancestral_law.py",
     "toy2d/core/schedule.py": f"{CORE}/test_schedule.py {CORE}/test_objectives.py",
