@@ -17,7 +17,7 @@ shape R.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import Parameter
 
 from toy2d.core.drift import Params, Predict, Reduction, squared_distance
 from toy2d.core.schedule import Schedule
@@ -134,7 +135,8 @@ class Anchor:
         """
         for p, star, factor in self._factors(2 * weight):
             if isinstance(factor, float):
-                p.grad.add_(p - star, alpha=factor)  # one pass over memory less
+                for grad, now, then in blocks(p.grad, p, star):
+                    grad.add_(now - then, alpha=factor)  # one pass over memory less
             else:
                 p.grad.add_((p - star) * factor)
 
@@ -165,6 +167,21 @@ class Anchor:
             if self.importance is not None:
                 factor = self.importance[name].to(p.device, p.dtype) * factor
             yield p, self.theta_star[name].to(p.device, p.dtype, non_blocking=True), factor
+
+
+BLOCK = 2**20  # numbers: their difference stays in a processor's cache
+
+
+def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Views of tensors of one shape, piece by piece on a CPU.
+
+    Memory for a difference as large as the weights would be fetched from the system, and given
+    back, at every step. Tensors in another layout, or divided among processes, stay whole.
+    """
+    plain = all(type(t) in (Tensor, Parameter) and t.is_contiguous() for t in tensors)
+    if not plain or tensors[0].is_cuda:
+        return [tensors]
+    return zip(*(t.view(-1).split(BLOCK) for t in tensors), strict=True)
 
 
 @dataclass(frozen=True)

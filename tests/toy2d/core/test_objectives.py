@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from toy2d.core.objectives import (
+    BLOCK,
     FISHER,
     L2,
     OUTPUT,
@@ -17,6 +18,7 @@ from toy2d.core.objectives import (
     Example,
     Objective,
 )
+from toy2d.core.rng import generator
 from toy2d.core.schedule import Schedule
 
 SCHEDULE = Schedule.linear(100)
@@ -290,3 +292,20 @@ def test_a_sum_keeps_the_distances_reduction_and_coupling_on_either_side():
     assert (L2(0.1) + FISHER(0.2)).fisher == 0.2
     with pytest.raises(ValueError, match="one coupling"):
         L2(0.1) + FISHER(0.2, decoupled=True)
+
+
+def test_a_large_gradient_is_added_in_pieces_that_change_no_bit():
+    """Weights of more than one block, and in another layout, beside the formula in one pass."""
+    rng = generator(0, "pieces")
+    theta = {
+        "large": torch.randn(1100, 2100, generator=rng),
+        "turned": torch.randn(7, 3, 4, generator=rng).permute(2, 0, 1),
+        "one": torch.randn((), generator=rng),
+    }
+    assert theta["large"].numel() > 2 * BLOCK
+    star = {n: torch.randn(p.shape, generator=rng) for n, p in theta.items()}
+    for p in theta.values():
+        p.grad = torch.randn(p.shape, generator=rng)
+    expected = {n: torch.add(p.grad, p - star[n], alpha=0.26) for n, p in theta.items()}
+    Anchor(theta, star).add_gradient_(0.13)
+    assert all(torch.equal(p.grad, expected[n]) for n, p in theta.items())
