@@ -103,6 +103,7 @@ def test_two_standard_errors_and_half_a_digit_are_the_limit(off, words):
         ((0.1, 0.2, 0.4, 0.8), (0.01, 0.04, 0.16, 0.64), "4 runs"),
         ((0.1, 0.2, 0.4, 0.0), (0.01, 0.04, 0.16, 0.0), "Too few"),
         ((0.1, 0.2, 0.4, 0.8, 0.9), (0.01, 0.04, 0.16, 0.64, 0.0), "4 runs"),
+        ((0.1, 0.2, 0.4, 0.8, 0.0), (0.01, 0.04, 0.16, 0.64, 0.1), "4 runs"),
     ],
 )
 def test_a_slope_needs_four_runs_that_differ(eps, kl, words):
