@@ -145,6 +145,7 @@ EQUIVALENT = {
     ("toy2d/core/trace.py", "chunk: int = 0", "0 -> 1"): "a chunk bounds memory only",
     ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
     ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
+    ("personalize/train/streams.py", "x0, t, eps, prompts = zip(", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "shadow = zip(self.theta", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "for (name, p), shadow in zip(", "True -> False"): AS_MANY,
     (

@@ -28,9 +28,10 @@ class Marked:
         return x0, [f"{self.name} {i}" for i in indices]
 
 
-def streams(batch_size: int, seed: int = 0, **roles: int) -> Streams:
-    c = config("unused", train_batch_size=batch_size, seed=seed)
-    return Streams({role: Marked(role, n) for role, n in roles.items()}, c, 1000)
+def streams(batch_size: int, seed: int = 0, scheme: str = "none", offset=False, **roles: int):
+    narrow = {"logit_mean": -2.0, "logit_std": 0.1}  # of logit_normal
+    c = config("unused", train_batch_size=batch_size, seed=seed, offset_noise=offset, **narrow)
+    return Streams({role: Marked(role, n) for role, n in roles.items()}, c, 1000, scheme)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
@@ -71,6 +72,26 @@ def test_how_samples_are_cut_into_batches_changes_none():
         assert torch.equal(part.eps[0], whole.eps[b])
         assert part.t[0] == whole.t[b]
         assert part.cond[0] == whole.cond[b]
+
+
+def test_timesteps_follow_the_scheme():
+    """Uniform without one; where logit_normal is narrow, all near 1000 (1 - sigmoid(-2)) = 881."""
+    uniform, near = (
+        streams(200, scheme=s, instance=3).example("instance", 0).t.float()
+        for s in ("none", "logit_normal")
+    )
+    assert abs(uniform.mean() - 499.5) < 4 * 1000 / (12 * 200) ** 0.5
+    assert (near - 881).abs().max() < 60
+
+
+def test_offset_noise_moves_a_channel_by_a_tenth():
+    """The same noise, each channel of each sample moved by N(0, 0.01)."""
+    plain, moved = (
+        streams(200, offset=o, instance=3).example("instance", 0).eps for o in (False, True)
+    )
+    offset = moved - plain
+    torch.testing.assert_close(offset, offset[..., :1, :1].expand_as(offset), atol=1e-5, rtol=0)
+    assert abs(float(offset[..., 0, 0].std()) / 0.1 - 1) < 4 / (2 * 800) ** 0.5
 
 
 def test_a_picture_gets_new_noise_and_a_new_timestep_in_every_epoch():

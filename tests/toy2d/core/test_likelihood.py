@@ -162,6 +162,23 @@ def test_multistep_weights_integrate_polynomials_of_their_degree():
     assert coarse[1] != pytest.approx(exact(4), rel=1e-4)
 
 
+def test_the_first_coarse_step_is_the_trapezium():
+    """From node 0 to node 2 by the slopes at both: exact for k times a straight line."""
+    u = [-1.0, -0.7, -0.2]
+
+    def k(v):
+        return math.exp(2 * v) / (1 + math.exp(2 * v)) ** 1.5
+
+    def slope(x, n):
+        line = torch.tensor(k(u[n]) * (1 + 3 * u[n]), dtype=torch.float64)
+        return line, line
+
+    zero = torch.tensor(0.0, dtype=torch.float64)
+    _, (x, total) = adams(slope, zero, u)
+    exact = quad(lambda v: k(v) * (1 + 3 * v), u[0], u[2])[0]
+    assert float(x) == float(total) == pytest.approx(exact, rel=1e-6)
+
+
 def test_against_torchdiffeq():
     """The same ODE in continuous time by dopri5, eps interpolated exactly by the world (any
     alpha_bar has an exact eps).
