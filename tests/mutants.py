@@ -142,6 +142,11 @@ EQUIVALENT = {
         "fine = torch.linspace(",
         "4001 -> 4002",
     ): "one point more of a fine grid: nodes move by 1e-8",
+    (
+        "toy2d/core/likelihood.py",
+        "share, gauss = _gauss",
+        "20 -> 21",
+    ): "both rules are exact to rounding",
     ("toy2d/core/trace.py", "chunk: int = 0", "0 -> 1"): "a chunk bounds memory only",
     ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
     ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
