@@ -55,6 +55,8 @@ SQUARED = "of a difference that is squared: either sign"
 SYMMETRIC = "the distance of two pictures is symmetric"
 ANY_ORDER = "a question about any of them"
 AS_MANY = "as many of one as of the other, by construction"
+FROZEN = "nothing assigns to it"
+WAITS = "whether a copy waits changes no number"
 MEMORY = "a graph that is kept longer changes no number"
 NO_NUMBER = "a limit that no computed number meets exactly"
 NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
@@ -89,7 +91,7 @@ EQUIVALENT = {
         "toy2d/core/objectives.py",
         "yield p, self.theta_star[name]",
         "True -> False",
-    ): "whether a copy waits changes no number",
+    ): WAITS,
     (
         "toy2d/core/objectives.py",
         "distance = other if",
@@ -150,6 +152,25 @@ EQUIVALENT = {
     ("toy2d/core/trace.py", "chunk: int = 0", "0 -> 1"): "a chunk bounds memory only",
     ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
     ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
+    ("personalize/adapters/anchors.py", "@dataclass(frozen=", "True -> False"): FROZEN,
+    ("personalize/adapters/anchors.py", "star = theta_star[name].to(", "True -> False"): WAITS,
+    (
+        "personalize/adapters/deltas.py",
+        "@dataclass(frozen=True, eq=",
+        "False -> True",
+    ): "no Change is compared or hashed",
+    ("personalize/adapters/deltas.py", "@dataclass(frozen=", "True -> False"): FROZEN,
+    (
+        "personalize/adapters/deltas.py",
+        "if rank**2 >= min(",
+        "rank ** 2 >= min(f['hada_w1_a'].shape[-2], inputs) -> "
+        "rank ** 2 > min(f['hada_w1_a'].shape[-2], inputs)",
+    ): "where both are as large either formula gives the number",
+    (
+        "personalize/train/streams.py",
+        "x0, t, eps, cond = streams.collate(",
+        "min(first + size, n) -> min(n, first + size)",
+    ): "the smaller of two, in either order",
     ("personalize/train/streams.py", "x0, t, eps, prompts = zip(", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "shadow = zip(self.theta", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "for (name, p), shadow in zip(", "True -> False"): AS_MANY,

@@ -50,6 +50,13 @@ def test_it_tends_to_the_flow_s_law_as_steps_shrink(course):
     assert gaps[1] / gaps[2] == pytest.approx(2, abs=0.25)
 
 
+def test_a_step_that_newton_does_not_invert_is_said(world):
+    """One iteration is too few for eps that is no straight line."""
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
+    with pytest.raises(ValueError, match="step 1 cannot be inverted"):
+        ddim_log_prob(lambda x, t, c: x.sin(), world.schedule, x, None, iterations=1)
+
+
 def test_a_sampler_that_folds_the_plane_is_refused(world):
     """eps with slope c makes det(a I + b c I) negative for large negative b c."""
     steep, x = torch.tensor([60.0, 1.0]).double(), torch.randn(5, 2).double()
