@@ -162,6 +162,11 @@ EQUIVALENT = {
     ("personalize/adapters/deltas.py", "@dataclass(frozen=", "True -> False"): FROZEN,
     (
         "personalize/adapters/deltas.py",
+        "lambda group: torch.stack([c.layer.moved()",
+        "-1 -> 1",
+    ): "the last dimension of a matrix is 1",
+    (
+        "personalize/adapters/deltas.py",
         "if rank**2 >= min(",
         "rank ** 2 >= min(f['hada_w1_a'].shape[-2], inputs) -> "
         "rank ** 2 > min(f['hada_w1_a'].shape[-2], inputs)",

@@ -202,7 +202,7 @@ def _change(name: str, law: Law, layer: BaseTunerLayer) -> Change:
 def _unusual(layer, factors, base) -> str | None:
     if any(getattr(layer, "use_dora", {}).values()):
         return "DoRA"
-    if getattr(layer, "lora_embedding_A", None) or not factors:
+    if not factors:  # PEFT keeps those of an embedding apart
         return "adapters of embeddings"
     if getattr(base, "groups", 1) != 1:
         return "adapters of grouped convolutions"
