@@ -149,9 +149,25 @@ EQUIVALENT = {
         "share, gauss = _gauss",
         "20 -> 21",
     ): "both rules are exact to rounding",
+    (
+        "toy2d/core/trace.py",
+        "return LogProb(self.value, self.coarse",
+        "LogProb(self.value, self.coarse.mean(0)) -> LogProb(self.coarse.mean(0), self.value)",
+    ): "a gap has no sign",
     ("toy2d/core/trace.py", "chunk: int = 0", "0 -> 1"): "a chunk bounds memory only",
     ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
     ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
+    (
+        "personalize/drift/measure.py",
+        "starts[name] = even_starts(",
+        "generator(seed, f'probe/{name}/nodes') -> generator(f'probe/{name}/nodes', seed)",
+    ): "another stream of random numbers is as good",
+    (
+        "personalize/drift/measure.py",
+        "mean, error = path_kl(",
+        "path_kl(predict, c.base, c.schedule, c.x, c.prompts) -> "
+        "path_kl(c.base, predict, c.schedule, c.x, c.prompts)",
+    ): SQUARED,
     ("personalize/adapters/anchors.py", "@dataclass(frozen=", "True -> False"): FROZEN,
     ("personalize/adapters/anchors.py", "star = theta_star[name].to(", "True -> False"): WAITS,
     (
