@@ -57,6 +57,7 @@ ANY_ORDER = "a question about any of them"
 AS_MANY = "as many of one as of the other, by construction"
 FROZEN = "nothing assigns to it"
 WAITS = "whether a copy waits changes no number"
+STREAM = "another stream of random numbers is as good"
 MEMORY = "a graph that is kept longer changes no number"
 NO_NUMBER = "a limit that no computed number meets exactly"
 NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
@@ -157,11 +158,12 @@ EQUIVALENT = {
     ("toy2d/core/trace.py", "chunk: int = 0", "0 -> 1"): "a chunk bounds memory only",
     ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
     ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
+    ("personalize/drift/measure.py", "seed: int = 0", "0 -> 1"): STREAM,
     (
         "personalize/drift/measure.py",
         "starts[name] = even_starts(",
         "generator(seed, f'probe/{name}/nodes') -> generator(f'probe/{name}/nodes', seed)",
-    ): "another stream of random numbers is as good",
+    ): STREAM,
     (
         "personalize/drift/measure.py",
         "mean, error = path_kl(",
