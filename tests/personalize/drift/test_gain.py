@@ -4,10 +4,12 @@ are shared out, cheap to compare.
 
 import pytest
 import torch
+from PIL import ImageOps
 from small import config, photos, workshop
 
 from personalize.adapters.trainable import choose
-from personalize.data.latents import PromptCache
+from personalize.data.decode import open_rgb
+from personalize.data.latents import PromptCache, make_pixels
 from personalize.data.photos import scan
 from personalize.drift.gain import HeldOut, ask_the_base, encode_held_out, peak, share_out
 from personalize.pipeline.load import load
@@ -46,6 +48,26 @@ def setting(tmp_path_factory):
             return predict(x_t, t, texts)
 
     return model, predict, base, held, at_start, (file, pictures, c)
+
+
+@pytest.mark.parametrize(("pad", "crop"), [(False, "center"), (True, "pad")])
+def test_held_out_pictures_are_cut_as_training_cuts_them_and_mirrored(tmp_path, pad, crop):
+    """Pictures that are not square: first as they are, then as a mirrored file would be encoded."""
+    records = scan(photos(tmp_path / "out", 2, (80, 64))).records
+    mirrored = tmp_path / "mirrored"
+    mirrored.mkdir()
+    for r in records:
+        ImageOps.mirror(open_rgb(r.path)).save(mirrored / f"{r.path.stem}.png")
+    model = load(str(workshop() / "sd"))
+    found = encode_held_out(model, config("unused", pad=pad, **ASKED), records, 64)
+    for i, r in enumerate([*records, *scan(mirrored).records]):
+        mean, std = model.posterior(make_pixels(r, 64, crop)[None])
+        torch.testing.assert_close(found.mean[i], mean[0])
+        torch.testing.assert_close(found.std[i], std[0])
+    assert found.prompts == {
+        "subject": ["a photo of sks dog"] * 4,
+        "class": ["a photo of a dog"] * 4,
+    }
 
 
 def test_at_the_start_nothing_is_learnt_to_the_bit(setting):

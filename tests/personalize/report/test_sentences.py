@@ -176,6 +176,17 @@ def test_distance_and_drift_are_compared_where_something_drifted_less(others, wo
     assert words in distance_sentence(scale_of(records))
 
 
+def test_the_farthest_is_so_beside_standard_on_its_own_seeds():
+    """1.5 times as far on seed 0, 1.25 times on seed 1, where everything moves four times as far."""
+    records = [
+        made("standard", None, 0, delta_theta=1.0),
+        made("standard", None, 1, delta_theta=4.0),
+        made("l2", 1.0, 0, delta_theta=1.5, moved=0.1),
+        made("fisher", 1.0, 1, delta_theta=5.0, moved=0.1),
+    ]
+    assert "farthest l2:1 " in distance_sentence(scale_of(records))
+
+
 def test_a_run_is_compared_with_standard_on_its_own_subjects_and_seeds():
     """Seed 1 is harder: against both of standard's runs l2:1, on seed 0 only, would look good."""
 
