@@ -158,6 +158,11 @@ EQUIVALENT = {
     ("toy2d/core/trace.py", "chunk: int = 0", "0 -> 1"): "a chunk bounds memory only",
     ("toy2d/core/trace.py", "found.append(", "True -> False"): AS_MANY,
     ("toy2d/core/trace.py", "ratio = LogProb(", "True -> False"): AS_MANY,
+    (
+        "personalize/drift/gain.py",
+        "while len(turns) < len(",
+        "len(turns) < len(node) -> len(turns) <= len(node)",
+    ): "turns beyond the last sample are cut off",
     ("personalize/drift/measure.py", "seed: int = 0", "0 -> 1"): STREAM,
     (
         "personalize/drift/measure.py",

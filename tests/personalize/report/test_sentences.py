@@ -177,7 +177,7 @@ def test_distance_and_drift_are_compared_where_something_drifted_less(others, wo
 
 
 def test_the_farthest_is_so_beside_standard_on_its_own_seeds():
-    """1.5 times as far on seed 0, 1.25 times on seed 1, where everything moves four times as far."""
+    """1.5 times as far on seed 0; 1.25 times on seed 1, where all move four times as far."""
     records = [
         made("standard", None, 0, delta_theta=1.0),
         made("standard", None, 1, delta_theta=4.0),
