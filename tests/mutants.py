@@ -58,6 +58,7 @@ AS_MANY = "as many of one as of the other, by construction"
 FROZEN = "nothing assigns to it"
 WAITS = "whether a copy waits changes no number"
 STREAM = "another stream of random numbers is as good"
+WHOLE = "in pieces or whole, the same bits"
 MEMORY = "a graph that is kept longer changes no number"
 NO_NUMBER = "a limit that no computed number meets exactly"
 NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
@@ -164,6 +165,30 @@ EQUIVALENT = {
         "len(turns) < len(node) -> len(turns) <= len(node)",
     ): "turns beyond the last sample are cut off",
     ("personalize/drift/measure.py", "seed: int = 0", "0 -> 1"): STREAM,
+    (
+        "personalize/drift/fisher.py",
+        "rng = generator(",
+        "generator(config.seed, 'fisher/signs') -> generator('fisher/signs', config.seed)",
+    ): STREAM,
+    (
+        "personalize/train/loop.py",
+        "seed_dropout(config.seed",
+        "seed_dropout(config.seed, step, loop.streams.rank) -> "
+        "seed_dropout(step, config.seed, loop.streams.rank)",
+    ): STREAM,
+    ("personalize/train/loop.py", "for group, anchors in zip(", "True -> False"): AS_MANY,
+    (
+        "personalize/train/loop.py",
+        "self.optimizer.zero_grad(",
+        "True -> False",
+    ): "a gradient of zeros or none",
+    (
+        "toy2d/core/objectives.py",
+        "plain = all(type(t)",
+        "type(t) in (Tensor, Parameter) -> type(t) not in (Tensor, Parameter)",
+    ): WHOLE,
+    ("toy2d/core/objectives.py", "if not plain or tensors[0]", "0 -> 1"): WHOLE,
+    ("toy2d/core/drift.py", "t = torch.full(shape, n", "0 -> 1"): "a chain is on one device",
     (
         "personalize/drift/measure.py",
         "starts[name] = even_starts(",

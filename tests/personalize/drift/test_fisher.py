@@ -6,10 +6,15 @@ import pytest
 import torch
 from small import config, workshop
 
-from personalize.adapters.deltas import LORA, Change
+from personalize.adapters.deltas import LOHA, LORA, Change, changes
 from personalize.adapters.trainable import choose
 from personalize.data.latents import PromptCache
-from personalize.drift.fisher import FisherAdapterAnchor, base_fisher
+from personalize.drift.fisher import (
+    FisherAdapterAnchor,
+    base_fisher,
+    effective_weights,
+    fisher_anchor,
+)
 from personalize.pipeline.load import load
 from toy2d.runs.folder import load_tensors
 
@@ -32,14 +37,42 @@ def test_the_samples_are_states_of_the_bases_chains_at_their_own_nodes(tmp_path)
             chain.update({(time, text, float(x.sum())): x for x, time, text in rows})
         return model.predict(x_t, t, prompts(texts))
 
-    c = config("unused", "fisher", fisher_samples=8, measure_nodes=5)
+    c = config("unused", "fisher", fisher_samples=24, measure_nodes=5)
     file = tmp_path / "fisher.safetensors"
     found = base_fisher(file, predict, model, theta, c, (4, 8, 8))
-    assert len(alone) == 8
+    assert len(alone) == 24
     for x, t, texts in alone:
         assert torch.equal(chain[int(t), texts[0], float(x.sum())], x[0])
     assert all(torch.equal(found[name], F) for name, F in load_tensors(file).items())
     assert not any(p.requires_grad for p in model.vae.parameters())
+    assert not any(c.weight.requires_grad for c in changes(model.parts))
+    asked = {int(t) for _, t, _ in alone}
+    assert asked == set(model.schedule.strided(5).timesteps[1:].tolist())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_adapters_and_plain_weights_are_held_together(given):
+    """sum F (delta W)^2 over the adapted weights, and sum F (p - p_star)^2 over the others."""
+    model = load(str(workshop() / "sd"))
+    theta = choose(model, "lora")
+    bias = model.denoiser.conv_out.bias.requires_grad_(True)
+    theta["unet.conv_out.bias"] = bias
+    star = {"unet.conv_out.bias": bias.detach().clone()} if given else None
+    importance = {n: torch.full_like(w, 3.0) for n, w in effective_weights(model, theta).items()}
+    anchor = fisher_anchor(model, theta, importance, star, torch.float32, None)
+    assert anchor.squared_distance() == 0
+    with torch.no_grad():
+        for p in theta.values():
+            p += 0.1
+    moved = sum((c.delta_weight() ** 2).sum() for c in changes(model.parts))
+    expected = 3 * (moved + 0.01 * len(bias))
+    torch.testing.assert_close(anchor.squared_distance(), expected, rtol=1e-4, atol=0)
+
+
+def test_the_pull_of_other_adapters_is_refused():
+    loha = Change("layer", LOHA, {"hada_w1_a": torch.ones(2, 2)})
+    with pytest.raises(NotImplementedError, match="no proximal step"):
+        FisherAdapterAnchor([loha], {}).pull_(0.1)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.1, 3.0])

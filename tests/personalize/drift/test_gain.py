@@ -210,6 +210,18 @@ def test_one_band_of_nodes(setting):
         assert error == pytest.approx(0, abs=1e-12)
 
 
+def test_the_error_of_the_total_is_that_of_independent_nodes(setting):
+    held = setting[3]
+    grown = torch.randn(len(held.node), generator=torch.Generator().manual_seed(0)).double()
+    by_node = [grown[held.node == t] for t in range(1, len(held.schedule))]
+    weights = held.schedule.path_weights()[1:].tolist()
+    squares = [w**2 * float(g.var()) / len(g) for w, g in zip(weights, by_node, strict=True)]
+    mean, error = held.total(grown)
+    assert error == pytest.approx(sum(squares) ** 0.5)
+    means = [w * float(g.mean()) for w, g in zip(weights, by_node, strict=True)]
+    assert mean == pytest.approx(sum(means))
+
+
 def test_the_peak_is_the_first_best_row():
     rows = [
         {"step": 0, "gain": 0.0},

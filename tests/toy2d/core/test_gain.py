@@ -33,6 +33,22 @@ def mean_and_error(draws: torch.Tensor) -> tuple[float, float]:
     return float(draws.mean()), float(draws.std()) / len(draws) ** 0.5
 
 
+def test_every_node_but_the_first_counts_and_infinite_weights_are_refused():
+    """Row 0 is zero; each other row is its node's. A step to no signal at all has no finite w_t."""
+    schedule, base, tuned = two_worlds(20)
+    rng = torch.Generator().manual_seed(0)
+    x0 = subject(50, rng)
+    args = x0, noise_for(schedule, x0, rng), torch.zeros(50, dtype=torch.long)
+    rows = gain(tuned.eps, base.eps, schedule, *args)
+    assert (rows[0] == 0).all()
+    assert (rows[1:].mean(1) != 0).all()
+    none = Schedule(torch.tensor([0.9, 0.5, 0.1, 1e-320], dtype=torch.float64))
+    with pytest.raises(ValueError, match="infinite weights"):
+        gain(tuned.eps, base.eps, none, x0, noise_for(none, x0, rng), args[2])
+    with pytest.raises(ValueError, match="infinite weights"):
+        path_kl(tuned.eps, base.eps, none, x0.expand(4, 50, 2), args[2])
+
+
 def test_gain_of_two_gaussians_has_a_closed_form():
     """eps_star - eps_tuned = b_t a_t dm / v_t whatever x is, and the tuned predictor is exact for
     the subject.
