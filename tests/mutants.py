@@ -165,6 +165,14 @@ EQUIVALENT = {
         "len(turns) < len(node) -> len(turns) <= len(node)",
     ): "turns beyond the last sample are cut off",
     ("personalize/drift/measure.py", "seed: int = 0", "0 -> 1"): STREAM,
+    ("toy2d/core/trace.py", "(Jv,) = torch", "i + 1 < len(probes) -> i + 1 <= len(probes)"): MEMORY,
+    ("personalize/drift/gain.py", "@dataclass(frozen=", "True -> False"): FROZEN,
+    ("personalize/drift/gain.py", "places = [", "1 -> 2"): "every variant but 0 is mirrored",
+    (
+        "personalize/drift/gain.py",
+        "same = instance_set(",
+        "True -> False",
+    ): "mirrored or not, a picture has one prompt",
     (
         "personalize/drift/fisher.py",
         "rng = generator(",

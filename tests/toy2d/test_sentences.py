@@ -3,7 +3,7 @@
 import pytest
 
 from toy2d.runs.frontier import Trajectory
-from toy2d.runs.sentences import drift_sentence, toy_scale
+from toy2d.runs.sentences import drift_sentence, sentence, toy_scale
 from toy2d.sentences import median, readings
 
 
@@ -104,6 +104,10 @@ def test_the_mixture_is_no_class_that_is_lost():
     prior = [record("prior:1", 0, 1.0, 1.0) | {"kl_base": classes}]
     metrics = {"runs": prior, "base": prior, "replayed_class": "class 0", "groups": None}
     assert "even better" in " ".join(readings(metrics))
+
+
+def test_a_sentence_begins_large_and_ends_with_a_stop():
+    assert sentence("no run is there") == "No run is there."
 
 
 def test_conditions_are_the_replayed_class_first_and_no_mixture():

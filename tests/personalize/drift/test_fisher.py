@@ -2,6 +2,8 @@
 the weight.
 """
 
+from collections import Counter
+
 import pytest
 import torch
 from small import config, workshop
@@ -46,6 +48,7 @@ def test_the_samples_are_states_of_the_bases_chains_at_their_own_nodes(tmp_path)
     assert all(torch.equal(found[name], F) for name, F in load_tensors(file).items())
     assert not any(p.requires_grad for p in model.vae.parameters())
     assert not any(c.weight.requires_grad for c in changes(model.parts))
+    assert set(Counter(texts[0] for _, _, texts in alone).values()) == {24 // 3}  # four a chain
     asked = {int(t) for _, t, _ in alone}
     assert asked == set(model.schedule.strided(5).timesteps[1:].tolist())
 
@@ -67,6 +70,12 @@ def test_adapters_and_plain_weights_are_held_together(given):
     moved = sum((c.delta_weight() ** 2).sum() for c in changes(model.parts))
     expected = 3 * (moved + 0.01 * len(bias))
     torch.testing.assert_close(anchor.squared_distance(), expected, rtol=1e-4, atol=0)
+    del theta["unet.conv_out.bias"]
+    alone = fisher_anchor(model, theta, importance, None, torch.float32, None)
+    torch.testing.assert_close(alone.squared_distance(), 3 * moved, rtol=1e-4, atol=0)
+    one = changes(model.parts)[0]
+    own = alone.of({id(f) for f in one.factors.values()}).squared_distance()
+    torch.testing.assert_close(own, 3 * (one.delta_weight() ** 2).sum(), rtol=1e-4, atol=0)
 
 
 def test_the_pull_of_other_adapters_is_refused():

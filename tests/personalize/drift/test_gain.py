@@ -155,6 +155,9 @@ def test_samples_are_shared_out_by_weight(samples):
     assert counts[1:].min() >= 2
     assert counts.sum() == max(samples, 18)
     assert (counts[1:].diff() <= 0).all()  # more at little noise
+    law = schedule.path_weights() * schedule.alpha_bar
+    wanted = law / law.sum() * max(samples, 18)
+    assert (counts <= (wanted + 1).clamp(min=2)).all()  # above 2, no more than its share asks for
 
 
 class Shifted:
