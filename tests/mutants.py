@@ -59,6 +59,7 @@ FROZEN = "nothing assigns to it"
 WAITS = "whether a copy waits changes no number"
 STREAM = "another stream of random numbers is as good"
 WHOLE = "in pieces or whole, the same bits"
+ON_A_GPU = "it differs where there are two devices"
 MEMORY = "a graph that is kept longer changes no number"
 NO_NUMBER = "a limit that no computed number meets exactly"
 NEITHER = "a share is nan or within 0 and 1: sum and difference are nan together"
@@ -165,6 +166,19 @@ EQUIVALENT = {
         "len(turns) < len(node) -> len(turns) <= len(node)",
     ): "turns beyond the last sample are cut off",
     ("personalize/drift/measure.py", "seed: int = 0", "0 -> 1"): STREAM,
+    ("toy2d/core/drift.py", "errors = [torch.zeros(", "0 -> 1"): "a chain is on one device",
+    ("toy2d/core/drift.py", "shape = chain[0]", "0 -> 1"): "a chain's states have one shape",
+    ("personalize/adapters/deltas.py", "scale: float", "1.0 -> 2.0"): "a scale is always given",
+    (
+        "personalize/adapters/anchors.py",
+        "home = p.device if sharded(",
+        "device or p.device -> device and p.device",
+    ): ON_A_GPU,
+    (
+        "personalize/adapters/anchors.py",
+        "copies[name] = c.pin_memory(",
+        "not c.is_cuda -> c.is_cuda",
+    ): ON_A_GPU,
     ("toy2d/core/trace.py", "(Jv,) = torch", "i + 1 < len(probes) -> i + 1 <= len(probes)"): MEMORY,
     ("personalize/drift/gain.py", "@dataclass(frozen=", "True -> False"): FROZEN,
     ("personalize/drift/gain.py", "places = [", "1 -> 2"): "every variant but 0 is mirrored",

@@ -240,6 +240,15 @@ def test_changes_are_what_peft_would_merge(model, rng, train, targets):
         torch.testing.assert_close(c.delta_weight(), merged_change(c.layer), rtol=1e-4, atol=2e-6)
 
 
+def test_a_factor_of_lokr_that_is_kept_whole_is_what_peft_would_merge(model, rng):
+    """A rank as large as the factor: PEFT stores W2 itself, of a convolution with its kernel."""
+    trained(model, rng, "lokr", rank=64, lora_target_modules=CONV_TARGETS)
+    made = changes(model.parts)
+    assert {c.factors["lokr_w2"].ndim for c in made if "lokr_w2" in c.factors} >= {4}
+    for c in made:
+        torch.testing.assert_close(c.delta_weight(), merged_change(c.layer), rtol=1e-4, atol=2e-6)
+
+
 @pytest.mark.parametrize("train", ADAPTERS)
 @pytest.mark.parametrize("text", [False, True])
 def test_anchor_starts_at_zero_and_counts_the_effective_change(model, rng, train, text):

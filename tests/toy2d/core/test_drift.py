@@ -253,3 +253,15 @@ def test_fisher_needs_samples_and_is_that_of_eps_whatever_is_predicted():
     assert (other["theta"] > found[0]).all()  # its steps have less noise: a difference counts more
     with pytest.raises(ValueError, match="no samples"):
         fisher_diagonal(as_v, theta, v_s, [], rng)
+
+
+def test_the_fisher_diagonal_of_one_number_is_the_sum_over_nodes():
+    """eps = theta x of one coordinate, every node of 4 once: exactly G = sum_t 2 w_t x_t^2."""
+    schedule, theta = Schedule.log_snr(4), {"a": torch.ones((), requires_grad=True)}
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    nodes = [(x[t].reshape(1, 1), torch.tensor([t]), None) for t in (1, 2, 3)]
+    found = fisher_diagonal(
+        lambda x_t, steps, cond: theta["a"] * x_t, theta, schedule, nodes, generator(0, "signs")
+    )
+    expected = (2 * schedule.path_weights() * x**2).sum()
+    torch.testing.assert_close(found["a"], expected.float())

@@ -294,6 +294,11 @@ def test_a_sum_keeps_the_distances_reduction_and_coupling_on_either_side():
         L2(0.1) + FISHER(0.2, decoupled=True)
 
 
+def test_prior_preservation_weighs_both_terms_alike_unless_told():
+    """DreamBooth's lambda = 1."""
+    assert PRIOR() == PRIOR(1.0) == Objective(prior=1.0)
+
+
 def test_a_large_gradient_is_added_in_pieces_that_change_no_bit():
     """Weights of more than one block, and in another layout, beside the formula in one pass."""
     rng = generator(0, "pieces")
