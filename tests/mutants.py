@@ -166,6 +166,12 @@ EQUIVALENT = {
         "len(turns) < len(node) -> len(turns) <= len(node)",
     ): "turns beyond the last sample are cut off",
     ("personalize/drift/measure.py", "seed: int = 0", "0 -> 1"): STREAM,
+    ("personalize/drift/measure.py", "x, node, prompts, answers, share", "True -> False"): AS_MANY,
+    (
+        "personalize/drift/measure.py",
+        "if self._squares is None or step",
+        "step <= self._first_step -> step < self._first_step",
+    ): "measured again or kept, the same numbers",
     ("toy2d/core/drift.py", "errors = [torch.zeros(", "0 -> 1"): "a chain is on one device",
     ("toy2d/core/drift.py", "shape = chain[0]", "0 -> 1"): "a chain's states have one shape",
     ("personalize/adapters/deltas.py", "scale: float", "1.0 -> 2.0"): "a scale is always given",
@@ -247,6 +253,7 @@ EQUIVALENT = {
         "min(first + size, n) -> min(n, first + size)",
     ): "the smaller of two, in either order",
     ("personalize/train/streams.py", "x0, t, eps, prompts = zip(", "True -> False"): AS_MANY,
+    ("personalize/train/streams.py", "t, eps = (torch.cat(v).to(", "True -> False"): WAITS,
     ("personalize/train/state.py", "shadow = zip(self.theta", "True -> False"): AS_MANY,
     ("personalize/train/state.py", "for (name, p), shadow in zip(", "True -> False"): AS_MANY,
     (

@@ -27,6 +27,19 @@ def test_one_gaussian_in_closed_form(world):
     torch.testing.assert_close(ddim_log_prob(world.eps, world.schedule, x, cond), closed)
 
 
+def test_a_linear_map_that_turns_and_shears(world):
+    """eps = M x for any matrix: x_0 = L x_T, so the law is N(0, L L')."""
+    M = torch.tensor([[0.5, 0.3], [-0.2, 0.4]], dtype=torch.float64)
+
+    def eps(x, steps, cond):
+        return x @ M.T
+
+    L = ddim(eps, world.schedule, torch.eye(2, dtype=torch.float64), None).T
+    law = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=torch.float64), L @ L.T)
+    x = law.sample((20,))
+    torch.testing.assert_close(ddim_log_prob(eps, world.schedule, x, None), law.log_prob(x))
+
+
 def test_a_network_s_ddim_law_integrates_to_1(course):
     """Grid of spacing 0.15 over [-6, 6]^2, one member of a stack of one, float32."""
     axis = torch.arange(-6, 6, 0.15)
