@@ -31,7 +31,7 @@ from personalize.config.rules import OBJECTIVES
 from personalize.cost import measuring
 from personalize.cost.dry_run import memory
 from personalize.cost.fixture import BenchFixture
-from personalize.cost.speed import class_image_rates
+from personalize.cost.speed import class_image_rates, device_name, seconds_of
 from personalize.train.loop import TrainingLoop, fit
 from personalize.train.setup import make_state
 from personalize.train.state import State
@@ -149,7 +149,7 @@ class Workbench:
             self.close()
             accelerator = Accelerator(mixed_precision=cell.precision)
             self.fixture = BenchFixture(self.command(cell), cell.kind, accelerator, cell.family)
-            self.forward = measuring.forward_seconds(self.fixture, clock)
+            self.forward = measuring.forward_seconds(self.fixture, seconds_of)
             self.of = of
         return self.fixture
 
@@ -176,10 +176,7 @@ def tried(bench: Workbench, cell: Cell) -> dict:
 
 
 def measured(bench: Workbench, cell: Cell) -> dict:
-    where = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-    }
+    where = {"device": device_name(), "torch": torch.__version__}
     if cell.variant == "class images":
         bench.close()
         return class_image_rates(bench.command(cell), cell.family) | where
@@ -223,17 +220,9 @@ def step(fixture: BenchFixture, cell: Cell, steps: int) -> dict:
 
 
 def take_steps(loop: TrainingLoop, state: State, accelerator: Accelerator, n: int) -> float:
-    """Seconds of n steps, the device included."""
+    """Seconds of n steps."""
     loop.config = replace(loop.config, max_train_steps=state.step + n)
-    return clock(lambda: fit(loop, state, accelerator, lambda row: None, lambda state: None))
-
-
-def clock(work) -> float:
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return seconds_of(lambda: fit(loop, state, accelerator, lambda row: None, lambda state: None))
 
 
 def profiled(

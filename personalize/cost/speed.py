@@ -54,7 +54,7 @@ def bench(command: Bench, console: Console | None = None) -> dict:
     console = console or Console()
     numbers = {
         "command": "personalize bench " + " ".join(sys.argv[2:]),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(),
         **{k: v for k, v in vars(command).items() if k != "out"},
         "environment": environment(PACKAGES),
         "matmul_flops": matmul_rate(DTYPES[command.mixed_precision]),
@@ -100,7 +100,7 @@ def step_times(command: Bench, kind: str) -> dict[str, dict]:
     first = loops[command.objectives[0]]
     state = make_state(fixture.theta, first.config, accelerator.scaler)
     seconds, peaks = in_turns(loops, state, accelerator, command.steps)
-    forward = measuring.forward_seconds(fixture, _seconds)
+    forward = measuring.forward_seconds(fixture, seconds_of)
     unet = sum(p.numel() * p.element_size() for p in fixture.model.denoiser.parameters())
     common, out = held_bytes() - sum(own.values()), {}
     for objective, took in seconds.items():
@@ -142,7 +142,7 @@ def in_turns(
                 torch.cuda.reset_peak_memory_stats()
             loop.config = replace(loop.config, max_train_steps=state.step + each)
             work = partial(fit, loop, state, accelerator, lambda row: None, lambda state: None)
-            rounds[name].append(_seconds(work) / each)
+            rounds[name].append(seconds_of(work) / each)
             peaks[name] = torch.cuda.max_memory_allocated() if cuda else None
     return {name: min(took[1:]) for name, took in rounds.items()}, peaks
 
@@ -183,7 +183,7 @@ def class_image_rates(command: Bench, family: str = "sd15") -> dict[str, float]:
             generate(model, ["a photo of a dog"], list(range(size)), sampling)
 
         make(2)
-        return size / _seconds(lambda: make(steps))
+        return size / seconds_of(lambda: make(steps))
 
     with torch.autocast(model.device.type, dtype, enabled=mixed):
         ours = rate("dpmsolver++", 20, batch)
@@ -196,10 +196,15 @@ def matmul_rate(dtype: torch.dtype) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     n = 8192 if device == "cuda" else 1024
     a = torch.randn(n, n, device=device, dtype=dtype)
-    return 2 * n**3 / statistics.median(_seconds(lambda: a @ a) for _ in range(5))
+    return 2 * n**3 / statistics.median(seconds_of(lambda: a @ a) for _ in range(5))
 
 
-def _seconds(work) -> float:
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def seconds_of(work) -> float:
+    """On a GPU by the clock, the device included; on a CPU of all its threads."""
     cuda = torch.cuda.is_available()
     now = time.perf_counter if cuda else time.process_time
     start = now()
