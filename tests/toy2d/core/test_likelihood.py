@@ -128,14 +128,16 @@ def test_a_small_gap_counts_a_sixteenth_and_a_large_one_whole():
     torch.testing.assert_close(LogProb(value, coarse).error, expected)
 
 
+def k(u):
+    """r^2 / (1 + r^2)^(3/2) at r = e^u: what both right-hand sides have as a factor."""
+    return math.exp(2 * u) / (1 + math.exp(2 * u)) ** 1.5
+
+
 def test_multistep_weights_integrate_polynomials_of_their_degree():
     """dx/du = k u^5 and dI/du = k u^3 on uneven nodes, once the history is long enough: order 6
     integrates both exactly, the coarser value (order 4, two nodes a step) only the second.
     """
     u = [-1.0, -0.7, -0.5, -0.1, 0.0, 0.4, 1.0, 1.1, 1.5]
-
-    def k(v):
-        return math.exp(2 * v) / (1 + math.exp(2 * v)) ** 1.5
 
     def exact(degree):
         return quad(lambda v: k(v) * v**degree, u[6], u[8])[0]
@@ -165,9 +167,6 @@ def test_multistep_weights_integrate_polynomials_of_their_degree():
 def test_the_first_coarse_step_is_the_trapezium():
     """From node 0 to node 2 by the slopes at both: exact for k times a straight line."""
     u = [-1.0, -0.7, -0.2]
-
-    def k(v):
-        return math.exp(2 * v) / (1 + math.exp(2 * v)) ** 1.5
 
     def slope(x, n):
         line = torch.tensor(k(u[n]) * (1 + 3 * u[n]), dtype=torch.float64)
